@@ -1,0 +1,45 @@
+"""From a folder in Hugging Face format to a network of op calls.
+
+`load_model` is the door. A model touches arrays only through `Ops`; one decoder with flags serves
+the Llama family, a further file exists only where the structure differs (GPT-2 / GPT-Neo).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from kveik.cache.segments import KvGroup
+from kveik.kernels.ops import Arena, Array, Batch
+
+
+class Model(Protocol):
+    """A network bound to its packed weights and its Ops."""
+
+    @property
+    def groups(self) -> tuple[KvGroup, ...]:
+        """Layers by what they see; bytes_per_block is filled for the chosen KV dtype and block size."""
+
+    @property
+    def num_kv_heads(self) -> int: ...
+
+    @property
+    def head_dim(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_position(self) -> int:
+        """Longest sequence in tokens that the positions allow."""
+
+    @property
+    def can_shift(self) -> bool:
+        """False where positions live in the hidden state: shift != 0 is refused."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Digest of weights, architecture and rope: part of the engine fingerprint."""
+
+    def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """One step. arenas: one per group. Returns logits float32 [R, V] of batch.logit_rows."""
