@@ -1,0 +1,124 @@
+"""Rooms import downward only (ARCHITECTURE.md); type-checking imports count too."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "kveik"
+
+# room or file -> what it may import: kveik modules by prefix, and third-party packages by name
+RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "errors.py": ((), ()),
+    "config.py": (("errors",), ()),
+    "memory_plan.py": (("errors", "config"), ()),
+    "cache/": (("cache", "errors", "config"), ()),
+    "engine/plan.py": (("cache", "errors", "config"), ()),
+    "engine/request.py": (("cache", "engine.plan", "errors", "config"), ()),
+    "engine/scheduler.py": (
+        ("cache", "engine.plan", "engine.request", "errors", "config"),
+        (),
+    ),
+    "engine/stop.py": (("errors", "config"), ()),
+    "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
+    "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
+    "models/": (
+        ("models", "kernels", "cache.segments", "errors", "config"),
+        ("numpy", "ml_dtypes", "safetensors", "huggingface_hub"),
+    ),
+    "engine/runner.py": (
+        ("models", "store", "kernels", "cache.segments", "cache.window", "engine", "errors"),
+        (),
+    ),
+    "engine/sampler.py": (("kernels", "engine.plan", "errors"), ()),
+    "engine/tokenizer.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
+    "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
+    "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),
+    "server/": (
+        ("server", "engine", "errors", "config", "__version__"),
+        ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),
+    ),
+    "": (
+        (
+            "llm",
+            "batch",
+            "memory_plan",
+            "commands",
+            "cli",
+            "engine",
+            "server",
+            "config",
+            "errors",
+            "__version__",
+        ),
+        ("typer", "click", "rich"),
+    ),
+}
+
+
+def rule_for(relative: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The most specific rule: the longest key that the path starts with."""
+    return RULES[max((key for key in RULES if relative.startswith(key)), key=len)]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Absolute dotted names of everything a file imports, relative imports resolved."""
+    package = ["kveik", *path.relative_to(SOURCE).parent.parts]
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            if module == "kveik":
+                names.update(f"kveik.{alias.name}" for alias in node.names)
+            else:
+                names.add(module)
+    return names
+
+
+def violations(relative: str, modules: set[str]) -> list[str]:
+    rooms, packages = rule_for(relative)
+    found = []
+    for module in sorted(modules):
+        head, _, rest = module.partition(".")
+        if head == "kveik":
+            allowed = any(rest == room or rest.startswith(room + ".") for room in rooms)
+        else:
+            allowed = head in sys.stdlib_module_names or head in packages
+        if not allowed:
+            found.append(f"{relative} imports {module}")
+    return found
+
+
+FILES = sorted(path.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("relative", FILES)
+def test_imports_go_downward(relative: str) -> None:
+    assert violations(relative, imported_modules(SOURCE / relative)) == []
+
+
+def test_the_rule_can_fail() -> None:
+    assert violations("cache/pool.py", {"numpy"})
+    assert violations("cache/pool.py", {"kveik.engine.plan"})
+    assert violations("server/app.py", {"kveik.models"})
+    assert violations("engine/scheduler.py", {"kveik.kernels.ops"})
+    assert not violations("engine/runner.py", {"kveik.kernels.ops", "array"})
+
+
+FORBIDDEN = {"pickle", "marshal", "shelve", "dill", "joblib"}
+FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
+
+
+@pytest.mark.parametrize("relative", FILES)
+def test_nothing_is_unpickled_or_evaluated(relative: str) -> None:
+    path = SOURCE / relative
+    assert not {name.partition(".")[0] for name in imported_modules(path)} & FORBIDDEN
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in FORBIDDEN_CALLS, f"{relative}:{node.lineno}"
