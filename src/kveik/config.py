@@ -46,6 +46,7 @@ LIMITS: dict[str, Limit] = {
     "prompt_count": Limit(1, 1024),
     "message_count": Limit(1, 4096),
     "token_id": Limit(0, 2**31 - 1),
+    "chat_characters": Limit(0, 4 * 1024 * 1024),  # of a rendered conversation
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

@@ -1,49 +1,366 @@
-"""Text to token ids and back: chat templates (sandboxed), incremental detokenisation."""
+"""Text to token ids and back: chat templates (sandboxed), incremental detokenisation.
+
+Special-token strings inside user text are data. They never become special ids, neither in `encode`
+nor inside the contents of chat messages; only the post-processor (bos) and the chat template itself
+put special ids into a prompt. Text without such strings gets the ids that Hugging Face gives it.
+An instance is immutable after construction and may be shared by threads.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
+
+from kveik.config import check_limit
+from kveik.engine.chat_template import ChatTemplate, load_chat_template
+from kveik.engine.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from kveik.engine.special_tokens import SpecialTokens
+from kveik.errors import InvalidRequest, ModelLoadError, UnsupportedFeature
+
+__all__ = ["Detokenizer", "Tokenizer"]
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Tokenizer:
-    """A Hugging Face `tokenizer.json` with its chat template."""
+    """A Hugging Face `tokenizer.json` with its chat template.
 
-    vocab_size: int
-    bos_token_id: int | None
-    eos_token_ids: tuple[int, ...]  # every id that ends a turn (generation_config included)
+    vocab_size: entries, added tokens included. eos_token_ids: every id that ends a turn.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        named_tokens: Mapping[str, str],
+        eos_token_ids: Sequence[int] = (),
+        chat_template: ChatTemplate | None = None,
+    ) -> None:
+        backend.no_truncation()
+        backend.no_padding()
+        _declare_special(backend, named_tokens)
+        self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
+        self.bos_token_id = _id_of(backend, named_tokens.get("bos_token"))
+        end = _id_of(backend, named_tokens.get("eos_token"))
+        ends = [*eos_token_ids, *([] if end is None else [end])]
+        self.eos_token_ids = tuple(dict.fromkeys(ends))
+        self._backend = backend
+        self._decoder_types = _decoder_types(backend)
+        self._special = SpecialTokens(backend, unknown=named_tokens.get("unk_token"))
+        self._chat_template = chat_template
+        opening = backend.encode("").ids
+        variables = dict.fromkeys(("bos_token", "eos_token"), "") | dict(named_tokens)
+        opens = self.bos_token_id is not None and self.bos_token_id in opening
+        self._variables = variables | {"opening": variables["bos_token"] if opens else ""}
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        chat_template: str | None = None,
+        eos_token_ids: Sequence[int] = (),
+    ) -> Tokenizer:
+        """Read tokenizer.json, tokenizer_config.json, generation_config.json and the template.
+
+        chat_template: `chatml`, `llama2`, `alpaca` or a file; None: the model's own, if any.
+        eos_token_ids: ends known to the caller; those of the folder are added.
+        Raises ModelLoadError (naming file and remedy) or ConfigError (chat_template)."""
+        folder = Path(path)
+        backend = _read_backend(folder)
+        config = _read_json(folder / "tokenizer_config.json")
+        if chat_template is not None:
+            template: ChatTemplate | None = load_chat_template(chat_template)
+        else:
+            template = _own_template(folder, config)
+        ends = [*eos_token_ids, *_end_ids(folder)]
+        if chat_template == "chatml" and (end := backend.token_to_id("<|im_end|>")) is not None:
+            ends.append(end)
+        return cls(
+            backend, named_tokens=_named_tokens(config), eos_token_ids=ends, chat_template=template
+        )
+
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        return self._special.ids
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Special-token strings inside `text` are data: they never become special ids."""
-        raise NotImplementedError
+        """Special-token strings inside `text` are data: they never become special ids.
+
+        add_special_tokens: let the post-processor add bos and the like, where the model has it.
+        Raises InvalidRequest for a text that is not valid Unicode (a lone surrogate)."""
+        shielded = self._special.shield(text)
+        return self._encode_shielded(shielded, "prompt", add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        raise NotImplementedError
+        """The text of all ids; ids outside the vocabulary are skipped."""
+        skipped = self._skipped(skip_special_tokens)
+        return self._decode_known([i for i in token_ids if i not in skipped])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes a token stands for (special tokens: their text)."""
-        raise NotImplementedError
+        """The bytes a token stands for (special tokens: their text; unknown ids: nothing)."""
+        token = self._token(token_id)
+        if token is None:
+            return b""
+        if "ByteLevel" in self._decoder_types:
+            return _byte_level_bytes(token)
+        if token_id in self._byte_token_ids:
+            return bytes([int(token[3:5], 16)])
+        if not self._decoder_types:
+            return token.encode()
+        return token.replace("▁", " ").encode()
 
     def token_text(self, token_id: int) -> str:
         """Display form of one token (invalid UTF-8 replaced)."""
-        raise NotImplementedError
+        return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def encode_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> list[int]:
-        """Render the chat template and encode it. InvalidRequest when the template refuses."""
-        raise NotImplementedError
+        """Render the chat template and encode it: the ids of transformers' `apply_chat_template`
+        where no message holds a special-token string.
 
-    def detokenizer(self, *, skip_special_tokens: bool = True) -> Detokenizer:
-        raise NotImplementedError
+        Raises InvalidRequest where the model has no template or the template refuses."""
+        text = self._render(messages, add_generation_prompt)
+        return self._encode_shielded(text, "messages", add_special_tokens=False)
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> str:
+        """The text that `encode_chat` encodes, for display."""
+        return self._special.restore(self._render(messages, add_generation_prompt))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._chat_template is not None
+
+    def detokenizer(
+        self, *, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()
+    ) -> Detokenizer:
+        """Incremental `decode`. With `prompt_token_ids` the text continues that prompt: the first
+        word keeps the leading space that a decoder strips from the start of a text."""
+        skipped = self._skipped(skip_special_tokens)
+        if self._decoder_types == {"ByteLevel"}:
+            return ByteDetokenizer(self.token_bytes, skipped)
+        return WindowDetokenizer(
+            self._decode_known,
+            skipped=skipped,
+            incomplete=self._byte_token_ids,
+            prompt_token_ids=prompt_token_ids,
+        )
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+        if self._chat_template is None:
+            raise InvalidRequest(
+                "messages: this model has no chat template; start with "
+                "--chat-template chatml | llama2 | alpaca | FILE, or send a prompt instead",
+                param="messages",
+            )
+        return self._chat_template.render(
+            self._shielded_messages(messages),
+            self._variables,
+            add_generation_prompt=add_generation_prompt,
+        )
+
+    def _shielded_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Checked copies of the messages in which no string holds a special-token string."""
+        if isinstance(messages, str) or not isinstance(messages, Sequence):
+            _refuse("messages", "expected a list of messages")
+        check_limit("message_count", len(messages), param="messages")
+        copies = []
+        for index, message in enumerate(messages):
+            field = f"messages[{index}]"
+            if not isinstance(message, Mapping):
+                _refuse(field, "expected an object with role and content")
+            role = message.get("role")
+            if not isinstance(role, str) or not _ROLE.fullmatch(role):
+                _refuse(f"{field}.role", "expected a role such as system, user or assistant")
+            content = _text_content(message.get("content"), f"{field}.content")
+            copies.append(self._shield_all({**message, "content": content}))
+        return copies
+
+    def _shield_all(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._special.shield(value)
+        if isinstance(value, Mapping):
+            return {key: self._shield_all(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._shield_all(item) for item in value]
+        return value
+
+    def _encode_shielded(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        except (TypeError, UnicodeEncodeError):
+            _refuse(param, "expected text in valid Unicode, without lone surrogates")
+        return self._special.expand(encoding.ids)
+
+    def _token(self, token_id: int) -> str | None:
+        if not 0 <= token_id < 2**32 or self._special.is_stand_in(token_id):
+            return None
+        token: str | None = self._backend.id_to_token(token_id)
+        return token
+
+    def _decode_known(self, token_ids: Sequence[int]) -> str:
+        known = [i for i in token_ids if 0 <= i < 2**32 and not self._special.is_stand_in(i)]
+        text: str = self._backend.decode(known, skip_special_tokens=False)
+        return text
+
+    def _skipped(self, skip_special_tokens: bool) -> frozenset[int]:
+        return self._special.ids if skip_special_tokens else frozenset()
+
+    @functools.cached_property
+    def _byte_token_ids(self) -> frozenset[int]:
+        """Ids of the raw bytes `<0x00>` .. `<0xFF>` of vocabularies that fall back to them."""
+        if "ByteFallback" not in self._decoder_types:
+            return frozenset()
+        ids = (self._backend.token_to_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(token_id for token_id in ids if token_id is not None)
 
 
-class Detokenizer:
-    """Incremental: the concatenation of all pushes and `finish` equals `decode` of all ids
-    (prefix-context free), and no push ever ends inside a UTF-8 character."""
+def _read_backend(folder: Path) -> Backend:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ModelLoadError(
+            f"{file}: not found. kveik reads the fast tokenizer format; write it once with "
+            "transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    try:
+        return Backend.from_file(str(file))
+    except Exception as error:  # the binding raises plain Exception
+        raise ModelLoadError(f"{file}: cannot be read as a tokenizer ({error})") from None
 
-    def push(self, token_id: int) -> str:
-        raise NotImplementedError
 
-    def finish(self) -> str:
-        raise NotImplementedError
+def _read_json(file: Path) -> dict[str, Any]:
+    """An object from a JSON file; {} where the file is absent."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelLoadError(f"{file}: cannot be read as JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{file}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _named_tokens(config: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token and the like, each given as a string or as an object with `content`."""
+    named = {}
+    for name in _NAMED_TOKENS:
+        value = config.get(name)
+        if isinstance(value, Mapping):
+            value = value.get("content")
+        if isinstance(value, str):
+            named[name] = value
+    return named
+
+
+def _declare_special(backend: Backend, named_tokens: Mapping[str, str]) -> None:
+    """A named token is special even where tokenizer.json does not say so, as in transformers."""
+    added = backend.get_added_tokens_decoder()
+    special = {token.content for token in added.values() if token.special}
+    missing = [
+        AddedToken(text, special=True, normalized=False)
+        for text in dict.fromkeys(named_tokens.values())
+        if text and text not in special and backend.token_to_id(text) is not None
+    ]
+    if missing:
+        backend.add_special_tokens(missing)
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The end ids of generation_config.json, or else of config.json."""
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        known = [i for i in ids if isinstance(i, int) and not isinstance(i, bool)]
+        if known:
+            return known
+    return []
+
+
+def _own_template(folder: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    """chat_template.jinja, or the entry of tokenizer_config.json (one template, or a list of named
+    ones of which `default` is taken)."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return ChatTemplate(file.read_text(encoding="utf-8"), where=str(file))
+    entry = config.get("chat_template")
+    if isinstance(entry, list):
+        named = {item.get("name"): item.get("template") for item in entry if isinstance(item, dict)}
+        entry = named.get("default")
+    if not isinstance(entry, str):
+        return None
+    return ChatTemplate(entry, where=str(folder / "tokenizer_config.json"))
+
+
+def _text_content(content: Any, field: str) -> str | None:
+    """Message content as one string: text parts are joined, so that no special string can be put
+    together from two parts."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list | tuple):
+        _refuse(field, f"expected a string or a list of parts, got {type(content).__name__}")
+    texts = []
+    for index, part in enumerate(content):
+        if not isinstance(part, Mapping):
+            _refuse(f"{field}[{index}]", "expected an object with type and text")
+        if part.get("type") != "text":
+            raise UnsupportedFeature(
+                f"{field}[{index}].type: only text parts can be read by this model",
+                param=f"{field}[{index}].type",
+            )
+        if not isinstance(part.get("text"), str):
+            _refuse(f"{field}[{index}].text", "expected a string")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _refuse(field: str, why: str) -> NoReturn:
+    raise InvalidRequest(f"{field}: {why}", param=field)
+
+
+def _id_of(backend: Backend, token: str | None) -> int | None:
+    if token is None:
+        return None
+    token_id: int | None = backend.token_to_id(token)
+    return token_id
+
+
+def _decoder_types(backend: Backend) -> frozenset[str]:
+    """The kinds of decoder that tokenizer.json chains; empty: none."""
+    if backend.decoder is None:
+        return frozenset()
+    state = json.loads(backend.decoder.__getstate__())
+    chain = state["decoders"] if state["type"] == "Sequence" else [state]
+    return frozenset(decoder["type"] for decoder in chain)
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    """A token of a byte-level vocabulary (GPT-2): each character stands for one byte. A token with
+    any other character (an added token) is its own text."""
+    table = _byte_of_character()
+    try:
+        return bytes([table[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if chr(byte) not in table)
+    table.update({chr(0x100 + index): byte for index, byte in enumerate(others)})
+    return table
