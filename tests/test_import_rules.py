@@ -19,9 +19,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/plan.py": (("cache", "errors", "config"), ()),
     "engine/request.py": (("cache", "engine.plan", "errors", "config"), ()),
     "engine/scheduler.py": (
-        ("cache", "engine.plan", "engine.request", "errors", "config"),
+        ("cache", "engine.plan", "engine.request", "engine.sequence", "errors", "config"),
         (),
     ),
+    "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
     "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
@@ -35,6 +36,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "engine/sampler.py": (("kernels", "engine.plan", "errors"), ()),
     "engine/tokenizer.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
+    "engine/special_tokens.py": (("engine", "errors", "config"), ("tokenizers",)),
     "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
     "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),
     "server/": (

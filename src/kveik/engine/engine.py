@@ -2,38 +2,43 @@
 
 Two ways to drive it: offline code calls `step()` until idle on its own thread; the server calls
 `start()`, which runs the same loop on one background thread. `submit` and `abort` are safe from
-any thread. A fault in one request ends that request and no other (invariant 12).
+any thread: they go through an inbox and never wait for a step. A fault in one request ends that
+request and no other (invariant 12).
+
+    submit, abort -> inbox -> scheduler -> StepPlan -> runner -> StepResult -> scheduler
+                                                                     tokens -> delivery -> sinks
 """
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
+import threading
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 
-from kveik.cache.manager import CacheStats, Match
+from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.config import EngineConfig
+from kveik.engine.delivery import Delivery
+from kveik.engine.parts import EngineInfo, EngineParts, Progress, engine_info, kv_specs, load_parts
 from kveik.engine.request import EventSink, Request
+from kveik.engine.runner import Runner
+from kveik.engine.scheduler import Scheduler, SchedulerLimits
+from kveik.engine.sequence import Output, PromptComputed, TokenAccepted, WorkFailed
 from kveik.engine.tokenizer import Tokenizer
+from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable
+from kveik.store.arena import KvStore
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """Sizes found at start-up."""
+Clock = Callable[[], float]
 
-    model_id: str
-    architecture: str
-    parameters: int
-    dtype: str
-    kv_dtype: str
-    kernel: str  # "reference (numpy float32)"
-    max_model_len: int
-    vocab_size: int
-    block_size: int
-    pool_blocks: tuple[int, ...]
-    pool_tokens: int
-    pool_bytes: int
-    kv_bytes_per_token: int
-    defaults: dict[str, float]  # sampling defaults of generation_config.json
+CHECK_INTERVAL = 10.0
+"""Seconds between two self-checks of an idle engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,46 +57,371 @@ class EngineStats:
     step_seconds: float
 
 
+@dataclass(slots=True)
+class _Totals:
+    """Counters since start."""
+
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    computed_tokens: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    finished: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Arrival:
+    """An inbox entry: a request to add, or (delivery None) a handle to abort."""
+
+    handle: int
+    delivery: Delivery | None
+    seed: int = 0
+
+
 class Engine:
+    """See the module. `info` holds the sizes found at start-up; `config` is what was asked for."""
+
     info: EngineInfo
     config: EngineConfig
     tokenizer: Tokenizer
 
     @classmethod
-    def load(
-        cls, config: EngineConfig, *, progress: Callable[[str, float], None] | None = None
-    ) -> Engine:
+    def load(cls, config: EngineConfig, *, progress: Progress | None = None) -> Engine:
         """Load the model and build the pool. progress(stage, share done 0..1)."""
-        raise NotImplementedError
+        return cls(load_parts(config, progress), progress=progress)
+
+    def __init__(
+        self,
+        parts: EngineParts,
+        *,
+        clock: Clock = time.monotonic,
+        progress: Progress | None = None,
+    ) -> None:
+        """Build the pool around parts that are loaded already."""
+        self.config = parts.config
+        self.tokenizer = parts.tokenizer
+        self.info = engine_info(parts)
+        self._clock = clock
+        self._cache = CacheManager(
+            parts.model.groups,
+            self.info.pool_blocks,
+            parts.config.block_size,
+            policy=parts.config.policy,
+            enable_prefix_caching=parts.config.enable_prefix_caching,
+        )
+        self._scheduler = Scheduler(self._cache, self._limits(), parts.end_ids)
+        if progress is not None:
+            progress("allocating the KV pool", 0.0)
+        store = KvStore(parts.ops, kv_specs(parts.model, self.info))
+        self._runner = Runner(parts.model, parts.ops, store, parts.config.block_size)
+        if progress is not None:
+            progress("allocating the KV pool", 1.0)
+        self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
+        self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
+        self._inbox: deque[_Arrival] = deque()
+        self._deliveries: dict[int, Delivery] = {}  # accepted and not yet ended
+        self._queued_requests = 0  # in the inbox
+        self._queued_tokens = 0  # their prompts
+        self._accepting = True
+        self._stopping = False
+        self._failure: str | None = None
+        self._thread: threading.Thread | None = None
+        self._handles = itertools.count()
+        self._totals = _Totals()
+        self._checked_at = clock()
+        self._checked_steps = 0
+
+    def _limits(self) -> SchedulerLimits:
+        return SchedulerLimits(
+            block_size=self.config.block_size,
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            max_model_len=self.info.max_model_len,
+        )
+
+    # ---- any thread
 
     def submit(self, request: Request, sink: EventSink) -> int:
         """Check everything, then queue. Raises InvalidRequest, ContextLengthExceeded,
         PromptTooLarge, Overloaded or Unavailable before anything is allocated. Returns a handle
         for `abort`. Events arrive on the engine's thread."""
-        raise NotImplementedError
+        _check_ids(request, self.info.vocab_size)
+        self._scheduler.max_tokens_for(request)
+        delivery = Delivery(request, sink, self.tokenizer)
+        with self._inbox_changed:
+            if not self._accepting:
+                raise Unavailable(self._failure or "the engine is stopping")
+            self._check_queue(request)
+            handle = next(self._handles)
+            self._deliveries[handle] = delivery
+            self._inbox.append(_Arrival(handle, delivery, self._seed(request, handle)))
+            self._queued_requests += 1
+            self._queued_tokens += len(request.prompt_token_ids)
+            self._inbox_changed.notify_all()
+        return handle
 
     def abort(self, handle: int) -> None:
         """End a request: its blocks are free after the running step, its computed prefix stays
         cached. Unknown or ended handles are ignored."""
-        raise NotImplementedError
-
-    def step(self) -> bool:
-        """One plan, run, apply. False when there was nothing to do."""
-        raise NotImplementedError
-
-    def start(self) -> None: ...
-
-    def stop(self, drain_seconds: float = 0.0) -> None:
-        """Refuse new requests, let running ones finish for up to drain_seconds, abort the rest."""
+        with self._inbox_changed:
+            if handle in self._deliveries:
+                self._inbox.append(_Arrival(handle, None))
+                self._inbox_changed.notify_all()
 
     def stats(self) -> EngineStats:
-        raise NotImplementedError
+        with self._state:
+            totals, scheduler = self._totals, self._scheduler
+            return EngineStats(
+                cache=self._cache.stats(),
+                running=scheduler.running,
+                waiting=self._waiting_requests(),
+                waiting_tokens=self._waiting_tokens(),
+                preemptions=scheduler.preemptions,
+                prompt_tokens=totals.prompt_tokens,
+                generation_tokens=totals.generation_tokens,
+                requests_finished=dict(totals.finished),
+                steps=totals.steps,
+                step_seconds=totals.step_seconds,
+            )
 
     def explain(self, token_ids: Sequence[int], namespace: str = "") -> Match:
-        raise NotImplementedError
+        """What a request with this prompt would find now, and why not more."""
+        with self._state:
+            return self._cache.explain(token_ids, namespace=namespace)
 
     def reset_cache(self, namespace: str | None = None) -> bool:
-        raise NotImplementedError
+        """Forget everything cached. False, and nothing changed, while requests hold blocks."""
+        with self._state:
+            return self._cache.reset(namespace)
 
     def check(self) -> None:
         """Conservation of blocks (CacheManager.check); called when idle."""
+        with self._state:
+            self._cache.check()
+
+    def _seed(self, request: Request, handle: int) -> int:
+        """The request's seed, or one drawn from the engine's seed and the arrival number."""
+        if request.params.seed is not None:
+            return request.params.seed
+        digest = blake2b(f"{self.config.seed},{handle}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
+    def _waiting_requests(self) -> int:
+        return self._queued_requests + self._scheduler.waiting_requests
+
+    def _waiting_tokens(self) -> int:
+        return self._queued_tokens + self._scheduler.waiting_tokens
+
+    def _check_queue(self, request: Request) -> None:
+        """Bounded by count and by tokens; an empty queue takes any prompt that fits the pool."""
+        count, tokens = self._waiting_requests(), self._waiting_tokens()
+        prompt = len(request.prompt_token_ids)
+        too_many = count >= self.config.max_queued_requests
+        too_long = count > 0 and tokens + prompt > self.config.max_queued_tokens
+        if too_many or too_long:
+            raise Overloaded(
+                f"the queue holds {count} requests with {tokens} prompt tokens (limits: "
+                f"{self.config.max_queued_requests} requests, {self.config.max_queued_tokens} "
+                "tokens): try again later",
+                retry_after=self._retry_after(tokens + prompt),
+            )
+
+    def _retry_after(self, tokens: int) -> int:
+        """Seconds until about so many tokens are computed, at the speed seen so far."""
+        totals = self._totals
+        seconds = tokens * totals.step_seconds / max(1, totals.computed_tokens)
+        return max(1, min(60, math.ceil(seconds)))
+
+    # ---- the engine's thread
+
+    def step(self) -> bool:
+        """One plan, run, apply. False when there was nothing to do."""
+        if self._failure is not None:
+            return False
+        try:
+            return self._step()
+        except Exception as error:
+            self._break_down(error)
+            return False
+
+    def _step(self) -> bool:
+        started = self._clock()
+        with self._state:
+            drained = self._drain_inbox(started)
+            plan = self._scheduler.plan_step(started)
+            failures = self._scheduler.take_failures()
+            self._deliver(failures, started)
+        if plan is None:
+            return drained or bool(failures)
+        result = self._runner.run(plan)
+        with self._state:
+            now = self._clock()
+            self._totals.steps += 1
+            self._totals.step_seconds += now - started
+            self._totals.computed_tokens += sum(len(one.token_ids) for one in plan.sequences)
+            self._deliver(self._scheduler.apply(result, now), now)
+        return True
+
+    def _drain_inbox(self, now: float) -> bool:
+        """Hand arrivals to the scheduler. Each counts as queued until the scheduler counts it."""
+        with self._inbox_changed:
+            arrivals = list(self._inbox)
+            self._inbox.clear()
+            self._queued_requests = self._queued_tokens = 0
+            for arrival in arrivals:
+                if arrival.delivery is not None:
+                    request = arrival.delivery.request
+                    work = self._scheduler.add(arrival.handle, request, arrival.seed)
+                    arrival.delivery.work = work
+        for arrival in arrivals:
+            if arrival.delivery is None:
+                self._abort_now(arrival.handle, now)
+        return bool(arrivals)
+
+    def _abort_now(self, handle: int, now: float) -> None:
+        delivery = self._deliveries.get(handle)
+        if delivery is None:
+            return
+        self._scheduler.abort(handle, now)
+        self._guarded(handle, delivery.abort, now)
+        self._forget(handle, "abort")
+
+    def _deliver(self, outputs: Sequence[Output], now: float) -> None:
+        for output in outputs:
+            delivery = self._deliveries.get(output.handle)
+            if delivery is None:
+                continue
+            if isinstance(output, TokenAccepted):
+                self._totals.generation_tokens += 1
+                self._deliver_token(delivery, output, now)
+            elif isinstance(output, PromptComputed):
+                self._totals.prompt_tokens += len(delivery.request.prompt_token_ids)
+                self._guarded(output.handle, delivery.prompt_ready, now)
+            else:
+                self._deliver_failure(delivery, output, now)
+
+    def _deliver_token(self, delivery: Delivery, output: TokenAccepted, now: float) -> None:
+        def send() -> None:
+            if delivery.token(output):
+                self._scheduler.finish_choice(output.handle, output.choice, now)
+
+        self._guarded(output.handle, send, now)
+        if delivery.ended and output.handle in self._deliveries:
+            reasons = delivery.finish_reasons.values()
+            self._forget(output.handle, "length" if "length" in reasons else "stop")
+
+    def _deliver_failure(self, delivery: Delivery, output: WorkFailed, now: float) -> None:
+        self._guarded(output.handle, lambda: delivery.fail(KveikError(output.message)), now)
+        if output.handle in self._deliveries:
+            self._forget(output.handle, "error")
+
+    def _guarded(self, handle: int, send: Callable[[], None], now: float) -> None:
+        """The exception boundary of one request: what its text or its sink raises ends it alone."""
+        try:
+            send()
+        except Exception as error:
+            _log.exception("a request failed while its events were sent")
+            delivery = self._deliveries[handle]
+            self._scheduler.abort(handle, now)
+            self._forget(handle, "error")
+            _try_to_fail(delivery, error)
+
+    def _forget(self, handle: int, reason: str) -> None:
+        self._totals.finished[reason] += 1
+        with self._inbox_changed:
+            del self._deliveries[handle]
+            self._inbox_changed.notify_all()
+
+    def _break_down(self, error: Exception) -> None:
+        """A fault outside every request: all end with an error and nothing new is accepted."""
+        _log.exception("the engine failed and accepts no more requests")
+        with self._inbox_changed:
+            self._failure = f"the engine failed ({type(error).__name__}); restart it"
+            self._accepting = False
+            deliveries = list(self._deliveries.values())
+            self._deliveries.clear()
+            self._inbox.clear()
+            self._queued_requests = self._queued_tokens = 0
+            self._inbox_changed.notify_all()
+        for delivery in deliveries:
+            self._totals.finished["error"] += 1
+            _try_to_fail(delivery, error)
+
+    # ---- the background thread
+
+    def start(self) -> None:
+        """Run the loop on a background thread. A second call does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="kveik-engine", daemon=True)
+            self._thread.start()
+
+    def stop(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, let running ones finish for up to drain_seconds, abort the rest."""
+        with self._inbox_changed:
+            self._accepting = False
+            if self._thread is not None:
+                self._inbox_changed.wait_for(lambda: not self._deliveries, drain_seconds)
+        if self._thread is None:
+            deadline = self._clock() + drain_seconds
+            while self._deliveries and self._clock() < deadline:
+                self.step()
+        for handle in tuple(self._deliveries):
+            self.abort(handle)
+        with self._inbox_changed:
+            self._stopping = True
+            self._inbox_changed.notify_all()
+        if self._thread is None:
+            self.step()
+        elif self._thread is not threading.current_thread():
+            self._thread.join()
+            self._thread = None
+
+    def _loop(self) -> None:
+        while True:
+            if self.step():
+                continue
+            self._check_when_due()
+            with self._inbox_changed:
+                if self._stopping and not self._inbox:
+                    return
+                if not self._inbox and not self._stopping:
+                    self._inbox_changed.wait(CHECK_INTERVAL)
+
+    def _check_when_due(self) -> None:
+        """The idle self-check. A violation is logged and shows in the metrics; it never exits."""
+        now = self._clock()
+        with self._state:
+            steps = self._totals.steps
+            if steps == self._checked_steps or now - self._checked_at < CHECK_INTERVAL:
+                return
+            self._checked_at, self._checked_steps = now, steps
+            try:
+                self._cache.check()
+            except AssertionError:
+                _log.exception("the books of the KV cache do not add up")
+
+
+def _try_to_fail(delivery: Delivery, error: Exception) -> None:
+    """Tell a request that it failed; a sink that raises again is left alone."""
+    told = error if isinstance(error, KveikError) else None
+    try:
+        delivery.fail(told or KveikError(f"the request failed ({type(error).__name__})"))
+    except Exception:
+        _log.debug("the sink of a failed request failed too", exc_info=True)
+
+
+def _check_ids(request: Request, vocab_size: int) -> None:
+    """InvalidRequest unless every token id of the request lies in the vocabulary."""
+    params = request.params
+    places: tuple[tuple[str, Sequence[int]], ...] = (
+        ("prompt_token_ids", request.prompt_token_ids),
+        ("stop_token_ids", params.stop_token_ids),
+        ("logit_bias", tuple(params.logit_bias)),
+    )
+    for name, ids in places:
+        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+            wrong = next(token for token in ids if not 0 <= token < vocab_size)
+            raise InvalidRequest(
+                f"{name}: token id {wrong} is outside the vocabulary 0 .. {vocab_size - 1}",
+                param=name,
+            )

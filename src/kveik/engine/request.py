@@ -69,7 +69,9 @@ class SamplingParams:
             check_limit("logit_bias", bias)
         for text in self.stop:
             if not isinstance(text, str) or not text:
-                raise InvalidRequest("stop: every stop string must be a non-empty string", param="stop")
+                raise InvalidRequest(
+                    "stop: every stop string must be a non-empty string", param="stop"
+                )
             check_limit("stop_length", len(text), param="stop")
 
 

@@ -1,0 +1,140 @@
+"""What an engine is made of, and the sizes that follow from it.
+
+`load_parts` reads the files of a model; tests build `EngineParts` themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from kveik.config import DEFAULT_MODEL_PATH, EngineConfig
+from kveik.engine.pool import free_memory, pool_blocks
+from kveik.engine.tokenizer import Tokenizer
+from kveik.errors import ConfigError
+from kveik.kernels.ops import KvSpec, Ops
+from kveik.kernels.reference import reference_ops
+from kveik.models import Model, load_model
+
+Progress = Callable[[str, float], None]
+"""progress(stage, share done 0..1)"""
+
+DEFAULT_MODEL_ID = "kveik-default"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """Sizes found at start-up."""
+
+    model_id: str
+    architecture: str
+    parameters: int
+    dtype: str
+    kv_dtype: str
+    kernel: str  # "reference (numpy float32)"
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    pool_blocks: tuple[int, ...]
+    pool_tokens: int
+    pool_bytes: int
+    kv_bytes_per_token: int
+    defaults: dict[str, float]  # sampling defaults of generation_config.json
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What an engine is made of; `Engine.load` reads it from files, tests hand it over.
+
+    end_ids: every id that ends a text. pool_blocks: per group; None: sized from the config."""
+
+    model: Model
+    ops: Ops
+    tokenizer: Tokenizer
+    config: EngineConfig
+    end_ids: tuple[int, ...] = ()
+    model_id: str = "model"
+    architecture: str = ""
+    parameters: int = 0
+    dtype: str = "float32"
+    kv_dtype: str = "float32"
+    max_model_len: int | None = None
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    pool_blocks: tuple[int, ...] | None = None
+
+
+def engine_info(parts: EngineParts) -> EngineInfo:
+    model, config = parts.model, parts.config
+    if config.max_num_batched_tokens < config.block_size:
+        raise ConfigError(
+            f"max_num_batched_tokens: {config.max_num_batched_tokens} is less than one block of "
+            f"{config.block_size} tokens",
+            param="max_num_batched_tokens",
+        )
+    max_model_len = parts.max_model_len or config.max_model_len or model.max_position
+    blocks = parts.pool_blocks or pool_blocks(model.groups, config, max_model_len, free_memory())
+    return EngineInfo(
+        model_id=parts.model_id,
+        architecture=parts.architecture,
+        parameters=parts.parameters,
+        dtype=parts.dtype,
+        kv_dtype=parts.kv_dtype,
+        kernel=parts.ops.level,
+        max_model_len=max_model_len,
+        vocab_size=model.vocab_size,
+        block_size=config.block_size,
+        pool_blocks=blocks,
+        pool_tokens=min(blocks) * config.block_size,
+        pool_bytes=sum(
+            count * group.bytes_per_block for count, group in zip(blocks, model.groups, strict=True)
+        ),
+        kv_bytes_per_token=sum(group.bytes_per_block for group in model.groups)
+        // config.block_size,
+        defaults=dict(parts.defaults),
+    )
+
+
+def kv_specs(model: Model, info: EngineInfo) -> list[KvSpec]:
+    return [
+        KvSpec(
+            num_layers=len(group.layers),
+            num_blocks=blocks,
+            block_size=info.block_size,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.head_dim,
+            dtype=info.kv_dtype,
+        )
+        for group, blocks in zip(model.groups, info.pool_blocks, strict=True)
+    ]
+
+
+def load_parts(config: EngineConfig, progress: Progress | None = None) -> EngineParts:
+    """Model and tokenizer of `config.model`. Raises ModelLoadError naming file and remedy."""
+    ops = reference_ops()
+    loaded = load_model(
+        config.model or str(DEFAULT_MODEL_PATH),
+        ops,
+        dtype=config.dtype,
+        kv_dtype=config.kv_dtype,
+        block_size=config.block_size,
+        max_model_len=config.max_model_len,
+        rope_theta=config.rope_theta,
+        rope_scaling=config.rope_scaling,
+        hub_token=config.hub_token,
+        progress=progress,
+    )
+    tokenizer = Tokenizer.load(loaded.folder, chat_template=config.chat_template)
+    return EngineParts(
+        model=loaded.model,
+        ops=ops,
+        tokenizer=tokenizer,
+        config=config,
+        end_ids=tuple(sorted({*loaded.end_ids, *tokenizer.eos_token_ids})),
+        model_id=config.served_model_name or config.model or DEFAULT_MODEL_ID,
+        architecture=loaded.architecture,
+        parameters=loaded.parameters,
+        dtype=loaded.dtype,
+        kv_dtype=loaded.kv_dtype,
+        max_model_len=loaded.max_model_len,
+        defaults=loaded.sampling_defaults,
+    )

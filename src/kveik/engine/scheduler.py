@@ -1,0 +1,436 @@
+"""Who computes what in the next step. Standard library; knows no tensor, socket, file or clock.
+
+There are no phases: tokens catch up (computed < wanted). Each step has one token budget.
+
+    1. sequences with one token missing get their row, oldest first; when blocks run out, the
+       latest arrival gives its blocks up and computes again later (preemption by recompute:
+       its text stays the same, because random numbers are keyed by seed, choice and position)
+    2. prompts under way get chunks that end on the block grid
+    3. waiting sequences are admitted by arrival, never by what they share with the cache
+
+A sequence whose next block another one is computing stays waiting without blocks and does not
+hold up those behind it. The oldest sequence can always progress: `max_tokens_for` refuses what
+does not fit the pool alone. `apply` takes the result of the step and returns what happened.
+"""
+
+from __future__ import annotations
+
+import itertools
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from operator import attrgetter
+
+from kveik.cache.manager import CacheManager, Opened, Wait
+from kveik.cache.segments import Move
+from kveik.engine.plan import (
+    SampledToken,
+    SequencePlan,
+    SequenceResult,
+    StepPlan,
+    StepResult,
+)
+from kveik.engine.request import FinishReason, Request
+from kveik.engine.sequence import (
+    Output,
+    PromptComputed,
+    Sequence,
+    TokenAccepted,
+    Work,
+    WorkFailed,
+)
+from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge
+
+_order = attrgetter("order")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """block_size and budgets in tokens; max_num_seqs in sequences that hold blocks."""
+
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+
+    @property
+    def seats(self) -> int:
+        """Sequences that may hold blocks: each decoding one needs a row of every step."""
+        return min(self.max_num_seqs, self.max_num_batched_tokens)
+
+
+@dataclass(slots=True)
+class _Draft:
+    """The step being planned: the rows still free and the rows given out."""
+
+    budget: int
+    prefills: int = 0
+    preempted: bool = False
+    plans: list[SequencePlan] = field(default_factory=list)
+    rows: dict[int, tuple[Sequence, int]] = field(default_factory=dict)  # id -> (who, rows)
+
+    def add(self, sequence: Sequence, count: int) -> None:
+        assert sequence.lease is not None
+        work, first = sequence.work, len(sequence.computed)
+        owed = work.request.params.prompt_logprobs if work.wants_prompt_rows else None
+        ends = first + count == len(sequence.tokens)
+        plan = SequencePlan(
+            sequence_id=sequence.sequence_id,
+            spans=((first, count),),
+            token_ids=tuple(sequence.tokens[first : first + count]),
+            tables=sequence.lease.tables,
+            samples=sequence.sampling_plans() if ends else (),
+            prompt_logprobs=owed,
+            targets=sequence.targets(first, count) if owed is not None else (),
+        )
+        self.plans.append(plan)
+        self.rows[sequence.sequence_id] = (sequence, count)
+        self.budget -= count
+
+
+class Scheduler:
+    """See the module. One thread; `plan_step` and `apply` alternate."""
+
+    def __init__(
+        self, cache: CacheManager, limits: SchedulerLimits, end_ids: Iterable[int] = ()
+    ) -> None:
+        self.limits = limits
+        self.preemptions = 0
+        self.waiting_requests = 0  # requests that never held a block
+        self.waiting_tokens = 0  # their prompts
+        self._cache = cache
+        self._end_ids = frozenset(end_ids)
+        self._capacity = cache.capacity_tokens()
+        self._works: dict[int, Work] = {}
+        self._running: list[Sequence] = []  # hold a lease; by order
+        self._waiting: list[Sequence] = []  # hold nothing; by order
+        self._moves: list[Move] = []  # of leases opened or forked since the last plan
+        self._failures: list[WorkFailed] = []
+        self._step: tuple[int, dict[int, tuple[Sequence, int]]] | None = None
+        self._progress = 0  # counts whatever may turn a Wait into something else
+        self._arrivals = itertools.count()
+        self._sequence_ids = itertools.count()
+        self._step_ids = itertools.count()
+
+    # ---- requests in, requests out
+
+    def max_tokens_for(self, request: Request) -> int:
+        """Tokens the request may generate. Raises what could never finish, before any allocation.
+
+        The last sampled token needs no slot, so prompt + max_tokens - 1 slots suffice."""
+        prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
+        if prompt == 0:
+            raise InvalidRequest("prompt: is empty; at least one token is needed", param="prompt")
+        context = self.limits.max_model_len
+        if prompt + (wanted or 1) > context:
+            raise ContextLengthExceeded(
+                f"the prompt has {prompt} tokens and max_tokens is {wanted or 'not set'}, but the "
+                f"context of this model is {context} tokens: shorten one of the two",
+                param="prompt",
+            )
+        allowed = min(context, self._capacity + 1) - prompt
+        if allowed < (wanted or 1):
+            raise PromptTooLarge(
+                f"the prompt has {prompt} tokens and max_tokens is {wanted or 'not set'}, but the "
+                f"KV pool holds {self._capacity} tokens: shorten one of the two or give the "
+                "engine more --kv-memory",
+                param="prompt",
+            )
+        if request.params.min_tokens > (wanted or allowed):
+            raise InvalidRequest(
+                f"min_tokens: {request.params.min_tokens} is more than max_tokens "
+                f"{wanted or allowed}",
+                param="min_tokens",
+            )
+        return wanted or allowed
+
+    def add(self, handle: int, request: Request, seed: int) -> Work:
+        """Queue a request that `max_tokens_for` accepts."""
+        end_ids = frozenset() if request.params.ignore_eos else self._end_ids
+        work = Work(
+            handle, request, next(self._arrivals), seed, self.max_tokens_for(request), end_ids
+        )
+        self._works[handle] = work
+        self._enqueue(self._new_sequence(work, 0, list(request.prompt_token_ids)))
+        self.waiting_requests += 1
+        self.waiting_tokens += work.prompt_length
+        return work
+
+    def abort(self, handle: int, now: float = 0.0) -> None:
+        """End a request at once, in the queue or half computed, also while a step is running: its
+        blocks are free after that step and what it had computed stays cached."""
+        work = self._works.get(handle)
+        if work is not None:
+            for sequence in list(work.sequences.values()):
+                self._end(sequence, now)
+
+    def finish_choice(self, handle: int, choice: int, now: float = 0.0) -> None:
+        """End one choice (a stop string was seen); unknown ones are ignored."""
+        work = self._works.get(handle)
+        if work is not None and choice in work.sequences:
+            self._end(work.sequences[choice], now)
+
+    @property
+    def running(self) -> int:
+        return len(self._running)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._works or self._moves)
+
+    # ---- plan
+
+    def plan_step(self, now: float = 0.0) -> StepPlan | None:
+        """The next step, or None when nothing can be computed. Its id is already announced to the
+        cache; `apply` must follow."""
+        if self._step is not None:
+            raise RuntimeError("plan_step: the result of the step before was not applied")
+        draft = _Draft(self.limits.max_num_batched_tokens)
+        self._plan_decodes(draft, now)
+        self._plan_prefills(draft)
+        if not draft.preempted or not draft.plans:
+            self._admit(draft, now)
+        if not draft.plans and not self._moves:
+            return None
+        step_id, moves = next(self._step_ids), tuple(self._moves)
+        self._moves.clear()
+        self._step = (step_id, draft.rows)
+        self._cache.launched(step_id)
+        return StepPlan(step_id, tuple(draft.plans), moves)
+
+    def take_failures(self) -> list[WorkFailed]:
+        """Requests that ended while planning."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    def _plan_decodes(self, draft: _Draft, now: float) -> None:
+        for sequence in tuple(self._running):
+            if sequence.lease is None or sequence.missing != 1:
+                continue
+            if draft.budget > 0 and self._make_room(sequence, draft, now):
+                draft.add(sequence, 1)
+
+    def _make_room(self, sequence: Sequence, draft: _Draft, now: float) -> bool:
+        """A slot for every wanted token; False when the sequence itself was the latest arrival.
+
+        Sequences are served oldest first, so a victim never has a row in this step yet."""
+        assert sequence.lease is not None
+        wanted = len(sequence.tokens)
+        while sequence.lease.capacity < wanted and not self._cache.extend(sequence.lease, wanted):
+            victim = self._running[-1]
+            self._preempt(victim, now)
+            draft.preempted = True
+            if victim is sequence:
+                return False
+        return True
+
+    def _plan_prefills(self, draft: _Draft) -> None:
+        for sequence in self._running:
+            if sequence.missing > 1:
+                self._add_chunk(sequence, draft)
+
+    def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
+        """A chunk ends on the block grid unless it ends the sequence. Only the oldest prompt may
+        take what is left of the budget when that is less than the way to the next block."""
+        start, end = len(sequence.computed), len(sequence.tokens)
+        if end - start > draft.budget:
+            reach = start + draft.budget
+            aligned = reach - reach % self.limits.block_size
+            if aligned <= start and draft.prefills:
+                return
+            end = aligned if aligned > start else reach
+        if end > start:
+            draft.add(sequence, end - start)
+            draft.prefills += 1
+
+    def _admit(self, draft: _Draft, now: float) -> None:
+        index = 0
+        while index < len(self._waiting) and len(self._running) < self.limits.seats:
+            if draft.budget < (self.limits.block_size if draft.prefills else 1):
+                return
+            sequence = self._waiting[index]
+            if sequence.asked_at == self._progress:
+                index += 1
+                continue
+            result = self._open(sequence, now, reuse=not sequence.work.wants_prompt_rows)
+            if result is Wait:
+                sequence.asked_at = self._progress
+                index += 1
+            elif result is Opened:
+                self._add_chunk(sequence, draft)
+            else:
+                break
+        if self._waiting and not self._running:
+            self._admit_alone(self._waiting[0], draft, now)
+
+    def _admit_alone(self, sequence: Sequence, draft: _Draft, now: float) -> None:
+        """Nothing runs, yet the oldest was not admitted: holding the cached blocks it could reuse
+        leaves too little room for the rest. Without reuse it fits, or else it never will."""
+        if self._open(sequence, now, reuse=False) is Opened:
+            self._add_chunk(sequence, draft)
+        else:
+            self._failures.append(self._fail(sequence.work, "no room in an empty KV pool", now))
+
+    def _open(self, sequence: Sequence, now: float, *, reuse: bool) -> type:
+        """Open a lease for all wanted tokens; returns the class of the cache's answer."""
+        work, params = sequence.work, sequence.work.request.params
+        result = self._cache.open(
+            sequence.tokens,
+            len(sequence.tokens),
+            namespace=work.request.namespace,
+            store=params.use_cache,
+            reuse=reuse and params.use_cache,
+            now=now,
+        )
+        if isinstance(result, Opened):
+            lease = result.lease
+            sequence.lease = lease
+            sequence.computed = sequence.tokens[: lease.cached_tokens]
+            self._moves.extend(result.moves)
+            self._waiting.remove(sequence)
+            insort(self._running, sequence, key=_order)
+            if not work.started:
+                self._leave_queue(work)
+                work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
+        return type(result)
+
+    # ---- apply
+
+    def apply(self, result: StepResult, now: float = 0.0) -> list[Output]:
+        """Take the tokens of a step. Results of sequences that ended meanwhile are dropped."""
+        if self._step is None or self._step[0] != result.step_id:
+            raise RuntimeError(f"apply: step {result.step_id} is not the one that was planned")
+        _, rows = self._step
+        self._step = None
+        self._cache.acknowledge(result.step_id)
+        outputs: list[Output] = []
+        answered = {outcome.sequence_id: outcome for outcome in result.sequences}
+        for sequence_id, (sequence, count) in rows.items():
+            if sequence.lease is None or sequence.sequence_id != sequence_id:
+                continue
+            outcome = answered.get(sequence_id)
+            if outcome is None or outcome.error is not None:
+                message = outcome.error if outcome and outcome.error else "the step lost it"
+                outputs.append(self._fail(sequence.work, message, now))
+            else:
+                outputs.extend(self._accept(sequence, count, outcome, now))
+        return outputs
+
+    def _accept(
+        self, sequence: Sequence, count: int, outcome: SequenceResult, now: float
+    ) -> list[Output]:
+        assert sequence.lease is not None
+        work, first = sequence.work, len(sequence.computed)
+        self._progress += count > 1 or sequence.missing > 1
+        sequence.computed.extend(sequence.tokens[first : first + count])
+        work.computed_prompt_tokens += max(0, min(work.prompt_length - first, count))
+        work.prompt_logprobs.extend(outcome.prompt_logprobs)
+        self._cache.commit(sequence.lease, sequence.computed, now)
+        if not outcome.tokens:
+            return []
+        if work.prompt_done:
+            return [self._accept_token(sequence, outcome.tokens[0], now)]
+        return self._accept_prompt(sequence, outcome.tokens, now)
+
+    def _accept_prompt(
+        self, sequence: Sequence, tokens: tuple[SampledToken, ...], now: float
+    ) -> list[Output]:
+        """The prompt is computed once; every further choice forks its blocks. A choice that finds
+        no seat or no block for the fork waits, and computes the same bits for itself later."""
+        work = sequence.work
+        work.prompt_done = True
+        outputs: list[Output] = [PromptComputed(work.handle)]
+        prompt = list(sequence.tokens)
+        children = [self._new_sequence(work, k, list(prompt)) for k in range(1, len(tokens))]
+        for child, token in zip(children, tokens[1:], strict=True):
+            self._fork(sequence, child)
+            outputs.append(self._accept_token(child, token, now))
+        outputs.insert(1, self._accept_token(sequence, tokens[0], now))
+        return outputs
+
+    def _fork(self, parent: Sequence, child: Sequence) -> None:
+        assert parent.lease is not None
+        forked = None
+        if parent.work.request.params.use_cache and len(self._running) < self.limits.seats:
+            forked = self._cache.fork(parent.lease)
+        if forked is None:
+            self._enqueue(child)
+            return
+        child.lease, moves = forked
+        child.computed = list(parent.computed)
+        self._moves.extend(moves)
+        insort(self._running, child, key=_order)
+
+    def _accept_token(self, sequence: Sequence, token: SampledToken, now: float) -> TokenAccepted:
+        work = sequence.work
+        sequence.tokens.append(token.token_id)
+        work.completion_tokens += 1
+        finish, reason = self._finish(sequence, token.token_id)
+        if finish is not None:
+            self._end(sequence, now)
+        elif not work.request.params.use_cache and sequence.lease is not None:
+            self._give_up_blocks(sequence, now)
+            self._enqueue(sequence)
+        return TokenAccepted(work.handle, sequence.choice, token, finish, reason)
+
+    @staticmethod
+    def _finish(sequence: Sequence, token_id: int) -> tuple[FinishReason | None, int | None]:
+        """Finish reason and stop token id. Before min_tokens, ends are never sampled."""
+        work = sequence.work
+        if token_id in work.end_ids:
+            return "stop", None
+        if token_id in work.request.params.stop_token_ids:
+            return "stop", token_id
+        if len(sequence.tokens) - work.prompt_length >= work.max_tokens:
+            return "length", None
+        return None, None
+
+    # ---- sequences between waiting, running and gone
+
+    def _new_sequence(self, work: Work, choice: int, tokens: list[int]) -> Sequence:
+        sequence = Sequence(work, choice, next(self._sequence_ids), tokens)
+        work.sequences[choice] = sequence
+        return sequence
+
+    def _enqueue(self, sequence: Sequence) -> None:
+        insort(self._waiting, sequence, key=_order)
+
+    def _preempt(self, sequence: Sequence, now: float) -> None:
+        self.preemptions += 1
+        self._give_up_blocks(sequence, now)
+        if sequence.work.wants_prompt_rows:
+            sequence.work.prompt_logprobs.clear()
+        self._enqueue(sequence)
+
+    def _give_up_blocks(self, sequence: Sequence, now: float) -> None:
+        """Release the lease; what was committed stays cached unless the request stores nothing."""
+        assert sequence.lease is not None
+        keep = sequence.work.request.params.use_cache
+        self._cache.release(sequence.lease, keep=keep, now=now)
+        sequence.lease = None
+        sequence.computed = []
+        sequence.sequence_id = next(self._sequence_ids)
+        sequence.asked_at = -1
+        self._running.remove(sequence)
+        self._progress += 1
+
+    def _end(self, sequence: Sequence, now: float) -> None:
+        work = sequence.work
+        if sequence.lease is not None:
+            self._give_up_blocks(sequence, now)
+        else:
+            self._waiting.remove(sequence)
+        del work.sequences[sequence.choice]
+        if not work.sequences:
+            if not work.started:
+                self._leave_queue(work)
+            del self._works[work.handle]
+
+    def _leave_queue(self, work: Work) -> None:
+        work.started = True
+        self.waiting_requests -= 1
+        self.waiting_tokens -= work.prompt_length
+
+    def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
+        self.abort(work.handle, now)
+        return WorkFailed(work.handle, message)

@@ -1,0 +1,145 @@
+"""What the scheduler keeps per request and per choice, and what it reports. Standard library.
+
+    Work      one request: its limits, its live choices, what it has cost so far
+    Sequence  one choice of it: token ids wanted, token ids computed, the lease on blocks
+
+A sequence knows no phases. It wants K/V for `tokens`; it has them for `computed`; when everything
+but the last sampled token is computed, its last row yields the next token.
+
+    tokens    |---- prompt ----|---- outputs ----|
+    computed  |--------------------|                  K/V exist for these (a prefix of tokens)
+                                   |-- missing --|
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+from kveik.cache.manager import Lease, Miss
+from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
+from kveik.engine.request import FinishReason, Request, Usage
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """One accepted request. `seed` and `max_tokens` are resolved; `arrival` orders requests."""
+
+    handle: int
+    request: Request
+    arrival: int
+    seed: int
+    max_tokens: int
+    end_ids: frozenset[int]  # ids that end a choice as end of text
+    sequences: dict[int, Sequence] = field(default_factory=dict)  # live choices
+    started: bool = False  # blocks were held at least once
+    prompt_done: bool = False
+    cached_tokens: int = 0
+    miss: Miss | None = None
+    computed_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """True while log-probabilities of the prompt are still owed: nothing may be skipped."""
+        return self.request.params.prompt_logprobs is not None and not self.prompt_done
+
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_length,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            computed_prompt_tokens=self.computed_prompt_tokens,
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a request. `sequence_id` changes whenever its blocks are given up, so that a
+    result that comes back later finds nobody."""
+
+    work: Work
+    choice: int
+    sequence_id: int
+    tokens: list[int]
+    computed: list[int] = field(default_factory=list)
+    lease: Lease | None = None
+    asked_at: int = -1  # scheduler progress when the cache last said Wait
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """First come, first served."""
+        return (self.work.arrival, self.choice)
+
+    @property
+    def missing(self) -> int:
+        return len(self.tokens) - len(self.computed)
+
+    def sampling_plans(self) -> tuple[SamplingPlan, ...]:
+        """One plan; for the sequence that computes the prompt, one per choice."""
+        if not self.work.prompt_done:
+            return tuple(self._sampling_plan(k) for k in range(self.work.request.params.n))
+        return (self._sampling_plan(self.choice),)
+
+    def _sampling_plan(self, choice: int) -> SamplingPlan:
+        work, params = self.work, self.work.request.params
+        outputs = len(self.tokens) - work.prompt_length
+        repetition = params.repetition_penalty != 1.0
+        penalised = repetition or params.presence_penalty != 0 or params.frequency_penalty != 0
+        banned: tuple[int, ...] = ()
+        if outputs < params.min_tokens:
+            banned = tuple(sorted({*work.end_ids, *params.stop_token_ids}))
+        return SamplingPlan(
+            seed=work.seed,
+            choice=work.request.first_choice + choice,
+            position=len(self.tokens),
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            repetition_penalty=params.repetition_penalty,
+            presence_penalty=params.presence_penalty,
+            frequency_penalty=params.frequency_penalty,
+            logit_bias=tuple(params.logit_bias.items()),
+            banned=banned,
+            logprobs=params.logprobs,
+            prompt_ids=work.request.prompt_token_ids if repetition else (),
+            output_ids=tuple(self.tokens[work.prompt_length :]) if penalised else (),
+        )
+
+    def targets(self, first: int, count: int) -> tuple[int, ...]:
+        """For rows first .. first + count: the prompt token that follows, -1 after the last."""
+        prompt = self.work.request.prompt_token_ids
+        following = prompt[first + 1 : first + count + 1]
+        return (*following, *(-1,) * (count - len(following)))
+
+
+class PromptComputed(NamedTuple):
+    """The whole prompt has K/V (or was found); comes once, before the first token."""
+
+    handle: int
+
+
+class TokenAccepted(NamedTuple):
+    """One more token of one choice. finish: the choice ended with it (see ChoiceFinished)."""
+
+    handle: int
+    choice: int
+    token: SampledToken
+    finish: FinishReason | None
+    stop_reason: int | None
+
+
+class WorkFailed(NamedTuple):
+    """The request is over; every block it held has been given back."""
+
+    handle: int
+    message: str
+
+
+Output: TypeAlias = PromptComputed | TokenAccepted | WorkFailed
