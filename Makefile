@@ -15,7 +15,7 @@ help:
 	@echo "make serve    start the server on $(HOST):$(PORT) (MODEL=, PORT=, ARGS= pass through)"
 	@echo "make test     lint, types, import rules and tests"
 	@echo "make install  what both call first: a .venv with the kveik command in it"
-	@echo "make bench    measure; writes docs/BENCHMARKS.md's figures as JSON to bench/results"
+	@echo "make bench    measure; JSON to bench/results (python bench/table.py: docs/BENCHMARKS.md)"
 	@echo "make soak     the long suites"
 	@echo "make fmt      format the code"
 
