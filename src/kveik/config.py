@@ -6,12 +6,16 @@ defaults. Sizes found at start-up are returned by the engine, never written back
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NoReturn
 
-from kveik.errors import InvalidRequest
+from kveik.errors import ConfigError, InvalidRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +89,16 @@ class EngineConfig:
     rope_theta: float | None = None
     rope_scaling: str | None = None  # JSON object as in config.json
     chat_template: str | None = None  # chatml | llama2 | alpaca | path of a Jinja file
-    hub_token: str | None = None
+    hub_token: str | None = field(default=None, repr=False)
     seed: int = 0  # of requests that bring none: drawn from (seed, arrival number)
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                _refuse(name, f"{value} is not a positive number")
+        if self.block_size not in _BLOCK_SIZES:
+            _refuse("block_size", f"{self.block_size} is not one of {_listed(_BLOCK_SIZES)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +107,8 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: tuple[str, ...] = ()
-    admin_keys: tuple[str, ...] = ()
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    admin_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
@@ -105,5 +117,227 @@ class ServerConfig:
     slow_reader_seconds: float = 30.0
     log_format: Literal["text", "json"] = "text"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            _refuse("port", f"{self.port} is outside 0 .. 65535")
+
 
 DEFAULT_MODEL_PATH = Path(__file__).parent / "assets" / "default"
+
+_BLOCK_SIZES = (1, 2, 4, 8, 16, 32, 64)
+_POSITIVE = (
+    "max_model_len",
+    "kv_memory",
+    "max_num_seqs",
+    "max_num_batched_tokens",
+    "max_queued_requests",
+    "max_queued_tokens",
+    "rope_theta",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A field (`attribute`) of a record as the outside names it: `--max-model-len`, `KVEIK_MAX_MODEL_LEN`, and
+    `max_model_len` (or `max-model-len`) in a configuration file.
+
+    kind "bytes": a number with an optional unit (2GiB); "list": repeatable on the command line,
+    comma-separated in the environment. `flag` where the name differs from the field's."""
+
+    attribute: str
+    kind: Literal["text", "integer", "number", "bytes", "switch", "list"]
+    help: str
+    choices: tuple[str, ...] = ()
+    flag: str | None = None
+
+    @property
+    def name(self) -> str:
+        return self.flag or self.attribute
+
+    @property
+    def variable(self) -> str:
+        return "KVEIK_" + self.name.upper()
+
+
+ENGINE_OPTIONS: tuple[Option, ...] = (
+    Option("model", "text", "Folder in Hugging Face format or hub id; default: the embedded model"),
+    Option("served_model_name", "text", "Model id that clients see; default: the model"),
+    Option("dtype", "text", "Of the weights", ("auto", "float32", "bfloat16")),
+    Option("kv_dtype", "text", "Of keys and values", ("auto", "float32", "bfloat16")),
+    Option("max_model_len", "integer", "Longest sequence in tokens; default: the model's"),
+    Option("block_size", "integer", "Tokens of one KV block, a divisor of 64"),
+    Option(
+        "kv_memory", "bytes", "Memory of the KV pool, such as 2GiB; default: 1/4 of what is free"
+    ),
+    Option("max_num_seqs", "integer", "Sequences computed in one step"),
+    Option("max_num_batched_tokens", "integer", "Token budget of one step"),
+    Option("max_queued_requests", "integer", "Requests that may wait; more get 429"),
+    Option("max_queued_tokens", "integer", "Prompt tokens that may wait; more get 429"),
+    Option("enable_prefix_caching", "switch", "Reuse keys and values between requests"),
+    Option("policy", "text", "Which cached blocks go first when room is needed"),
+    Option("rope_theta", "number", "Overrides the model's RoPE base"),
+    Option("rope_scaling", "text", "Overrides the model's RoPE scaling: JSON as in config.json"),
+    Option("chat_template", "text", "chatml, llama2, alpaca or a Jinja file"),
+    Option("hub_token", "text", "Token for gated models of the hub; default: HF_TOKEN"),
+    Option("seed", "integer", "Of requests that bring none"),
+)
+
+SERVER_OPTIONS: tuple[Option, ...] = (
+    Option("host", "text", "Address to listen on"),
+    Option("port", "integer", "Port to listen on"),
+    Option("api_keys", "list", "Key that clients must send; repeatable", flag="api_key"),
+    Option("admin_keys", "list", "Key for what concerns other keys; repeatable", flag="admin_key"),
+    Option("cors_origins", "list", "Web origin that may call; repeatable", flag="cors_origin"),
+    Option("max_body_bytes", "bytes", "Largest request body"),
+    Option("max_header_bytes", "bytes", "Largest request head"),
+    Option("drain_seconds", "number", "How long running requests may end after SIGTERM"),
+    Option("send_buffer_bytes", "bytes", "Unsent text kept for a slow reader"),
+    Option("slow_reader_seconds", "number", "After this long without reading, a stream is ended"),
+    Option("log_format", "text", "Of the log", ("text", "json")),
+)
+
+API_KEY_FILE = Option("api_key_file", "text", "File with one API key per line (# starts a comment)")
+"""Not a field: its keys are appended to `api_keys`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything read from arguments, environment and file."""
+
+    engine: EngineConfig
+    server: ServerConfig
+
+
+def read_settings(
+    given: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: str | None = None,
+) -> Settings:
+    """Merge the sources: `given` (by option name, None: not given) over `KVEIK_*` over `file`
+    (or KVEIK_CONFIG) over the defaults.
+
+    Raises ConfigError naming the argument, variable or key, its value and what is accepted."""
+    options = {option.name: option for option in (*ENGINE_OPTIONS, *SERVER_OPTIONS, API_KEY_FILE)}
+    values: dict[str, Any] = {}
+    path = file or environment.get("KVEIK_CONFIG")
+    for key, value in (_read_file(Path(path)) if path else {}).items():
+        option = options.get(key.replace("-", "_"))
+        if option is None:
+            raise ConfigError(f"{path}: unknown option {key!r}", param=key)
+        values[option.name] = _parse(option, value, f"{path}: {key}")
+    for option in options.values():
+        if (text := environment.get(option.variable)) is not None:
+            values[option.name] = _parse(option, text, option.variable)
+    for name, value in given.items():
+        if value is not None and value != ():
+            values[name] = _parse(options[name], value, "--" + name.replace("_", "-"))
+    values.setdefault("hub_token", environment.get("HF_TOKEN"))
+    if key_file := values.pop(API_KEY_FILE.name, None):
+        values["api_key"] = (*values.get("api_key", ()), *_read_keys(Path(key_file)))
+    return Settings(
+        engine=EngineConfig(**_fields(ENGINE_OPTIONS, values)),
+        server=ServerConfig(**_fields(SERVER_OPTIONS, values)),
+    )
+
+
+def engine_config(options: Mapping[str, Any], environment: Mapping[str, str]) -> EngineConfig:
+    """The configuration of `LLM(**options)`: only the hub token may come from the environment.
+
+    Raises TypeError for an unknown option, ConfigError for a value that cannot be used."""
+    known = {option.attribute: option for option in ENGINE_OPTIONS}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"unknown option {name!r}; the options are {_listed(known)}")
+    values = {
+        name: _parse(known[name], value, name)
+        for name, value in options.items()
+        if value is not None
+    }
+    values.setdefault("hub_token", environment.get("HF_TOKEN"))
+    return EngineConfig(**values)
+
+
+def parse_bytes(text: str | int, source: str) -> int:
+    """A size: 1073741824, 512MB (10^6), 2GiB or 2G (2^30). ConfigError naming `source`."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?B)?|B)?\s*", str(text), re.IGNORECASE)
+    if match is None:
+        _refuse(source, f"{str(text)!r} is not a size such as 2GiB or 512MB")
+    number, unit, suffix = match.groups()
+    base = 1000 if (suffix or "").upper() == "B" else 1024
+    return int(float(number) * base ** (" KMGT".index(unit.upper()) if unit else 0))
+
+
+def _parse(option: Option, value: Any, source: str) -> Any:
+    """`value` (text, or what TOML and JSON make of it) as the option's kind."""
+    if option.kind == "list":
+        items = value.split(",") if isinstance(value, str) else value
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            _refuse(source, "expected a list of strings")
+        return tuple(item.strip() for item in items if item.strip())
+    if option.kind == "bytes" and isinstance(value, str | int) and not isinstance(value, bool):
+        return parse_bytes(value, source)
+    if option.kind == "switch":
+        return _parse_switch(value, source)
+    if option.kind in ("integer", "number") and not isinstance(value, bool):
+        return _parse_number(value, source, integer=option.kind == "integer")
+    if option.kind == "text" and isinstance(value, dict):
+        value = json.dumps(value)  # rope_scaling may be a table of the file
+    if option.kind != "text" or not isinstance(value, str | Path):
+        _refuse(source, f"{value!r} is not a value of kind {option.kind}")
+    if option.choices and value not in option.choices:
+        _refuse(source, f"{str(value)!r} is not one of {_listed(option.choices)}")
+    return str(value)
+
+
+def _parse_switch(value: Any, source: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True}
+    words |= {"0": False, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if str(value).strip().lower() not in words:
+        _refuse(source, f"{value!r} is neither true nor false")
+    return words[str(value).strip().lower()]
+
+
+def _parse_number(value: Any, source: str, *, integer: bool) -> int | float:
+    try:
+        number = int(value) if integer and not isinstance(value, float) else float(value)
+    except (TypeError, ValueError):
+        _refuse(source, f"{value!r} is not {'an integer' if integer else 'a number'}")
+    if not math.isfinite(number) or (integer and number != int(number)):
+        _refuse(source, f"{value!r} is not {'an integer' if integer else 'a finite number'}")
+    return int(number) if integer else number
+
+
+def _fields(options: Iterable[Option], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {option.attribute: values[option.name] for option in options if option.name in values}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML or JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected options and their values")
+    return content
+
+
+def _read_keys(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"api_key_file: {path} cannot be read ({error})") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.strip().startswith("#")]
+    if not keys:
+        raise ConfigError(f"api_key_file: {path} holds no key")
+    return keys
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(str(name) for name in names)
+
+
+def _refuse(source: str, why: str) -> NoReturn:
+    raise ConfigError(f"{source}: {why}", param=source)
