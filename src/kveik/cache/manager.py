@@ -6,11 +6,17 @@ It never sees a tensor, a socket, a file or a clock that it was not handed. Stan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
-from kveik.cache.segments import BlockTable, KvGroup, Move
+from kveik.cache.audit import audit
+from kveik.cache.policy import IdleQueues, make_policy
+from kveik.cache.pool import SEALED, BlockPool, StepFence
+from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens
+from kveik.cache.segments import EXACT, BlockTable, CopyPrefix, KvGroup, Move, Segment
+from kveik.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +46,61 @@ class Lease:
     cached_tokens: prompt tokens served by the cache when the lease was opened
     miss: why not more
     capacity: tokens for which slots exist now
+    lineage: EXACT, or the recipe whose blocks these are (cached_tokens are then approximate)
+    committed: tokens computed and accepted so far
+
+    The rest belongs to the manager: `blocks[g]` are the blocks from number `starts[g]` on (those
+    before it left the window), `sealed` of the sequence's blocks are full, `tail` holds the
+    packed tokens behind them, `node` is the tree node behind which the next block is published
+    (-1: nowhere) and `limit` the number of blocks that may be published. `leading` is the key of
+    the block that others wait for, `prompt` the packed prompt of a leader. `opened` is the number
+    of steps launched when its moves were handed out. `unstored` is the digest of the first block
+    that a lease without store does not publish. `selectors` are prefixes that were invalidated
+    while it was open.
     """
 
-    tables: tuple[BlockTable, ...]
-    cached_tokens: int
-    miss: Miss | None
-    capacity: int
+    __slots__ = (
+        "blocks",
+        "cached_tokens",
+        "capacity",
+        "committed",
+        "identity",
+        "leading",
+        "limit",
+        "miss",
+        "node",
+        "opened",
+        "prompt",
+        "sealed",
+        "selectors",
+        "starts",
+        "tables",
+        "tail",
+        "unstored",
+    )
+
+    def __init__(self, identity: Identity, groups: int) -> None:
+        self.identity = identity
+        self.tables: tuple[BlockTable, ...] = ()
+        self.cached_tokens = 0
+        self.miss: Miss | None = None
+        self.capacity = 0
+        self.committed = 0
+        self.blocks: list[list[int]] = [[] for _ in range(groups)]
+        self.starts = [0] * groups
+        self.sealed = 0
+        self.tail = b""
+        self.node = -1
+        self.limit = 0
+        self.leading = b""
+        self.prompt = b""
+        self.opened = -1
+        self.unstored = b""
+        self.selectors: list[bytes] = []
+
+    @property
+    def lineage(self) -> bytes:
+        return self.identity.lineage
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +142,28 @@ class CacheStats:
     leaked_blocks: int
 
 
+class _Found(NamedTuple):
+    """What the tree holds of a prompt.
+
+    walked: the nodes of all whole blocks that are there; blocks: how many of them every group can
+    serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0)."""
+
+    root: int
+    walked: list[int]
+    blocks: int
+    source: int
+    extra: int
+
+
+_EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
+
+
 class CacheManager:
-    """See the class of each returned record. All methods are for one thread (the engine's)."""
+    """See the class of each returned record. All methods are for one thread (the engine's).
+
+    A lease holds the whole path of tree nodes of its published blocks, and its own blocks behind
+    them. When two leases compute the same block, the first to commit publishes it; the second
+    gives its own copy back and takes the published one (equal bits, by idea C)."""
 
     def __init__(
         self,
@@ -99,11 +174,157 @@ class CacheManager:
         policy: str = "lru",
         enable_prefix_caching: bool = True,
         ghosts: int = 4096,
-    ) -> None: ...
+    ) -> None:
+        _check_sizes(groups, num_blocks, block_size)
+        self.groups = tuple(groups)
+        self.block_size = block_size
+        self.caching = enable_prefix_caching
+        self.pools = tuple(BlockPool(count) for count in num_blocks)
+        self.idle = tuple(IdleQueues(count, make_policy(policy)) for count in num_blocks)
+        self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
+        self.ghosts = GhostRing(ghosts)
+        self.fence = StepFence()
+        self.leases: set[Lease] = set()
+        self.leaders: dict[bytes, Lease] = {}
+        # A row at position t of a window group reads back to t - window + 1. At least one earlier
+        # token is kept, so that every group has a block at the end of a match.
+        self.reach = tuple(
+            max(group.window or 0, 2) if group.kind == "window" else 0 for group in self.groups
+        )
+        self._windowed = tuple(g for g, reach in enumerate(self.reach) if reach)
+        self._full = tuple(g for g, reach in enumerate(self.reach) if not reach)
+        self._range = range(len(self.groups))
+        self._width = block_size * WORD
+        self._now = 0.0
+        self._tick = 0
+        self._launches = 0
+        self._queried = self._hits = self._approximate = 0
+        self._evicted = self._committed = self._copied = 0
+
+    @property
+    def open_leases(self) -> Collection[Lease]:
+        return self.leases
+
+    @property
+    def led_keys(self) -> Mapping[bytes, Lease]:
+        return self.leaders
+
+    # --- lookup
 
     def lookup(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
         """Longest exact match, token-granular, capped at len(tokens) - 1."""
-        raise NotImplementedError
+        data = pack_tokens(tokens)
+        identity = Identity(namespace, adapter)
+        found = self._find(identity, data, self._cap(len(tokens)))
+        self._touch(found)
+        return self._match(found, identity, data)
+
+    def explain(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
+        """Like lookup, without touching recency or counters."""
+        data = pack_tokens(tokens)
+        identity = Identity(namespace, adapter)
+        return self._match(self._find(identity, data, self._cap(len(tokens))), identity, data)
+
+    def _cap(self, length: int) -> int:
+        """At least one token is always computed (invariant 4)."""
+        return max(length - 1, 0) if self.caching else 0
+
+    def _find(self, identity: Identity, data: bytes, cap: int) -> _Found:
+        """The longest prefix of at most `cap` tokens that every group can serve."""
+        root = self.tree.roots.get(identity, -1)
+        if root < 0 or cap <= 0:
+            return _Found(root, [], 0, -1, 0)
+        size = self.block_size
+        walked = self.tree.walk(root, data, cap // size)
+        runs = [self._runs(g, walked) for g in self._windowed]
+        whole = len(walked)
+        while whole and not self._served(runs, whole, whole * size):
+            whole -= 1
+        for blocks in range(len(walked), whole - 1, -1):
+            parent = walked[blocks - 1] if blocks else root
+            start = blocks * size
+            wanted = data[start * WORD : min(start + size, cap) * WORD]
+            for extra, node in self.tree.closest(parent, wanted):
+                held = all(self.tree.payload[g][node] >= 0 for g in self._windowed)
+                if held and self._served(runs, blocks, start + extra):
+                    return _Found(root, walked, blocks, node, extra)
+        return _Found(root, walked, whole, -1, 0)
+
+    def _runs(self, group: int, walked: list[int]) -> list[int]:
+        """runs[k]: blocks of a window group that are there without a gap before block k."""
+        payload = self.tree.payload[group]
+        runs = [0]
+        for node in walked:
+            runs.append(runs[-1] + 1 if payload[node] >= 0 else 0)
+        return runs
+
+    def _served(self, runs: list[list[int]], blocks: int, length: int) -> bool:
+        """Can every window group serve a match of `length` from the first `blocks` nodes?"""
+        return all(
+            run[blocks] >= blocks - self._first_needed(g, length)
+            for g, run in zip(self._windowed, runs, strict=True)
+        )
+
+    def _first_needed(self, group: int, length: int) -> int:
+        """Number of the first block that the token at position `length` still sees."""
+        reach = self.reach[group]
+        return max(length - reach + 1, 0) // self.block_size if reach else 0
+
+    def _touch(self, found: _Found) -> None:
+        """Count the found path as used now; tail before head, as when a lease lets it go."""
+        self._tick += 1
+        path = [found.source] if found.source >= 0 else []
+        path += reversed(found.walked[: found.blocks])
+        for g in self._range:
+            payload, refs, idle = self.tree.payload[g], self.pools[g].refs, self.idle[g]
+            for node in path:
+                block = payload[node]
+                if block >= 0 and not refs[block]:
+                    idle.remove(block)
+                    idle.last_used[block] = self._tick
+                    idle.append(block)
+
+    # --- explanations
+
+    def _match(self, found: _Found, identity: Identity, data: bytes) -> Match:
+        cached = found.blocks * self.block_size + found.extra
+        return Match(cached, self._miss(found, identity, data, cached))
+
+    def _miss(self, found: _Found, identity: Identity, data: bytes, cached: int) -> Miss:
+        """The first token that was not served, and why; of the caller's own namespace only."""
+        length = len(data) // WORD
+        if not self.caching:
+            return Miss(0, "no_store")
+        if cached >= length - 1:
+            return Miss(cached, "too_short")
+        if len(found.walked) > found.blocks:  # the path is known, a window group lost its blocks
+            return Miss(cached, "evicted")
+        gone = self._ghost(found, identity, data)
+        if gone is not None:
+            return Miss(cached, gone)
+        if found.extra:
+            shared = self.tree.length[found.source]
+            return Miss(cached, "diverged" if shared > found.extra else "new")
+        if found.blocks and self.tree.children[found.walked[-1]]:
+            return Miss(cached, "diverged")
+        return Miss(cached, "new")
+
+    def _ghost(self, found: _Found, identity: Identity, data: bytes) -> str | None:
+        """Why the block behind the found path is gone, if it is remembered."""
+        if not len(self.ghosts):
+            return None
+        node = found.walked[-1] if found.walked else found.root
+        tree = self.tree
+        above = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
+        start = found.blocks * self._width
+        rest = data[start : start + self._width]
+        for end in range(len(rest), found.extra * WORD, -WORD):
+            reason = self.ghosts.reason(tree.digest_below(above, rest[:end]))
+            if reason is not None:
+                return reason
+        return None
+
+    # --- open, extend, fork
 
     def open(
         self,
@@ -114,7 +335,7 @@ class CacheManager:
         adapter: int = 0,
         store: bool = True,
         reuse: bool = True,
-        lineage: bytes = b"",
+        lineage: bytes = EXACT,
         now: float = 0.0,
     ) -> OpenResult:
         """Look up `tokens`, hold what matches, reserve slots so that `wanted` tokens fit.
@@ -123,62 +344,600 @@ class CacheManager:
         is capped at 0 (prompt_logprobs, score) but full blocks are still committed.
         wanted >= cached tokens + 1. A partial match inside a sealed block becomes a CopyPrefix
         into a private block."""
-        raise NotImplementedError
+        self._now = max(self._now, now)
+        data = pack_tokens(tokens)
+        identity = Identity(namespace, adapter, lineage)
+        found = self._find(identity, data, self._cap(len(tokens)) if reuse else 0)
+        if reuse and self._next_key(found, data) in self.leaders:
+            return Wait()
+        if not self._fits(found, wanted):
+            # Without the source of a copy nothing but the path is held: that fits whenever the
+            # sequence fits alone.
+            found = self._whole_blocks(found)
+            if not self._fits(found, wanted):
+                return NoRoom()
+        lease = Lease(identity, len(self.groups))
+        cached = found.blocks * self.block_size + found.extra
+        lease.miss = self._miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
+        if not store and self.caching:
+            self._note_unstored(lease, found, data)
+        elif self.caching:
+            self._publish_behind(lease, found, data)
+        moves = self._hold(lease, found, wanted)
+        if reuse:
+            self._count(lease, len(tokens))
+        self.leases.add(lease)
+        return Opened(lease, moves)
+
+    def _next_key(self, found: _Found, data: bytes) -> bytes:
+        """Key of the next whole block of the prompt (empty: there is none)."""
+        node = found.walked[found.blocks - 1] if found.blocks else found.root
+        chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+        if node < 0 or len(chunk) < self._width:
+            return b""
+        return node.to_bytes(4, "big") + chunk
+
+    def _whole_blocks(self, found: _Found) -> _Found:
+        """The match without its partial block."""
+        runs = [self._runs(g, found.walked) for g in self._windowed]
+        whole = found.blocks
+        while whole and not self._served(runs, whole, whole * self.block_size):
+            whole -= 1
+        return found._replace(blocks=whole, source=-1, extra=0)
+
+    def _fits(self, found: _Found, wanted: int) -> bool:
+        """Are there blocks for `wanted` tokens, leaving alone what the match will hold?"""
+        cached = found.blocks * self.block_size + found.extra
+        need = self.blocks_for(max(wanted, cached + 1)) - found.blocks
+        for g in self._range:
+            pool, payload = self.pools[g], self.tree.payload[g]
+            held = found.walked[self._first_needed(g, cached) : found.blocks]
+            kept = sum(1 for node in held if not pool.refs[payload[node]])
+            if found.source >= 0 and not pool.refs[payload[found.source]]:
+                kept += 1
+            if need > len(pool.free) + self.idle[g].count - kept:
+                return False
+        return True
+
+    def _hold(self, lease: Lease, found: _Found, wanted: int) -> tuple[Move, ...]:
+        """Take the match and the blocks behind it. The caller knows that they fit."""
+        cached = found.blocks * self.block_size + found.extra
+        lease.cached_tokens = lease.committed = cached
+        lease.sealed = found.blocks
+        sources: list[tuple[int, int]] = []
+        for g in self._range:
+            payload = self.tree.payload[g]
+            start = lease.starts[g] = self._first_needed(g, cached)
+            lease.blocks[g] = [payload[node] for node in found.walked[start : found.blocks]]
+            self._reuse(g, lease.blocks[g])
+            if found.source >= 0:
+                sources.append((g, payload[found.source]))
+                self._reuse(g, [payload[found.source]])
+        if found.source >= 0:
+            lease.tail = self.tree.chunk(found.source)[: found.extra * WORD]
+        lease.capacity = found.blocks * self.block_size
+        self._grow(lease, max(wanted, cached + 1))
+        return self._copies(lease, sources, found.extra)
+
+    def _copies(self, lease: Lease, sources: list[tuple[int, int]], count: int) -> tuple[Move, ...]:
+        """Moves from (group, block) to the lease's first unsealed block; the fence keeps the
+        sources, which already carry a reference for it."""
+        if not sources:
+            return ()
+        self.fence.hold_for_next(sources)
+        lease.opened = self._launches
+        self._copied += len(sources)
+        return tuple(
+            CopyPrefix(g, source, lease.blocks[g][lease.sealed - lease.starts[g]], count)
+            for g, source in sources
+        )
+
+    def _reuse(self, group: int, blocks: Sequence[int]) -> None:
+        """One more holder for each of these blocks."""
+        refs, idle = self.pools[group].refs, self.idle[group]
+        for block in blocks:
+            if not refs[block]:
+                idle.remove(block)
+            refs[block] += 1
+            idle.hits[block] += 1
+
+    def _grow(self, lease: Lease, wanted: int) -> None:
+        """Add blocks until `wanted` tokens fit. The caller knows that there are enough."""
+        need = self.blocks_for(wanted) - lease.capacity // self.block_size
+        for g in self._range:
+            self._make_room(g, need)
+            taken = self.pools[g].take(need)
+            lease.blocks[g] += taken
+            hits = self.idle[g].hits
+            for block in taken:
+                hits[block] = 0
+        lease.capacity += need * self.block_size
+        self._name_blocks(lease)
+
+    def _name_blocks(self, lease: Lease) -> None:
+        """Make the lease's tables anew after its blocks changed."""
+        size, committed = self.block_size, lease.committed
+        lease.tables = tuple(
+            (Segment(tuple(blocks), start * size, 0, committed - start * size, 0),)
+            for blocks, start in zip(lease.blocks, lease.starts, strict=True)
+        )
+
+    def _count(self, lease: Lease, length: int) -> None:
+        self._queried += length
+        if lease.lineage == EXACT:
+            self._hits += lease.cached_tokens
+        else:
+            self._approximate += lease.cached_tokens
+
+    def _publish_behind(self, lease: Lease, found: _Found, data: bytes) -> None:
+        """From now on full blocks of the lease are published behind the end of the match."""
+        root = self.tree.root(lease.identity)
+        lease.node = found.walked[found.blocks - 1] if found.blocks else root
+        lease.limit = _EVERYTHING
+        self.tree.pins[lease.node] += 1
+        lease.sealed = found.blocks
+        lease.prompt = data
+        self._lead(lease)
+
+    def _note_unstored(self, lease: Lease, found: _Found, data: bytes) -> None:
+        """Remember what this lease will compute and not publish, to be able to say so later."""
+        chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+        if len(chunk) == self._width and self.ghosts.capacity:
+            tree, node = self.tree, found.walked[found.blocks - 1] if found.blocks else found.root
+            above = tree.digest(node) if node >= 0 else tree.absent_root_digest(lease.identity)
+            lease.unstored = tree.digest_below(above, chunk)
+
+    def _lead(self, lease: Lease) -> None:
+        """Whoever needs the next block of this lease's prompt waits for it (invariant 7)."""
+        start = lease.sealed * self._width
+        chunk = lease.prompt[start : start + self._width]
+        if len(chunk) < self._width:
+            lease.prompt = b""
+            return
+        key = lease.node.to_bytes(4, "big") + chunk
+        if key not in self.leaders:
+            self.leaders[key] = lease
+            lease.leading = key
+
+    def _stop_leading(self, lease: Lease) -> None:
+        if lease.leading:
+            del self.leaders[lease.leading]
+            lease.leading = b""
 
     def extend(self, lease: Lease, wanted: int) -> bool:
-        """Grow the lease so that `wanted` tokens fit; evicts idle blocks. False: nothing changed."""
-        raise NotImplementedError
+        """Grow the lease so that `wanted` tokens fit; evicts idle blocks. False: nothing
+        changed."""
+        if wanted <= lease.capacity:
+            return True
+        self._known(lease)
+        need = self.blocks_for(wanted) - lease.capacity // self.block_size
+        for g in self._range:
+            if need > len(self.pools[g].free) + self.idle[g].count:
+                return False
+        self._grow(lease, wanted)
+        return True
+
+    def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
+        """A second lease on the same tokens: full blocks shared, the partial tail copied
+        (CopyPrefix). None when no block is free for the tail."""
+        self._known(lease)
+        partial = lease.committed - lease.sealed * self.block_size
+        if partial and any(not self.pools[g].free and not self.idle[g].count for g in self._range):
+            return None
+        child = Lease(lease.identity, len(self.groups))
+        child.cached_tokens, child.miss = lease.cached_tokens, lease.miss
+        child.committed, child.sealed, child.tail = lease.committed, lease.sealed, lease.tail
+        child.starts = list(lease.starts)
+        child.selectors = list(lease.selectors)
+        child.node, child.limit = lease.node, lease.limit
+        child.unstored = lease.unstored
+        if child.node >= 0:
+            self.tree.pins[child.node] += 1
+        sources: list[tuple[int, int]] = []
+        for g in self._range:
+            shared = lease.sealed - lease.starts[g]
+            child.blocks[g] = lease.blocks[g][:shared]
+            self._reuse(g, child.blocks[g])
+            if partial:
+                sources.append((g, lease.blocks[g][shared]))
+                self.pools[g].refs[lease.blocks[g][shared]] += 1
+        child.capacity = lease.sealed * self.block_size
+        self._grow(child, lease.committed)
+        self.leases.add(child)
+        return child, self._copies(child, sources, partial)
+
+    # --- commit and release
 
     def commit(self, lease: Lease, tokens: Sequence[int], now: float = 0.0) -> None:
         """Tokens computed and accepted so far (all of them, from position 0, or the sequence the
         caller keeps appending to: only the part after the last commit is read). Publishes blocks
         that became full, frees blocks that left a window; after it `lease.tables` is the only
         table."""
-        raise NotImplementedError
+        self._known(lease)
+        self._now = max(self._now, now)
+        count = len(tokens)
+        if not lease.committed <= count <= lease.capacity:
+            raise ValueError(
+                f"commit of {count} tokens: the lease has {lease.committed} committed and room "
+                f"for {lease.capacity}; extend it first"
+            )
+        if count == lease.committed:
+            return
+        lease.tail += pack_tokens(tokens[lease.committed : count])
+        lease.committed = count
+        if lease.selectors:
+            self._obey_selectors(lease, tokens)
+        changed = False
+        full = count // self.block_size
+        if full > lease.sealed:
+            changed = self._seal(lease, full)
+        for g in self._windowed:
+            changed = self._leave_window(lease, g) or changed
+        if changed:
+            self._name_blocks(lease)
+        else:
+            self._count_tokens(lease)
 
-    def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
-        """A second lease on the same tokens: full blocks shared, the partial tail copied
-        (CopyPrefix). None when no block is free for the tail."""
-        raise NotImplementedError
+    def _count_tokens(self, lease: Lease) -> None:
+        """The tables when only the number of tokens changed."""
+        committed = lease.committed
+        lease.tables = tuple(
+            (Segment(table[0].blocks, table[0].home, 0, committed - table[0].home, 0),)
+            for table in lease.tables
+        )
+
+    def _seal(self, lease: Lease, full: int) -> bool:
+        """Blocks up to number `full` became full: publish them. True when a block was swapped."""
+        width, tail = self._width, lease.tail
+        publish = max(min(full, lease.limit) - lease.sealed, 0)
+        swapped: list[tuple[int, int]] = []
+        node = first = lease.node
+        for offset in range(publish):
+            chunk = tail[offset * width : (offset + 1) * width]
+            node = self._publish(lease, node, lease.sealed + offset, chunk, swapped)
+        if node != first:
+            self.tree.pins[node] += 1
+            self.tree.pins[first] -= 1
+            lease.node = node
+        for g in self._range:
+            state, start = self.pools[g].state, lease.starts[g]
+            for block in lease.blocks[g][lease.sealed - start : full - start]:
+                state[block] = SEALED
+        lease.tail = tail[(full - lease.sealed) * width :]
+        lease.sealed = full
+        self._stop_leading(lease)
+        if lease.prompt and lease.limit > full:
+            self._lead(lease)
+        self._let_go(lease, swapped)
+        return bool(swapped)
+
+    def _publish(
+        self, lease: Lease, parent: int, number: int, chunk: bytes, swapped: list[tuple[int, int]]
+    ) -> int:
+        """Put block `number` of the lease into the tree, or take the one that is there."""
+        tree = self.tree
+        node = tree.index.get(parent.to_bytes(4, "big") + chunk, -1)
+        if node < 0:
+            redundant = tree.shorter_tail(parent, chunk)
+            node = tree.insert(parent, chunk)
+            if redundant >= 0:
+                self._drop_if_idle(redundant)
+        for g in self._range:
+            index = number - lease.starts[g]
+            own, published = lease.blocks[g][index], tree.payload[g][node]
+            if published < 0:
+                tree.payload[g][node] = own
+                self.pools[g].owner[own] = node
+                self.pools[g].state[own] = SEALED
+                self._committed += 1
+            else:
+                self._reuse(g, (published,))
+                lease.blocks[g][index] = published
+                swapped.append((g, own))
+        return node
+
+    def _leave_window(self, lease: Lease, group: int) -> bool:
+        """Let go of blocks that no later token of the lease sees."""
+        start = self._first_needed(group, lease.committed)
+        gone = start - lease.starts[group]
+        if gone <= 0:
+            return False
+        blocks = lease.blocks[group]
+        lease.starts[group] = start
+        leaving = [(group, block) for block in blocks[:gone]]
+        del blocks[:gone]
+        self._let_go(lease, leaving)
+        return True
 
     def release(self, lease: Lease, *, keep: bool = True, now: float = 0.0) -> None:
         """End the lease. keep: what was committed stays cached and the partial tail is sealed, so
         that a later prompt reuses it token-granularly. Tails are freed before heads."""
-        raise NotImplementedError
+        self._known(lease)
+        self._now = max(self._now, now)
+        self._tick += 1
+        self._stop_leading(lease)
+        self.leases.discard(lease)
+        if keep and lease.tail and lease.sealed < lease.limit:
+            self._seal_tail(lease)
+        if lease.unstored and lease.sealed * self.block_size > lease.cached_tokens:
+            self.ghosts.remember(lease.unstored, "no_store")
+        for g in self._range:
+            self._let_go(lease, [(g, block) for block in reversed(lease.blocks[g])])
+            lease.blocks[g] = []
+        if lease.node >= 0:
+            self.tree.pins[lease.node] -= 1
+            self._prune(lease.node)
+        lease.tables, lease.node = (), -1
+
+    def _seal_tail(self, lease: Lease) -> None:
+        """Publish the partial last block, unless a block that begins with it is there."""
+        if not self.tree.is_extended(lease.node, lease.tail):
+            swapped: list[tuple[int, int]] = []
+            self._publish(lease, lease.node, lease.sealed, lease.tail, swapped)
+            self._let_go(lease, swapped)
+
+    def _known(self, lease: Lease) -> None:
+        if lease not in self.leases:
+            raise ValueError("the lease was released already, or belongs to another manager")
+
+    # --- references
+
+    def _let_go(self, lease: Lease, references: list[tuple[int, int]]) -> None:
+        """Give up references; those that a launched step may still use pass to the fence."""
+        if not references:
+            return
+        if lease.opened == self._launches:  # its moves are not launched yet
+            self.fence.hold_for_next(references)
+        elif self.fence.running:
+            self.fence.hold(references)
+        else:
+            self._drop(references)
+
+    def _drop(self, references: list[tuple[int, int]]) -> None:
+        for g, block in references:
+            pool = self.pools[g]
+            pool.refs[block] -= 1
+            if pool.refs[block]:
+                continue
+            node = pool.owner[block]
+            if node < 0:
+                pool.give(block)
+                continue
+            self.idle[g].last_used[block] = self._tick
+            self.idle[g].append(block)
+            if self.tree.length[node] < self.block_size and self.tree.is_extended(
+                self.tree.parent[node], self.tree.chunk(node)
+            ):
+                self._drop_if_idle(node)
 
     def launched(self, step_id: int) -> None:
         """A StepPlan that names live blocks was handed to the runner: blocks freed from now on
         become reusable only after this step is acknowledged."""
-        raise NotImplementedError
+        self.fence.launched(step_id)
+        self._launches += 1
 
     def acknowledge(self, step_id: int) -> None:
         """The StepResult came back: its moves are done, its fence falls."""
-        raise NotImplementedError
+        self._tick += 1
+        self._drop(self.fence.acknowledge(step_id))
 
-    def blocks_for(self, tokens: int) -> int:
-        """Blocks (of the first full group) that `tokens` need."""
-        raise NotImplementedError
+    # --- eviction and removal
 
-    def capacity_tokens(self) -> int:
-        """The longest sequence that fits when nothing else is held."""
-        raise NotImplementedError
+    def _make_room(self, group: int, count: int) -> None:
+        """Evict idle blocks until `count` are free. The caller knows that there are enough."""
+        free = self.pools[group].free
+        while len(free) < count:
+            self._evict(group)
+
+    def _evict(self, group: int) -> None:
+        """The idle block that the policy names goes: with its node, or, in a window group, alone.
+
+        A block goes before its parent; where a policy names the parent first, that one is parked
+        until its last child is gone."""
+        idle, tree = self.idle[group], self.tree
+        block = idle.first(self._now)
+        node = self.pools[group].owner[block]
+        if self.reach[group]:
+            self._free_payload(group, node)
+            self._evicted += 1
+            self._prune(node)
+        elif tree.children[node]:
+            idle.park(block)
+        else:
+            if self.ghosts.capacity:
+                self.ghosts.remember(tree.digest(node), "evicted")
+            self._evicted += self._remove_leaf(node)
+
+    def _remove_leaf(self, node: int) -> int:
+        """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
+        count = 0
+        for g in self._range:
+            if self.tree.payload[g][node] >= 0:
+                self._free_payload(g, node)
+                count += 1
+        self._prune(node)
+        return count
+
+    def _free_payload(self, group: int, node: int) -> None:
+        """Take an idle block out of the tree."""
+        pool = self.pools[group]
+        block = self.tree.payload[group][node]
+        self.idle[group].remove(block)
+        self.tree.payload[group][node] = -1
+        pool.owner[block] = -1
+        pool.give(block)
+
+    def _prune(self, node: int) -> None:
+        """Remove the node, and then its ancestors, while nothing needs them."""
+        tree = self.tree
+        while node >= 0 and not tree.children[node]:
+            if tree.pins[node] or any(payload[node] >= 0 for payload in tree.payload):
+                self._unpark(node)
+                return
+            parent = tree.parent[node]
+            tree.remove(node)
+            node = parent
+
+    def _unpark(self, node: int) -> None:
+        for g in self._full:
+            block = self.tree.payload[g][node]
+            if block >= 0:
+                self.idle[g].unpark(block)
+
+    def _drop_if_idle(self, node: int) -> None:
+        """A partial tail that a longer block extends is redundant; it goes once nobody reads it."""
+        for g in self._range:
+            block = self.tree.payload[g][node]
+            if block >= 0 and self.pools[g].refs[block]:
+                return
+        if not self.tree.pins[node]:
+            self._remove_leaf(node)
+
+    # --- invalidation
 
     def invalidate(self, *, namespace: str, tokens: Sequence[int] = ()) -> int:
         """Remove the subtree below the prefix `tokens` (empty: the whole namespace); returns
-        blocks removed. In-flight readers finish; what they compute from it is not published."""
-        raise NotImplementedError
+        blocks removed. In-flight readers finish; what they compute from it is not published.
+
+        A block is removed when the tokens up to its end begin with `tokens`. Recipes of the
+        namespace may contain what is forgotten, so they all go."""
+        selector = pack_tokens(tokens)
+        removed = 0
+        for identity, root in list(self.tree.roots.items()):
+            if identity.namespace == namespace:
+                removed += self._forget(root, selector if identity.lineage == EXACT else b"")
+        for lease in self.leases:
+            if lease.identity.namespace == namespace and lease.limit:
+                self._restrict(lease, selector if lease.lineage == EXACT else b"")
+        return removed
+
+    def _forget(self, root: int, selector: bytes) -> int:
+        removed = 0
+        for count, top in enumerate(self.tree.tops(root, selector)):
+            if count < self.ghosts.capacity:
+                self.ghosts.remember(self.tree.digest(top), "invalidated")
+            nodes = self.tree.subtree(top)
+            gone = set(nodes)
+            for lease in self.leases:
+                if lease.node in gone:
+                    self._detach(lease)
+            for node in nodes:
+                removed += self._detach_payload(node)
+            parent = self.tree.parent[top]
+            for node in nodes:
+                self.tree.remove(node)
+            self._prune(parent)
+        return removed
+
+    def _detach_payload(self, node: int) -> int:
+        """Blocks of a node that is forgotten: free, or left to their readers."""
+        count = 0
+        for g in self._range:
+            block = self.tree.payload[g][node]
+            if block < 0:
+                continue
+            count += 1
+            if self.pools[g].refs[block]:
+                self.tree.payload[g][node] = -1
+                self.pools[g].owner[block] = -1
+            else:
+                self._free_payload(g, node)
+        return count
+
+    def _detach(self, lease: Lease) -> None:
+        """The lease publishes nothing more."""
+        self._stop_leading(lease)
+        if lease.node >= 0:
+            self.tree.pins[lease.node] -= 1
+        lease.node, lease.limit, lease.prompt = -1, 0, b""
+
+    def _restrict(self, lease: Lease, selector: bytes) -> None:
+        """A lease opened before publishes nothing that the selector matches (invariant 17)."""
+        if not selector:
+            node = lease.node
+            self._detach(lease)
+            if node >= 0:
+                self._prune(node)
+        else:
+            lease.selectors.append(selector)
+
+    def _obey_selectors(self, lease: Lease, tokens: Sequence[int]) -> None:
+        """Once the tokens reach the end of a selector it is known whether it matches them."""
+        size = len(tokens) * WORD
+        for selector in lease.selectors:
+            if len(selector) <= size and pack_tokens(tokens[: len(selector) // WORD]) == selector:
+                lease.limit = min(lease.limit, (len(selector) - WORD) // self._width)
+        lease.selectors = [selector for selector in lease.selectors if len(selector) > size]
+        if lease.limit <= lease.sealed:
+            self._stop_leading(lease)
 
     def reset(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False (and nothing changed) while blocks are leased."""
-        raise NotImplementedError
+        for lease in self.leases:
+            if namespace is None or lease.identity.namespace == namespace:
+                return False
+        names = {identity.namespace for identity in self.tree.roots}
+        for name in names if namespace is None else names & {namespace}:
+            self.invalidate(namespace=name)
+        return True
 
-    def explain(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
-        """Like lookup, without touching recency or counters."""
-        raise NotImplementedError
+    # --- sizes, counters, proof
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks (of the first full group) that `tokens` need."""
+        return -(-tokens // self.block_size)
+
+    def capacity_tokens(self) -> int:
+        """The longest sequence that fits when nothing else is held."""
+        return min(pool.num_blocks for pool in self.pools) * self.block_size
 
     def stats(self) -> CacheStats:
-        raise NotImplementedError
+        fenced = tuple(len(blocks) for blocks in self._fenced_only())
+        free = tuple(len(pool.free) for pool in self.pools)
+        idle = tuple(queue.count for queue in self.idle)
+        total = tuple(pool.num_blocks for pool in self.pools)
+        leased = tuple(
+            len({block for lease in self.leases for block in lease.blocks[g]}) for g in self._range
+        )
+        return CacheStats(
+            queried_tokens=self._queried,
+            hit_tokens=self._hits,
+            approximate_hit_tokens=self._approximate,
+            evicted_blocks=self._evicted,
+            committed_blocks=self._committed,
+            copied_blocks=self._copied,
+            total_blocks=total,
+            free_blocks=free,
+            leased_blocks=leased,
+            idle_blocks=idle,
+            fenced_blocks=fenced,
+            leaked_blocks=sum(total) - sum(free) - sum(idle) - sum(fenced) - sum(leased),
+        )
+
+    def _fenced_only(self) -> list[set[int]]:
+        """Per group, blocks that nobody but the fence holds."""
+        counts: list[dict[int, int]] = [{} for _ in self._range]
+        for g, block in self.fence.held():
+            counts[g][block] = counts[g].get(block, 0) + 1
+        return [
+            {block for block, count in counts[g].items() if count == self.pools[g].refs[block]}
+            for g in self._range
+        ]
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one place and counts add up."""
-        raise NotImplementedError
+        audit(self)
+
+
+def _check_sizes(groups: Sequence[KvGroup], num_blocks: Sequence[int], block_size: int) -> None:
+    if not groups or len(groups) != len(num_blocks):
+        raise ConfigError(f"{len(groups)} KV groups need as many pool sizes, got {num_blocks}")
+    if not 1 <= block_size <= 4096 or min(num_blocks) < 1:
+        raise ConfigError(
+            f"block_size {block_size} must be 1 .. 4096 and every pool needs a block: {num_blocks}"
+        )
+    for group in groups:
+        if group.kind == "state":
+            raise ConfigError("KV groups of kind 'state' (recurrent models) are not served yet")
+        if group.kind == "window" and (group.window is None or group.window < 1):
+            raise ConfigError(f"a window group needs window >= 1, got {group.window}")

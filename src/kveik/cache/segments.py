@@ -74,7 +74,7 @@ class CopyPrefix(NamedTuple):
     group: int
     src: int
     dst: int
-    count: int
+    count: int  # type: ignore[assignment]  # tokens; hides tuple.count
 
 
 Move: TypeAlias = CopyPrefix

@@ -1,0 +1,402 @@
+"""The prefix tree: which sequence of tokens a block belongs to; and the memory of gone blocks.
+
+One dictionary maps `parent node id + token ids` (bytes, compared exactly) to a node, so a wrong
+hit is impossible whatever a hash does. A node is one block: `block_size` tokens, or fewer for a
+sealed partial tail (a leaf for ever). All facts of a node lie in flat array columns: a million
+nodes are no objects for the garbage collector. Roots stand for (namespace, adapter, lineage):
+a recipe has a root of its own, so no exact lookup can ever reach it.
+
+Token ids are big-endian 32-bit words inside keys, so that the order of bytes is the order of
+tokens: among many siblings the longest common prefix is found next to where the key would be
+inserted. The tree does not know leases, reference counts or policies. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from kveik.cache.segments import EXACT
+from kveik.errors import InvalidRequest
+
+WORD = 4  # bytes of one token id
+_DIGEST = 32
+_LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
+_NEAREST = 16  # sorted siblings looked at on either side for the longest common prefix
+_LEAF = 512  # keys in one sorted chunk
+
+
+def pack_tokens(tokens: Sequence[int]) -> bytes:
+    """Token ids as big-endian unsigned 32-bit words; InvalidRequest when one does not fit."""
+    try:
+        words = array("I", tokens)
+    except (OverflowError, TypeError) as error:
+        raise InvalidRequest(
+            f"token ids: each must be an integer in 0 .. 2**32 - 1 ({error})", param="prompt"
+        ) from error
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words.tobytes()
+
+
+def shared_tokens(left: bytes, right: bytes) -> int:
+    """Length in tokens of the longest common prefix of two packed sequences."""
+    size = min(len(left), len(right))
+    left, right = left[:size], right[:size]
+    if left == right:
+        return size // WORD
+    difference = int.from_bytes(left, "big") ^ int.from_bytes(right, "big")
+    return (8 * size - difference.bit_length()) // (8 * WORD)
+
+
+class Identity(NamedTuple):
+    """What separates trees that must never see each other. lineage: EXACT or a recipe digest."""
+
+    namespace: str
+    adapter: int = 0
+    lineage: bytes = EXACT
+
+
+class SortedKeys:
+    """Keys in byte order in chunks, so that an insertion moves little among 10^5 siblings."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._chunks = [sorted(keys)]
+
+    def _place(self, key: bytes) -> int:
+        """Index of the chunk that holds, or would hold, the key."""
+        return max(bisect_right(self._chunks, key, key=lambda keys: keys[0]) - 1, 0)
+
+    def add(self, key: bytes) -> None:
+        place = self._place(key)
+        chunk = self._chunks[place]
+        insort(chunk, key)
+        if len(chunk) > _LEAF:
+            self._chunks[place : place + 1] = [chunk[: _LEAF // 2], chunk[_LEAF // 2 :]]
+
+    def discard(self, key: bytes) -> None:
+        place = self._place(key)
+        chunk = self._chunks[place]
+        del chunk[bisect_left(chunk, key)]
+        if not chunk and len(self._chunks) > 1:
+            del self._chunks[place]
+
+    def from_key(self, key: bytes) -> Iterator[bytes]:
+        """Keys >= key, ascending."""
+        place = self._place(key)
+        chunk = self._chunks[place]
+        yield from chunk[bisect_left(chunk, key) :]
+        for later in self._chunks[place + 1 :]:
+            yield from later
+
+    def before_key(self, key: bytes) -> Iterator[bytes]:
+        """Keys < key, descending."""
+        place = self._place(key)
+        chunk = self._chunks[place]
+        yield from reversed(chunk[: bisect_left(chunk, key)])
+        for index in range(place - 1, -1, -1):
+            yield from reversed(self._chunks[index])
+
+
+class PrefixTree:
+    """Nodes by number. `payload[g][node]` is the block of group g, -1 when it has none.
+
+    pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`."""
+
+    def __init__(self, num_groups: int, block_size: int, secret: bytes) -> None:
+        self.block_size = block_size
+        self.index: dict[bytes, int] = {}
+        self.roots: dict[Identity, int] = {}
+        self.identities: dict[int, Identity] = {}
+        self.parent = array("i")
+        self.length = array("H")  # tokens
+        self.children = array("i")  # number of children
+        self.pins = array("i")
+        self.payload = tuple(array("i") for _ in range(num_groups))
+        self._first_child = array("i")
+        self._next_sibling = array("i")
+        self._previous_sibling = array("i")
+        self._tokens = bytearray()
+        self._digests = bytearray()  # zero: not computed yet
+        self._unused = array("i")
+        self._sorted: dict[int, SortedKeys] = {}
+        self._width = block_size * WORD
+        self._secret = secret
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    # --- lookup
+
+    def walk(self, root: int, data: bytes, blocks: int) -> list[int]:
+        """The nodes of the first `blocks` whole blocks of `data`, up to the first that is not
+        there."""
+        nodes: list[int] = []
+        if root < 0:
+            return nodes
+        get, width, node = self.index.get, self._width, root
+        for start in range(0, blocks * width, width):
+            found = get(node.to_bytes(4, "big") + data[start : start + width])
+            if found is None:
+                break
+            node = found
+            nodes.append(node)
+        return nodes
+
+    def closest(self, parent: int, wanted: bytes) -> list[tuple[int, int]]:
+        """Children that begin like `wanted`, as (shared tokens > 0, node), most shared first.
+
+        Among many siblings only the nearest ones of either side in token order."""
+        if not self.children[parent] or not wanted:
+            return []
+        found: list[tuple[int, int]] = []
+        keys = self._sorted.get(parent)
+        if keys is None:
+            for node in self.each_child(parent):
+                shared = shared_tokens(self.chunk(node), wanted)
+                if shared:
+                    found.append((shared, node))
+        else:
+            key = parent.to_bytes(4, "big") + wanted
+            for side in (keys.from_key(key), keys.before_key(key)):
+                for _, near in zip(range(_NEAREST), side, strict=False):
+                    shared = shared_tokens(near, key) - 1  # the parent id is the first word
+                    if shared < 1:
+                        break
+                    found.append((shared, self.index[near]))
+        found.sort(reverse=True)
+        return found
+
+    def each_child(self, parent: int) -> Iterator[int]:
+        node = self._first_child[parent]
+        while node >= 0:
+            following = self._next_sibling[node]
+            yield node
+            node = following
+
+    def chunk(self, node: int) -> bytes:
+        """The packed tokens of one node."""
+        start = node * self._width
+        return bytes(self._tokens[start : start + self.length[node] * WORD])
+
+    def key(self, node: int) -> bytes:
+        return self.parent[node].to_bytes(4, "big") + self.chunk(node)
+
+    def shorter_tail(self, parent: int, chunk: bytes) -> int:
+        """A sealed partial tail under `parent` that `chunk` extends, or -1."""
+        if not self.children[parent]:
+            return -1
+        keys = self._sorted.get(parent)
+        if keys is not None:
+            key = parent.to_bytes(4, "big") + chunk
+            before = next(keys.before_key(key), None)
+            return self.index[before] if before and key.startswith(before) else -1
+        for node in self.each_child(parent):
+            if self.length[node] * WORD < len(chunk) and chunk.startswith(self.chunk(node)):
+                return node
+        return -1
+
+    def is_extended(self, parent: int, chunk: bytes) -> bool:
+        """Does a longer block under `parent` begin with `chunk`?"""
+        keys = self._sorted.get(parent)
+        if keys is not None:
+            key = parent.to_bytes(4, "big") + chunk
+            near = keys.from_key(key)
+            after = next(near, b"")
+            if after == key:
+                after = next(near, b"")
+            return after.startswith(key)
+        return any(
+            self.length[node] * WORD > len(chunk) and self.chunk(node).startswith(chunk)
+            for node in self.each_child(parent)
+        )
+
+    def sorted_keys(self, parent: int) -> list[bytes] | None:
+        """The sorted keys of the children, where there are enough of them to be kept sorted."""
+        keys = self._sorted.get(parent)
+        return None if keys is None else list(keys.from_key(b""))
+
+    # --- change
+
+    def root(self, identity: Identity) -> int:
+        """The root of that identity, made when it is not there."""
+        node = self.roots.get(identity)
+        if node is None:
+            node = self._new()
+            self.parent[node] = -1
+            self.roots[identity] = node
+            self.identities[node] = identity
+        return node
+
+    def insert(self, parent: int, chunk: bytes) -> int:
+        """A new node without payload. The caller knows that there is none with these tokens."""
+        node = self._new()
+        key = parent.to_bytes(4, "big") + chunk
+        self.index[key] = node
+        self.parent[node] = parent
+        self.length[node] = len(chunk) // WORD
+        start = node * self._width
+        self._tokens[start : start + len(chunk)] = chunk
+        head = self._first_child[parent]
+        self._next_sibling[node] = head
+        self._previous_sibling[node] = -1
+        if head >= 0:
+            self._previous_sibling[head] = node
+        self._first_child[parent] = node
+        self.children[parent] += 1
+        if self.children[parent] > _LISTED:
+            keys = self._sorted.get(parent)
+            if keys is None:
+                every = [self.key(child) for child in self.each_child(parent)]
+                self._sorted[parent] = SortedKeys(every)
+            else:
+                keys.add(key)
+        return node
+
+    def remove(self, node: int) -> None:
+        """Forget a node that has neither children nor payload; its number may be used again."""
+        if self.children[node] or any(blocks[node] >= 0 for blocks in self.payload):
+            raise ValueError(f"node {node} is removed although it has children or a block")
+        parent = self.parent[node]
+        if parent < 0:
+            del self.roots[self.identities.pop(node)]
+        else:
+            self._unlink(node, parent)
+        self.pins[node] = 0
+        start = node * _DIGEST
+        self._digests[start : start + _DIGEST] = bytes(_DIGEST)
+        self.length[node] = 0
+        self._unused.append(node)
+
+    def _unlink(self, node: int, parent: int) -> None:
+        key = self.key(node)
+        del self.index[key]
+        before, after = self._previous_sibling[node], self._next_sibling[node]
+        if before >= 0:
+            self._next_sibling[before] = after
+        else:
+            self._first_child[parent] = after
+        if after >= 0:
+            self._previous_sibling[after] = before
+        self.children[parent] -= 1
+        keys = self._sorted.get(parent)
+        if keys is not None:
+            if self.children[parent] > _LISTED // 2:
+                keys.discard(key)
+            else:
+                del self._sorted[parent]
+
+    def _new(self) -> int:
+        if not self._unused:
+            self._grow()
+        return self._unused.pop()
+
+    def _grow(self) -> None:
+        """Room for an eighth more nodes (at least 256)."""
+        size = len(self.parent)
+        more = max(256, size // 8)
+        blank = array("i", [-1]) * more
+        zero = array("i", bytes(4 * more))
+        for column in (self.parent, self._first_child, self._next_sibling, *self.payload):
+            column.extend(blank)
+        self._previous_sibling.extend(blank)
+        self.children.extend(zero)
+        self.pins.extend(zero)
+        self.length.extend(array("H", bytes(2 * more)))
+        self._tokens.extend(bytes(self._width * more))
+        self._digests.extend(bytes(_DIGEST * more))
+        self._unused.extend(range(size + more - 1, size - 1, -1))
+
+    # --- subtrees and digests
+
+    def tops(self, root: int, prefix: bytes) -> list[int]:
+        """The highest nodes whose whole path begins with `prefix` (empty: all children)."""
+        blocks = max(len(prefix) - WORD, 0) // self._width
+        path = self.walk(root, prefix, blocks)
+        if len(path) < blocks:
+            return []
+        parent = path[-1] if path else root
+        rest = prefix[blocks * self._width :]
+        return [node for node in self.each_child(parent) if self.chunk(node).startswith(rest)]
+
+    def subtree(self, top: int) -> list[int]:
+        """The node and everything below it, children before parents."""
+        nodes = [top]
+        for node in nodes:
+            nodes.extend(self.each_child(node))
+        nodes.reverse()
+        return nodes
+
+    def nodes(self) -> Iterator[int]:
+        """Every node that is in use, roots included."""
+        return chain(self.roots.values(), self.index.values())
+
+    def digest(self, node: int) -> bytes:
+        """Keyed 256-bit digest of identity and path; kept, so that each node pays for it once."""
+        unknown: list[int] = []
+        blank = bytes(_DIGEST)
+        while True:
+            known = bytes(self._digests[node * _DIGEST : (node + 1) * _DIGEST])
+            if known != blank:
+                break
+            unknown.append(node)
+            if self.parent[node] < 0:
+                break
+            node = self.parent[node]
+        for missing in reversed(unknown):
+            if self.parent[missing] < 0:
+                known = self._root_digest(self.identities[missing])
+            else:
+                known = self.digest_below(known, self.chunk(missing))
+            self._digests[missing * _DIGEST : (missing + 1) * _DIGEST] = known
+        return known
+
+    def digest_below(self, parent_digest: bytes, chunk: bytes) -> bytes:
+        """Digest of a (possible) child with these packed tokens."""
+        return hashlib.blake2b(
+            parent_digest + chunk, digest_size=_DIGEST, key=self._secret
+        ).digest()
+
+    def absent_root_digest(self, identity: Identity) -> bytes:
+        """Digest of a root that may not be there."""
+        return self._root_digest(identity)
+
+    def _root_digest(self, identity: Identity) -> bytes:
+        name = identity.namespace.encode("utf-8", "surrogatepass")
+        parts = (name, identity.adapter.to_bytes(8, "big", signed=True), identity.lineage)
+        framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
+        return hashlib.blake2b(
+            framed, digest_size=_DIGEST, key=self._secret, person=b"kveik root"
+        ).digest()
+
+
+class GhostRing:
+    """Why blocks are gone: digest -> reason, for the last `capacity` of them."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._reasons: OrderedDict[bytes, str] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    def remember(self, digest: bytes, reason: str) -> None:
+        if not self._capacity:
+            return
+        self._reasons[digest] = reason
+        self._reasons.move_to_end(digest)
+        if len(self._reasons) > self._capacity:
+            self._reasons.popitem(last=False)
+
+    def reason(self, digest: bytes) -> str | None:
+        return self._reasons.get(digest)
