@@ -37,7 +37,10 @@ class Delivery:
         self._sink = sink
         self._texts = [
             ChoiceText(
-                tokenizer.detokenizer(skip_special_tokens=params.skip_special_tokens),
+                tokenizer.detokenizer(
+                    skip_special_tokens=params.skip_special_tokens,
+                    prompt_token_ids=request.prompt_token_ids,
+                ),
                 params.stop,
                 include=params.include_stop_str_in_output,
                 min_tokens=params.min_tokens,

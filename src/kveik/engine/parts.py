@@ -123,7 +123,9 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         hub_token=config.hub_token,
         progress=progress,
     )
-    tokenizer = Tokenizer.load(loaded.folder, chat_template=config.chat_template)
+    tokenizer = Tokenizer.from_folder(
+        loaded.folder, chat_template=config.chat_template, eos_token_ids=loaded.end_ids
+    )
     return EngineParts(
         model=loaded.model,
         ops=ops,

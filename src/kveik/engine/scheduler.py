@@ -66,6 +66,7 @@ class _Draft:
     budget: int
     prefills: int = 0
     preempted: bool = False
+    flush: bool = False  # launch the step even if it is empty
     plans: list[SequencePlan] = field(default_factory=list)
     rows: dict[int, tuple[Sequence, int]] = field(default_factory=dict)  # id -> (who, rows)
 
@@ -107,6 +108,7 @@ class Scheduler:
         self._moves: list[Move] = []  # of leases opened or forked since the last plan
         self._failures: list[WorkFailed] = []
         self._step: tuple[int, dict[int, tuple[Sequence, int]]] | None = None
+        self._flushed = False  # the step before was launched for its fence only
         self._progress = 0  # counts whatever may turn a Wait into something else
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
@@ -190,7 +192,8 @@ class Scheduler:
         self._plan_prefills(draft)
         if not draft.preempted or not draft.plans:
             self._admit(draft, now)
-        if not draft.plans and not self._moves:
+        self._flushed = draft.flush
+        if not (draft.plans or self._moves or draft.flush):
             return None
         step_id, moves = next(self._step_ids), tuple(self._moves)
         self._moves.clear()
@@ -246,9 +249,10 @@ class Scheduler:
     def _admit(self, draft: _Draft, now: float) -> None:
         index = 0
         while index < len(self._waiting) and len(self._running) < self.limits.seats:
-            if draft.budget < (self.limits.block_size if draft.prefills else 1):
-                return
             sequence = self._waiting[index]
+            useful = min(self.limits.block_size, len(sequence.tokens)) if draft.prefills else 1
+            if draft.budget < useful:
+                return
             if sequence.asked_at == self._progress:
                 index += 1
                 continue
@@ -264,10 +268,12 @@ class Scheduler:
             self._admit_alone(self._waiting[0], draft, now)
 
     def _admit_alone(self, sequence: Sequence, draft: _Draft, now: float) -> None:
-        """Nothing runs, yet the oldest was not admitted: holding the cached blocks it could reuse
-        leaves too little room for the rest. Without reuse it fits, or else it never will."""
+        """Nothing runs, yet the oldest was not admitted. Without reuse it fits, once the blocks
+        that were given up before their first step have passed one; or else it never will."""
         if self._open(sequence, now, reuse=False) is Opened:
             self._add_chunk(sequence, draft)
+        elif not self._flushed:
+            draft.flush = True
         else:
             self._failures.append(self._fail(sequence.work, "no room in an empty KV pool", now))
 
