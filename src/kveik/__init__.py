@@ -1,3 +1,61 @@
-"""kveik: an LLM inference and serving engine whose KV cache is a managed resource."""
+"""kveik: an LLM inference and serving engine whose KV cache is a managed resource.
+
+The public names are loaded when they are first used, so that `import kveik` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from kveik.engine.request import SamplingParams
+    from kveik.errors import (
+        ConfigError,
+        ContextLengthExceeded,
+        InvalidRequest,
+        KveikError,
+        ModelLoadError,
+        Overloaded,
+        PromptTooLarge,
+        Unavailable,
+        UnsupportedFeature,
+    )
+    from kveik.llm import LLM
+    from kveik.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, StreamDelta
+
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "ConfigError",
+    "ContextLengthExceeded",
+    "InvalidRequest",
+    "KveikError",
+    "Logprob",
+    "ModelLoadError",
+    "Overloaded",
+    "PromptTooLarge",
+    "RequestOutput",
+    "SamplingParams",
+    "ScoreOutput",
+    "StreamDelta",
+    "Unavailable",
+    "UnsupportedFeature",
+    "__version__",
+]
+
+_HOMES = {"LLM": "kveik.llm", "SamplingParams": "kveik.engine.request"} | dict.fromkeys(
+    ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'kveik' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES.get(name, "kveik.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

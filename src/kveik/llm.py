@@ -1,0 +1,308 @@
+"""The offline door: `LLM(...)` loads a model and computes on the caller's thread.
+
+Names and results follow vLLM's class of the same name, so that its programs run after changing the
+import. Requests of one call are computed together; identical prefixes are computed once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from types import TracebackType
+from typing import Any, TypeAlias, TypedDict
+
+from kveik.config import EngineConfig, engine_config
+from kveik.engine.engine import Engine
+from kveik.engine.request import Request, SamplingParams
+from kveik.engine.tokenizer import Tokenizer
+from kveik.errors import InvalidRequest, KveikError, Overloaded
+from kveik.outputs import (
+    DeltaCollector,
+    OutputCollector,
+    RequestOutput,
+    ScoreOutput,
+    StreamDelta,
+)
+
+
+class TextPrompt(TypedDict):
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    prompt_token_ids: Sequence[int]
+
+
+Prompt: TypeAlias = str | TextPrompt | TokensPrompt
+Message: TypeAlias = Mapping[str, Any]
+Conversation: TypeAlias = Sequence[Message]
+
+
+class LLM:
+    """A model, its KV cache and the engine around them.
+
+    model: folder in Hugging Face format, hub id, or None for the embedded model. options: the
+    fields of `kveik.config.EngineConfig`; kv_memory also as "2GiB". Raises TypeError for an unknown
+    option, ConfigError or ModelLoadError naming what is wrong and what to do."""
+
+    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
+        if model is not None:
+            options["model"] = os.fspath(model)
+        self._attach(Engine.load(engine_config(options, os.environ)))
+
+    @classmethod
+    def from_config(
+        cls, config: EngineConfig, *, progress: Callable[[str, float], None] | None = None
+    ) -> LLM:
+        """progress(stage, share done 0..1) while loading."""
+        return cls.from_engine(Engine.load(config, progress=progress))
+
+    @classmethod
+    def from_engine(cls, engine: Engine) -> LLM:
+        """Around an engine that exists; its background thread must not be running."""
+        llm = cls.__new__(cls)
+        llm._attach(engine)
+        return llm
+
+    def _attach(self, engine: Engine) -> None:
+        self.engine = engine
+        self._stepping = threading.Lock()
+        self._closed = False
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """Complete prompts; outputs in their order.
+
+        params: one for all, or one per prompt; None: `get_default_sampling_params()`. use_tqdm: a
+        progress bar; None: where there are several prompts and a terminal. Raises InvalidRequest
+        and its kin for the first prompt that cannot be served."""
+        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        requests = [
+            self.request(prompt, one)
+            for prompt, one in zip(listed, self._params_for(listed, params), strict=True)
+        ]
+        return self._complete_all(requests, use_tqdm)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool | None = None,
+    ) -> list[RequestOutput]:
+        """The next turn of one conversation, or of each of several."""
+        conversations = [messages] if _is_conversation(messages) else list(messages)
+        requests = [
+            self.chat_request(conversation, one)  # type: ignore[arg-type]
+            for conversation, one in zip(
+                conversations, self._params_for(conversations, params), strict=True
+            )
+        ]
+        return self._complete_all(requests, use_tqdm)
+
+    def stream(
+        self, prompt: Prompt | Conversation, params: SamplingParams | None = None
+    ) -> Iterator[StreamDelta]:
+        """Text as it is computed. Closing the iterator aborts the request; its computed prefix
+        stays cached. The request is checked at once, before the first delta is asked for."""
+        if _is_conversation(prompt):
+            request = self.chat_request(prompt, params)  # type: ignore[arg-type]
+        else:
+            request = self.request(prompt, params)  # type: ignore[arg-type]
+        collector = DeltaCollector()
+        return self._deltas(self.engine.submit(request, collector), collector)
+
+    def score(
+        self, texts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None
+    ) -> list[ScoreOutput]:
+        """Log-probability of every token of each text given the tokens before it."""
+        listed = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        outputs = self._complete_all([self.request(text, params) for text in listed], use_tqdm)
+        return [_score(output) for output in outputs]
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The sampling defaults of the model's generation_config.json."""
+        whole = {"top_k", "max_tokens"}
+        defaults = self.engine.info.defaults.items()
+        return SamplingParams(
+            **{name: int(value) if name in whole else value for name, value in defaults}  # type: ignore[arg-type]
+        )
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.engine.tokenizer
+
+    def close(self) -> None:
+        """Abort what is running; later calls raise Unavailable."""
+        if not self._closed:
+            self._closed = True
+            self.engine.stop()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def request(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+        """The tokenised request of one prompt; raises InvalidRequest."""
+        params = params or self.get_default_sampling_params()
+        fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
+        if isinstance(prompt, Mapping):
+            fields = prompt
+        if "prompt_token_ids" in fields:
+            return Request(_checked_ids(fields["prompt_token_ids"]), params)
+        text = fields.get("prompt")
+        if not isinstance(text, str):
+            raise InvalidRequest(
+                'prompt: expected a string, {"prompt": str} or {"prompt_token_ids": [...]}, '
+                f"got {type(prompt).__name__}",
+                param="prompt",
+            )
+        return Request(tuple(self.engine.tokenizer.encode(text)), params, prompt=text)
+
+    def chat_request(self, messages: Conversation, params: SamplingParams | None = None) -> Request:
+        """The tokenised request of one conversation; raises InvalidRequest."""
+        tokenizer = self.engine.tokenizer
+        return Request(
+            tuple(tokenizer.encode_chat(messages)),
+            params or self.get_default_sampling_params(),
+            prompt=tokenizer.render_chat(messages),
+        )
+
+    def run(self, requests: Iterable[Request]) -> Iterator[OutputCollector]:
+        """Compute a stream of requests together; collectors come in the order in which they end.
+        A request that fails or is refused ends with `error`, and no other is touched. Only as many
+        as the engine can overlap are taken from `requests` ahead of time."""
+        source = iter(requests)
+        active: dict[int, OutputCollector] = {}
+        room = min(2 * self.engine.config.max_num_seqs, self.engine.config.max_queued_requests)
+        waiting: Request | None = next(source, None)
+        try:
+            while waiting is not None or active:
+                while waiting is not None and len(active) < room:
+                    collector = self._collector(waiting)
+                    try:
+                        active[self.engine.submit(waiting, collector)] = collector
+                    except Overloaded as error:
+                        if active:
+                            break
+                        collector.error = error
+                        yield collector
+                    except KveikError as error:
+                        collector.error = error
+                        yield collector
+                    waiting = next(source, None)
+                self._step()
+                for handle in [handle for handle, one in active.items() if one.ended]:
+                    yield active.pop(handle)
+        finally:
+            self._abort(active)
+
+    def _collector(self, request: Request) -> OutputCollector:
+        return OutputCollector(request, self.engine.tokenizer.token_text, time.perf_counter)
+
+    def _complete_all(self, requests: list[Request], bar: bool | None) -> list[RequestOutput]:
+        """All outputs in the order of `requests`; raises the first error."""
+        numbered = [replace(one, request_id=str(number)) for number, one in enumerate(requests)]
+        outputs: dict[str, RequestOutput] = {}
+        show = len(requests) > 1 and sys.stderr.isatty() if bar is None else bar
+        ended = self.run(numbered)
+        for collector in _with_bar(ended, len(requests)) if show else ended:
+            if collector.error is not None:
+                ended.close()  # type: ignore[attr-defined]
+                raise collector.error
+            outputs[collector.output.request_id] = collector.output
+        return [outputs[request.request_id] for request in numbered]
+
+    def _deltas(self, handle: int, collector: DeltaCollector) -> Iterator[StreamDelta]:
+        try:
+            while not collector.ended:
+                self._step()
+                yield from collector.take()
+            if collector.error is not None:
+                raise collector.error
+        finally:
+            if not collector.ended:
+                self._abort([handle])
+
+    def _abort(self, handles: Iterable[int]) -> None:
+        listed = list(handles)
+        for handle in listed:
+            self.engine.abort(handle)
+        if listed:
+            self._step()
+
+    def _step(self) -> None:
+        """One step for every caller of this LLM, whichever thread it is on."""
+        with self._stepping:
+            self.engine.step()
+
+    def _params_for(
+        self, items: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[SamplingParams]:
+        if params is None:
+            params = self.get_default_sampling_params()
+        if isinstance(params, SamplingParams):
+            return [params] * len(items)
+        if len(params) != len(items):
+            raise InvalidRequest(
+                f"params: {len(params)} sampling parameters for {len(items)} prompts",
+                param="params",
+            )
+        return list(params)
+
+
+def _is_conversation(value: object) -> bool:
+    """A list of messages: its first item is an object with a role."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
+        return False
+    return isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def _checked_ids(token_ids: object) -> tuple[int, ...]:
+    if isinstance(token_ids, Sequence) and not isinstance(token_ids, str | bytes):
+        ids = tuple(token_ids)
+        if all(isinstance(one, Integral) and not isinstance(one, bool) for one in ids):
+            return tuple(int(one) for one in ids)
+    raise InvalidRequest("prompt_token_ids: expected a list of integers", param="prompt_token_ids")
+
+
+def _score(output: RequestOutput) -> ScoreOutput:
+    assert output.prompt_logprobs is not None
+    places = zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
+    logprobs = [None if place is None else place[token_id].logprob for token_id, place in places]
+    return ScoreOutput(output.prompt, output.prompt_token_ids, logprobs)
+
+
+def _with_bar(ended: Iterable[OutputCollector], total: int) -> Iterator[OutputCollector]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[speed]}"),
+    )
+    started, tokens = time.perf_counter(), 0
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("generate", total=total, speed="")
+        for collector in ended:
+            tokens += sum(len(choice.token_ids) for choice in collector.output.outputs)
+            speed = tokens / (time.perf_counter() - started)
+            progress.update(task, advance=1, speed=f"{speed:.0f} tokens/s")
+            yield collector
