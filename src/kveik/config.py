@@ -48,6 +48,7 @@ LIMITS: dict[str, Limit] = {
     "stop_length": Limit(1, 1000),
     "stop_token_ids_count": Limit(0, 128),
     "prompt_count": Limit(1, 1024),
+    "choice_count": Limit(1, 4096),  # prompts times n of one HTTP request
     "message_count": Limit(1, 4096),
     "token_id": Limit(0, 2**31 - 1),
     "chat_characters": Limit(0, 4 * 1024 * 1024),  # of a rendered conversation
@@ -138,8 +139,8 @@ _POSITIVE = (
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A field (`attribute`) of a record as the outside names it: `--max-model-len`, `KVEIK_MAX_MODEL_LEN`, and
-    `max_model_len` (or `max-model-len`) in a configuration file.
+    """A field (`attribute`) of a record as the outside names it: `--max-model-len`,
+    `KVEIK_MAX_MODEL_LEN`, and `max_model_len` (or `max-model-len`) in a configuration file.
 
     kind "bytes": a number with an optional unit (2GiB); "list": repeatable on the command line,
     comma-separated in the environment. `flag` where the name differs from the field's."""

@@ -8,7 +8,12 @@
       Unauthorized                  401   code invalid_api_key
       PermissionDenied              403   code permission_denied
       NotFound                      404   code not_found / model_not_found
+      MethodNotAllowed              405   code method_not_allowed
+      RequestTimeout                408   code request_timeout (the body did not arrive)
+      Conflict                      409   code conflict (cannot be done now)
       RequestTooLarge               413   code request_too_large
+      UnsupportedMediaType          415   code unsupported_media_type
+      HeadersTooLarge               431   code request_too_large
       Overloaded                    429 rate_limit_error, with retry_after seconds
       Unavailable                   503 service_unavailable_error, with retry_after seconds
       ModelLoadError                a model folder that cannot be loaded; names file and remedy
@@ -85,6 +90,36 @@ class NotFound(KveikError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class MethodNotAllowed(KveikError):
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(KveikError):
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class Conflict(KveikError):
+    status = 409
+    type = "invalid_request_error"
+    code = "conflict"
+
+
+class UnsupportedMediaType(KveikError):
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(KveikError):
+    status = 431
+    type = "invalid_request_error"
+    code = "request_too_large"
 
 
 class RequestTooLarge(KveikError):
