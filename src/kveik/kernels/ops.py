@@ -9,7 +9,7 @@ Q heads, KV heads, D head size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 Array: TypeAlias = Any
@@ -52,7 +52,9 @@ class AttentionSpec:
     num_kv_heads: int
     head_dim: int
     scale: float
-    rope: RopeSpec | None = None  # None: positions live in the hidden state; the query is not turned
+    rope: RopeSpec | None = (
+        None  # None: positions live in the hidden state; the query is not turned
+    )
 
 
 @dataclass(slots=True)
@@ -69,6 +71,9 @@ class GroupBatch:
                       (= seen position - shift) and sees slots first..last *inclusive*, counted
                       from slot 0 of the segment's first block; last < first: sees nothing of it
     A row's windows never name a slot that has not been written by then (its own key included).
+
+    memo belongs to the backend: what it derives from these arrays once and uses in every layer.
+    A GroupBatch is therefore made anew for every step and its arrays do not change meanwhile.
     """
 
     slots: Array
@@ -78,6 +83,7 @@ class GroupBatch:
     blocks: Array
     windows: Array
     block_size: int
+    memo: dict[object, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(slots=True)
@@ -153,11 +159,17 @@ class Ops:
     pack_weight: Callable[[Array, WeightKind, Array | None], Weight]
 
     embed: Callable[[Weight, Array], Array]  # (table, ids[T]) -> [T, H]
-    embed_add: Callable[[Array, Weight, Array], Array]  # (x, table, positions[T]) -> x + table[positions]
+    embed_add: Callable[
+        [Array, Weight, Array], Array
+    ]  # (x, table, positions[T]) -> x + table[positions]
     rms_norm: NormOp
     layer_norm: NormOp
-    linear: Callable[[Array, Weight, Array | None], Array]  # (x[T, in], weight, adapters) -> [T, out]
-    qk_norm: Callable[[Array, Weight, int, float], Array]  # (x[T, heads * D], weight[D], heads, eps)
+    linear: Callable[
+        [Array, Weight, Array | None], Array
+    ]  # (x[T, in], weight, adapters) -> [T, out]
+    qk_norm: Callable[
+        [Array, Weight, int, float], Array
+    ]  # (x[T, heads * D], weight[D], heads, eps)
     # (k[T, KV * D], v[T, KV * D], arena, layer in group, group batch, attention spec)
     rope_write_kv: Callable[[Array, Array, Arena, int, GroupBatch, AttentionSpec], None]
     # (unrotated q[T, Q * D], arena, layer in group, group batch, attention spec) -> [T, Q * D]
@@ -166,7 +178,8 @@ class Ops:
     gelu: Callable[[Array, Literal["tanh", "erf"]], Array]
     add: Callable[[Array, Array], Array]
     take_rows: Callable[[Array, Array], Array]  # (x[T, H], rows[R]) -> [R, H]
-    logits: Callable[[Array, Weight], Array]  # (x[R, H], head[V, H]) -> float32 [R, V]
+    # (x[R, H], head[V, H] packed as "linear") -> float32 [R, V]
+    logits: Callable[[Array, Weight], Array]
     sample: Callable[[Array, Sequence[SampleRow]], list[Sampled]]
     # (arena, [(src, dst, slots), ...]): copies slots 0..n of block src to block dst in every layer
     copy_blocks: Callable[[Arena, Sequence[tuple[int, int, int]]], None]
