@@ -6,7 +6,9 @@ import. Requests of one call are computed together; identical prefixes are compu
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import sys
 import threading
 import time
@@ -248,7 +250,7 @@ class LLM:
 
     def _step(self) -> None:
         """One step for every caller of this LLM, whichever thread it is on."""
-        with self._stepping:
+        with self._stepping, _interrupts_held():
             self.engine.step()
 
     def _params_for(
@@ -264,6 +266,24 @@ class LLM:
                 param="params",
             )
         return list(params)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C ends what the caller does between two steps, never in the middle of one, so that the
+    engine stays whole. Handlers that are not Python's own are left alone."""
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if not on_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _is_conversation(value: object) -> bool:

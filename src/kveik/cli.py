@@ -1,0 +1,217 @@
+"""The command line: `kveik serve | chat | generate | plan | info | bench`.
+
+This file only wires Typer to `kveik.commands`; what a command needs is imported when it runs, so
+that `kveik --help` is quick. Errors are one line on stderr: exit code 2 for usage, configuration
+and models, 1 for everything else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from kveik import __version__
+from kveik.commands.options import (
+    SAMPLING_OPTIONS,
+    given_sampling,
+    read,
+    sampling,
+    with_options,
+)
+from kveik.config import API_KEY_FILE, ENGINE_OPTIONS, SERVER_OPTIONS
+from kveik.errors import ConfigError, InvalidRequest, KveikError, ModelLoadError
+
+app = typer.Typer(
+    name="kveik",
+    help="LLM inference and serving whose KV cache is a managed resource.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    epilog="Every option can also come from KVEIK_* in the environment or from --config FILE.",
+)
+
+Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model")]
+Config = Annotated[str | None, typer.Option("--config", help="TOML or JSON file of options")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
+
+DEFAULT_ANSWER_TOKENS = 128
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kveik {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print it")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@with_options((*ENGINE_OPTIONS, *SERVER_OPTIONS, API_KEY_FILE))
+def serve(model_argument: Model = None, config: Config = None, **given: Any) -> None:
+    """Serve a model with OpenAI's HTTP interface."""
+    from kveik.commands.serve import serve as run
+
+    run(read(given, model=model_argument, file=config))
+
+
+@app.command()
+@with_options((*ENGINE_OPTIONS, *SAMPLING_OPTIONS))
+def chat(
+    model_argument: Model = None,
+    config: Config = None,
+    url: Annotated[str | None, typer.Option(help="Talk to this server instead")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key for --url")] = None,
+    system: Annotated[str | None, typer.Option(help="System message")] = None,
+    **given: Any,
+) -> None:
+    """Talk to a model in the terminal."""
+    from dataclasses import replace
+
+    from kveik.commands.chat import LocalPartner, Partner, RemotePartner
+    from kveik.commands.chat import chat as run
+
+    settings = read(given, model=model_argument, file=config)
+    if url is not None:
+        keys = [api_key] if api_key else settings.server.api_keys
+        partner: Partner = RemotePartner(url, keys[0] if keys else None, given_sampling(given))
+        run(partner, system=system)
+        return
+    from kveik.commands.loading import load
+
+    with load(settings.engine) as llm:
+        defaults = replace(llm.get_default_sampling_params(), max_tokens=None)
+        run(LocalPartner(llm, sampling(given, defaults)), system=system)
+
+
+@app.command()
+@with_options((*ENGINE_OPTIONS, *SAMPLING_OPTIONS))
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help='"-" reads standard input')] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="JSONL file of prompts")] = None,
+    target: Annotated[Path | None, typer.Option("--output", help="JSONL file of results")] = None,
+    as_chat: Annotated[bool, typer.Option("--chat", help="The prompt is a chat message")] = False,
+    config: Config = None,
+    **given: Any,
+) -> None:
+    """Complete a prompt, or a JSONL file of prompts (resumable; OpenAI's batch form too)."""
+    from dataclasses import replace
+
+    from kveik.commands.generate import generate as run
+    from kveik.commands.generate import generate_file, read_prompt
+    from kveik.commands.loading import load
+
+    if (source is None) != (target is None) or (source is not None and prompt is not None):
+        raise ConfigError("generate: give a prompt, or both --input and --output")
+    text = read_prompt(prompt) if source is None else ""
+    with load(read(given, file=config).engine) as llm:
+        defaults = replace(llm.get_default_sampling_params(), max_tokens=DEFAULT_ANSWER_TOKENS)
+        params = sampling(given, defaults)
+        if source is not None and target is not None:
+            generate_file(llm, source, target, params)
+        else:
+            run(llm, text, params, as_chat=as_chat)
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Argument(help="Preset, folder in Hugging Face format, or config.json")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Instead of a model")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Default: as many as heads")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Numbers per head")] = None,
+    parameters: Annotated[float | None, typer.Option(help="Of the model, such as 70e9")] = None,
+    context: Annotated[int | None, typer.Option(help="Tokens per user")] = None,
+    users: Annotated[int, typer.Option(help="Sequences at once")] = 1,
+    dtype: Annotated[str, typer.Option(help="Of the weights")] = "bfloat16",
+    kv_dtype: Annotated[str, typer.Option(help="Of keys and values")] = "bfloat16",
+    memory: Annotated[str | None, typer.Option(help="Such as 80GB; default: what is free")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Will it fit? Presets: llama-3-70b, llama-2-70b, gpt-3, gpt-neo-1.3b."""
+    from kveik.commands.plan import PlanQuestion
+    from kveik.commands.plan import plan as run
+
+    question = PlanQuestion(
+        source=model,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        parameters=parameters,
+        context=context,
+        users=users,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        memory=memory,
+    )
+    run(question, as_json=as_json)
+
+
+@app.command()
+@with_options(ENGINE_OPTIONS)
+def info(
+    model_argument: Model = None, config: Config = None, as_json: AsJson = False, **given: Any
+) -> None:
+    """Version, kernel level, model facts, machine."""
+    from kveik.commands.info import info as run
+
+    run(read(given, model=model_argument, file=config).engine, as_json=as_json)
+
+
+@app.command()
+@with_options(ENGINE_OPTIONS)
+def bench(
+    model_argument: Model = None,
+    config: Config = None,
+    as_json: AsJson = False,
+    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt")] = 256,
+    output_tokens: Annotated[int, typer.Option(help="Length of an answer")] = 64,
+    batch: Annotated[int, typer.Option(help="Sequences computed together")] = 8,
+    repeat: Annotated[int, typer.Option(help="Runs per figure (median)")] = 3,
+    **given: Any,
+) -> None:
+    """Tokens/s, time to first token cold and warm, KV cache on and off."""
+    from kveik.commands.bench import BenchSizes
+    from kveik.commands.bench import bench as run
+    from kveik.commands.loading import load
+
+    sizes = BenchSizes(prompt_tokens, output_tokens, batch, repeat)
+    with load(read(given, model=model_argument, file=config).engine) as llm:
+        run(llm, sizes, as_json=as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. `arguments` without the program's name; None: sys.argv."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except (ConfigError, ModelLoadError, InvalidRequest) as error:
+        _fail(error.message, 2)
+    except KveikError as error:
+        _fail(error.message, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader left. Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(0)
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    typer.echo(f"kveik: {message}", err=True)
+    sys.exit(status)

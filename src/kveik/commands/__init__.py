@@ -1,0 +1,1 @@
+"""The commands of `kveik`, one file each. `kveik.cli` wires them to the command line."""

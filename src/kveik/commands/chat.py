@@ -1,0 +1,206 @@
+"""`kveik chat`: a conversation in the terminal, with a model of its own or a running server.
+
+Ctrl-C stops the answer and not the program; a stopped or failed turn leaves the history as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import typer
+
+from kveik.engine.request import SamplingParams
+from kveik.errors import ConfigError, KveikError, Unavailable
+from kveik.llm import LLM
+
+Messages = Sequence[Mapping[str, str]]
+
+HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the last answer cost; tokens None: the server did not say."""
+
+    prompt_tokens: int | None = None
+    cached_tokens: int = 0
+    completion_tokens: int | None = None
+
+
+class Partner(Protocol):
+    """Who answers. `facts` belongs to the last answer that was read to its end."""
+
+    name: str
+    facts: Facts
+
+    def answer(self, messages: Messages) -> Iterator[str]: ...
+
+
+class LocalPartner:
+    """A model in this process."""
+
+    def __init__(self, llm: LLM, params: SamplingParams) -> None:
+        self.name = llm.engine.info.model_id
+        self.facts = Facts()
+        self._llm = llm
+        self._params = params
+
+    def answer(self, messages: Messages) -> Iterator[str]:
+        for delta in self._llm.stream(messages, self._params):
+            if (usage := delta.usage) is not None:
+                self.facts = Facts(
+                    usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+                )
+            yield delta.text
+
+
+class RemotePartner:
+    """A server with OpenAI's HTTP interface; answers come as server-sent events."""
+
+    def __init__(self, url: str, api_key: str | None, sampling: Mapping[str, Any]) -> None:
+        parts = urlsplit(url if "//" in url else f"http://{url}")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"--url: {url!r} is not an http address", param="url")
+        self._parts = parts
+        self._path = parts.path.rstrip("/").removesuffix("/v1")
+        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._sampling = dict(sampling)
+        self.facts = Facts()
+        with self._request("GET", "/v1/models") as response:
+            self.name = str(json.loads(response.read())["data"][0]["id"])
+
+    def answer(self, messages: Messages) -> Iterator[str]:
+        body = {
+            "model": self.name,
+            "messages": list(messages),
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **self._sampling,
+        }
+        with self._request("POST", "/v1/chat/completions", body) as response:
+            for event in _server_sent_events(response):
+                if "error" in event:
+                    raise KveikError(str(event["error"].get("message")))
+                self._note_usage(event.get("usage"))
+                for choice in event.get("choices", ()):
+                    yield choice["delta"].get("content") or ""
+
+    def _note_usage(self, usage: Mapping[str, Any] | None) -> None:
+        if usage:
+            details = usage.get("prompt_tokens_details") or {}
+            self.facts = Facts(
+                usage["prompt_tokens"], details.get("cached_tokens", 0), usage["completion_tokens"]
+            )
+
+    @contextlib.contextmanager
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
+        connection = kinds[self._parts.scheme](self._parts.hostname or "", self._parts.port)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, self._path + path, content, self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise KveikError(f"{response.status}: {_error_message(response.read())}")
+            yield response
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"--url: no answer from {self._parts.geturl()} ({error})") from None
+        finally:
+            connection.close()
+
+
+def chat(partner: Partner, *, system: str | None = None) -> None:
+    """Read lines, answer them, until /exit or the end of input."""
+    opening = [{"role": "system", "content": system}] if system else []
+    history = list(opening)
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 (gives input() its line editing)
+    if sys.stdin.isatty():
+        typer.secho(f"{partner.name}: {HELP}", dim=True)
+    while (line := _read_line()) is not None:
+        if line == "/reset":
+            history = list(opening)
+        elif line.startswith("/"):
+            typer.secho(HELP, dim=True)
+        elif line:
+            question = {"role": "user", "content": line}
+            answer = _say(partner, [*history, question])
+            if answer is not None:
+                history += [question, {"role": "assistant", "content": answer}]
+
+
+def _read_line() -> str | None:
+    """The next line; None at the end of input or for /exit. Ctrl-C clears the line."""
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            typer.echo()
+            continue
+        return None if line in ("/exit", "/quit") else line
+
+
+def _say(partner: Partner, messages: Messages) -> str | None:
+    """Print the answer as it comes; None when it was stopped or failed."""
+    started = time.perf_counter()
+    first: float | None = None
+    pieces: list[str] = []
+    answer = partner.answer(messages)
+    try:
+        for text in answer:
+            first = first or time.perf_counter()
+            pieces.append(text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        answer.close()  # type: ignore[attr-defined]
+        typer.secho("\n[stopped; this turn is forgotten]", dim=True)
+        return None
+    except KveikError as error:
+        typer.secho(f"\n[{error.message}; this turn is forgotten]", fg="red", err=True)
+        return None
+    ended = time.perf_counter()
+    typer.secho(f"\n[{_costs(partner.facts, started, first or ended, ended)}]", dim=True)
+    return "".join(pieces)
+
+
+def _costs(facts: Facts, started: float, first: float, ended: float) -> str:
+    parts = [f"first token after {first - started:.2f} s"]
+    if facts.completion_tokens is not None:
+        speed = (facts.completion_tokens - 1) / max(ended - first, 1e-9)
+        if facts.completion_tokens > 1:
+            parts.append(f"{facts.completion_tokens} tokens, {speed:.1f} tokens/s")
+        parts.append(f"{facts.cached_tokens} of {facts.prompt_tokens} prompt tokens cached")
+    return ", ".join(parts)
+
+
+def _server_sent_events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """The JSON of every `data:` line up to [DONE]."""
+    for line in response:
+        field, _, value = line.decode("utf-8", errors="replace").strip().partition(":")
+        if field == "data" and value.strip() == "[DONE]":
+            return
+        if field == "data":
+            yield json.loads(value)
+    raise KveikError("the stream ended in the middle of an answer")
+
+
+def _error_message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode("utf-8", errors="replace")
