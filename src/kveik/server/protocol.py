@@ -1,0 +1,342 @@
+"""What a client may send: one record per request body, every number bounded by config.LIMITS.
+
+The same records give the OpenAPI schema. `parse` turns whatever is wrong into one InvalidRequest
+whose `param` is the path of the field. null stands for a field that was left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+
+from kveik.config import LIMITS, check_limit
+from kveik.errors import InvalidRequest
+from kveik.server import messages, unserved
+from kveik.server.json_body import shown
+
+Prompt: TypeAlias = str | tuple[int, ...]
+"""One prompt: text, or token ids."""
+
+_INTEGER_IDS = {
+    "type": "integer",
+    "minimum": int(LIMITS["token_id"].low),
+    "maximum": int(LIMITS["token_id"].high),
+}
+
+
+def _bounded(name: str, low: int | None = None) -> Any:
+    """A pydantic field with the bounds of LIMITS[name]; booleans and strings are no numbers."""
+    limit = LIMITS[name]
+    kind = int if limit.integer else float
+    least = kind(limit.low) if low is None else low
+    return Field(strict=True, ge=least, le=kind(limit.high))
+
+
+def _stops(value: object) -> tuple[str, ...]:
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | None):
+        _refuse("stop", "expected a string or a list of strings")
+    for text in texts or ():
+        if not isinstance(text, str) or not text:
+            _refuse("stop", "every stop string must be a string with at least one character")
+        check_limit("stop_length", len(text), param="stop")
+    check_limit("stop_count", len(texts or ()), param="stop")
+    return tuple(texts or ())
+
+
+def _token_ids(value: object, name: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(item) is int for item in value):
+        _refuse(name, "expected a list of token ids")
+    low, high = int(LIMITS["token_id"].low), int(LIMITS["token_id"].high)
+    if value and not (low <= min(value) and max(value) <= high):
+        _refuse(name, f"a token id is outside {low} .. {high}")
+    return tuple(value)
+
+
+def _stop_token_ids(value: object) -> tuple[int, ...]:
+    ids = _token_ids([] if value is None else value, "stop_token_ids")
+    check_limit("stop_token_ids_count", len(ids), param="stop_token_ids")
+    return ids
+
+
+def _logit_bias(value: object) -> dict[int, float]:
+    if not isinstance(value, dict | None):
+        _refuse("logit_bias", "expected an object of token ids and numbers")
+    biases: dict[int, float] = {}
+    for key, bias in (value or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            _refuse("logit_bias", f"the key {shown(key)} is not a token id")
+        check_limit("logit_bias", bias, param="logit_bias")
+        biases[int(key)] = float(bias)
+    check_limit("logit_bias_count", len(biases), param="logit_bias")
+    return biases
+
+
+def _prompts(value: object) -> tuple[Prompt, ...]:
+    """A string, a list of strings, a list of token ids or a list of such lists."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not value:
+        _refuse("prompt", "expected a string, strings, token ids or lists of token ids")
+    if isinstance(value[0], int):
+        return (_token_ids(value, "prompt"),)
+    check_limit("prompt_count", len(value), param="prompt")
+    return tuple(_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(value))
+
+
+def _one_prompt(item: object, place: str) -> Prompt:
+    if isinstance(item, str):
+        return item
+    if not isinstance(item, list):
+        _refuse(place, "expected a string or a list of token ids")
+    return _token_ids(item, place)
+
+
+_STOP_STRING = {
+    "type": "string",
+    "minLength": int(LIMITS["stop_length"].low),
+    "maxLength": int(LIMITS["stop_length"].high),
+}
+_ID_LIST = {"type": "array", "minItems": 1, "items": _INTEGER_IDS}
+
+Stops: TypeAlias = Annotated[
+    tuple[str, ...],
+    PlainValidator(_stops),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _STOP_STRING,
+                {
+                    "type": "array",
+                    "items": _STOP_STRING,
+                    "maxItems": int(LIMITS["stop_count"].high),
+                },
+                {"type": "null"},
+            ]
+        }
+    ),
+]
+StopTokenIds: TypeAlias = Annotated[
+    tuple[int, ...],
+    PlainValidator(_stop_token_ids),
+    WithJsonSchema(
+        {
+            "type": ["array", "null"],
+            "items": _INTEGER_IDS,
+            "maxItems": int(LIMITS["stop_token_ids_count"].high),
+        }
+    ),
+]
+LogitBias: TypeAlias = Annotated[
+    dict[int, float],
+    PlainValidator(_logit_bias),
+    WithJsonSchema(
+        {
+            "type": ["object", "null"],
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "maxProperties": int(LIMITS["logit_bias_count"].high),
+            "additionalProperties": {
+                "type": "number",
+                "minimum": LIMITS["logit_bias"].low,
+                "maximum": LIMITS["logit_bias"].high,
+            },
+        }
+    ),
+]
+Prompts: TypeAlias = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(_prompts),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string"},
+                {"type": "array", "minItems": 1, "items": {"type": "string"}, "maxItems": 1024},
+                _ID_LIST,
+                {"type": "array", "minItems": 1, "items": _ID_LIST, "maxItems": 1024},
+            ]
+        }
+    ),
+]
+TokenIds: TypeAlias = Annotated[
+    tuple[int, ...],
+    PlainValidator(lambda value: _token_ids(value, "tokens")),
+    WithJsonSchema({"type": "array", "items": _INTEGER_IDS}),
+]
+Messages: TypeAlias = Annotated[
+    list[dict[str, str]],
+    PlainValidator(messages.check_messages),
+    WithJsonSchema(messages.SCHEMA),
+]
+
+
+class Body(BaseModel):
+    """Every request body: unknown fields and loose types are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Body):
+    """include_obfuscation is accepted as false only: nothing is padded."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[bool | None, WithJsonSchema({"enum": [False, None]})] = None
+
+
+class Generation(Body):
+    """What chat and completions share. `user` is accepted and has no effect on the answer.
+
+    From top_k on: extensions, named as vLLM names them."""
+
+    model: Annotated[str, Field(max_length=512)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, _bounded("n")] | None = None
+    temperature: Annotated[float, _bounded("temperature")] | None = None
+    top_p: Annotated[float, _bounded("top_p")] | None = None
+    presence_penalty: Annotated[float, _bounded("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, _bounded("frequency_penalty")] | None = None
+    logit_bias: LogitBias = Field(default_factory=dict)
+    stop: Stops = ()
+    seed: Annotated[int, _bounded("seed")] | None = None
+    max_tokens: Annotated[int, _bounded("max_tokens")] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+    top_k: Annotated[int, _bounded("top_k", low=-1)] | None = None
+    min_p: Annotated[float, _bounded("min_p")] | None = None
+    repetition_penalty: Annotated[float, _bounded("repetition_penalty")] | None = None
+    min_tokens: Annotated[int, _bounded("min_tokens")] | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: StopTokenIds = ()
+    prompt_logprobs: Annotated[int, _bounded("prompt_logprobs")] | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+
+    def check(self) -> None:
+        """Rules between fields."""
+        if self.stream_options is not None and not self.stream:
+            _refuse("stream_options", "is allowed only with stream: true")
+        if self.stream_options is not None and self.stream_options.include_obfuscation:
+            _refuse("stream_options.include_obfuscation", "is not served; send false")
+        if self.stream and self.prompt_logprobs is not None:
+            _refuse("prompt_logprobs", "is not available with stream: true")
+
+
+class ChatCompletion(Generation):
+    """POST /v1/chat/completions"""
+
+    messages: Messages
+    max_completion_tokens: Annotated[int, _bounded("max_tokens")] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, _bounded("logprobs")] | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            _refuse("max_tokens", "send max_tokens or max_completion_tokens, not both")
+        if self.top_logprobs is not None and not self.logprobs:
+            _refuse("top_logprobs", "needs logprobs: true")
+
+
+class Completion(Generation):
+    """POST /v1/completions"""
+
+    prompt: Prompts
+    echo: bool | None = None
+    logprobs: Annotated[int, _bounded("completion_logprobs")] | None = None
+
+    def check(self) -> None:
+        super().check()
+        check_limit("choice_count", len(self.prompt) * (self.n or 1), param="n")
+
+
+class Tokenize(Body):
+    """POST /tokenize: of `prompt`, or of `messages` in the chat template."""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: bool | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        if (self.prompt is None) == (self.messages is None):
+            _refuse("prompt", "send either prompt or messages")
+        if self.prompt is not None and self.add_generation_prompt is not None:
+            _refuse("add_generation_prompt", "goes with messages only")
+        if self.messages is not None and self.add_special_tokens is not None:
+            _refuse("add_special_tokens", "goes with prompt only")
+
+
+class Detokenize(Body):
+    """POST /detokenize"""
+
+    model: Annotated[str, Field(max_length=512)] | None = None
+    tokens: TokenIds
+
+    def check(self) -> None:
+        """Nothing between fields."""
+
+
+AnyBody = TypeVar("AnyBody", ChatCompletion, Completion, Tokenize, Detokenize)
+
+_UNSERVED: Mapping[type[Body], Mapping[str, tuple[object, ...]]] = {
+    ChatCompletion: unserved.CHAT,
+    Completion: unserved.COMPLETION,
+}
+
+
+def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
+    """The body as a checked record. Raises InvalidRequest (UnsupportedFeature) naming the field."""
+    known = _UNSERVED.get(kind, {})
+    unserved.refuse_unserved(body, known)
+    fields = unserved.served(body, known)
+    for name in fields:
+        if name not in kind.model_fields:
+            _refuse(shown(name), "unknown field")
+    try:
+        record = kind.model_validate(fields)
+    except ValidationError as error:
+        raise _explained(error) from None
+    record.check()
+    return record
+
+
+def _explained(error: ValidationError) -> InvalidRequest:
+    """The first error, with the path of its field. The value is repeated only if it is a number."""
+    first = error.errors(include_url=False)[0]
+    place = _path(first["loc"])
+    value, context = first["input"], first.get("ctx", {})
+    if first["type"] == "missing":
+        why = "is required"
+    elif first["type"] == "extra_forbidden":
+        why = "unknown field"
+    elif first["type"] in ("greater_than_equal", "less_than_equal"):
+        bound = f"less than {context['ge']}" if "ge" in context else f"more than {context['le']}"
+        why = f"{_number(value)} is {bound}"
+    else:
+        why = first["msg"][:1].lower() + first["msg"][1:]
+    return InvalidRequest(f"{place}: {why}", param=place)
+
+
+def _number(value: object) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # thousands of digits
+        return "the number"
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _path(places: tuple[int | str, ...]) -> str:
+    path = ""
+    for place in places:
+        if isinstance(place, int):
+            path += f"[{place}]"
+        else:
+            path += f".{shown(place)}" if path else shown(place)
+    return path or "body"
+
+
+def _refuse(place: str, why: str) -> NoReturn:
+    raise InvalidRequest(f"{place}: {why}", param=place)
