@@ -210,3 +210,64 @@ def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarray
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def tiny_transformers(path: Path, family: str, *, seed: int = 0, **overrides: Any) -> Path:
+    """A checkpoint of `family` (a model_type) as transformers itself writes it; returns `path`.
+
+    overrides: keys of the config. shard_size: "50KB" makes several files. Every parameter is
+    random, biases and norms too, so that one left out shows. Needs torch and transformers."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shard_size = overrides.pop("shard_size", "1GB")
+    config = AutoConfig.for_model(family, **{**_SMALL[family], **overrides})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
+            mean = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
+            parameter.normal_(mean, spread, generator=generator)
+    model.save_pretrained(path, max_shard_size=shard_size)
+    write_tokenizer(path, int(config.vocab_size))
+    return path
+
+
+_SMALL_LLAMA: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": BOS_ID,
+    "eos_token_id": IM_END_ID,
+}
+_SMALL: dict[str, dict[str, Any]] = {
+    "llama": _SMALL_LLAMA,
+    "mistral": {**_SMALL_LLAMA, "sliding_window": 24},
+    "qwen2": _SMALL_LLAMA,
+    "qwen3": {**_SMALL_LLAMA, "head_dim": 32},
+    "gpt2": {
+        "vocab_size": VOCAB_SIZE,
+        "n_embd": 64,
+        "n_head": 4,
+        "n_layer": 3,
+        "n_positions": 256,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": IM_END_ID,
+    },
+    "gpt_neo": {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 64,
+        "num_heads": 4,
+        "num_layers": 4,
+        "attention_types": [[["global", "local"], 2]],
+        "window_size": 24,
+        "max_position_embeddings": 256,
+        "bos_token_id": BOS_ID,
+        "eos_token_id": IM_END_ID,
+    },
+}

@@ -9,8 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from kveik.cache.segments import KvGroup
+from kveik.cache.segments import BlockTable, KvGroup
+from kveik.errors import UnsupportedFeature
 from kveik.kernels.ops import Arena, Array, Batch
+from kveik.models.loader import LoadedModel, load_model
+
+__all__ = ["LoadedModel", "Model", "load_model", "refuse_shift"]
 
 
 class Model(Protocol):
@@ -18,7 +22,7 @@ class Model(Protocol):
 
     @property
     def groups(self) -> tuple[KvGroup, ...]:
-        """Layers by what they see; bytes_per_block is filled for the chosen KV dtype and block size."""
+        """Layers by what they see, with bytes_per_block for the KV dtype and block size."""
 
     @property
     def num_kv_heads(self) -> int: ...
@@ -43,3 +47,12 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """One step. arenas: one per group. Returns logits float32 [R, V] of batch.logit_rows."""
+
+
+def refuse_shift(model: Model, tables: Sequence[BlockTable]) -> None:
+    """UnsupportedFeature if a segment is shifted and the model cannot see keys elsewhere."""
+    if not model.can_shift and any(segment.shift for table in tables for segment in table):
+        raise UnsupportedFeature(
+            "this model cannot shift positions (they are part of the hidden state, or its rotary "
+            "base depends on the length): streams, modules and forgetting need another model"
+        )

@@ -1,0 +1,172 @@
+"""`load_model`: folder or hub id -> checked, packed, ready network. The order is cheapest first:
+options, config.json, headers of the weights, then the weights themselves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from kveik.cache.segments import KvGroup
+from kveik.errors import ConfigError
+from kveik.kernels.ops import Arena, Array, Batch, Ops
+from kveik.models import decoder, gpt2, hub
+from kveik.models.architecture import Architecture, read_architecture
+from kveik.models.checkpoint import Checkpoint
+from kveik.models.generation import read_generation
+from kveik.models.rope import RopeOptions
+from kveik.models.weights import Weights
+
+Progress = Callable[[str, float], None]
+"""progress(stage, share done 0..1)"""
+
+# auto is float32 for both: the reference kernels compute in float32, so narrower weights or K/V
+# would be widened at every use, slower and no more exact.
+_DTYPES: Mapping[str, str] = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16"}
+_ITEMSIZES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The `Model` that `load_model` makes; the fields are those of the protocol."""
+
+    groups: tuple[KvGroup, ...]
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+    can_shift: bool
+    fingerprint: bytes
+    network: Callable[[Batch, Sequence[Arena]], Array]
+
+    def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """Logits float32 [R, V] of batch.logit_rows; writes K and V of the batch's rows."""
+        return self.network(batch, arenas)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A network and the facts of its folder. parameters: numbers stored, a tied head once.
+
+    end_ids: ids that end a text; sampling_defaults: what generation_config.json sets of
+    temperature, top_k, top_p, min_p, repetition_penalty; max_model_len: tokens."""
+
+    model: Network
+    architecture: str
+    parameters: int
+    dtype: str
+    kv_dtype: str
+    folder: Path
+    end_ids: tuple[int, ...]
+    sampling_defaults: dict[str, float]
+    max_model_len: int
+
+
+def load_model(
+    path_or_id: str,
+    ops: Ops,
+    *,
+    dtype: str = "auto",
+    kv_dtype: str = "auto",
+    block_size: int = 16,
+    max_model_len: int | None = None,
+    rope_theta: float | None = None,
+    rope_scaling: str | None = None,
+    hub_token: str | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Load a Hugging Face checkpoint of the Llama family, GPT-2 or GPT-Neo.
+
+    dtype "bfloat16" rounds weights to bf16 values (the reference kernels still compute in
+    float32). rope_scaling: JSON object that replaces the one of config.json. Raises
+    ModelLoadError naming file and remedy, ConfigError for an option that cannot be used."""
+    dtype, kv_dtype = _dtype("dtype", dtype), _dtype("kv_dtype", kv_dtype)
+    options = RopeOptions.parse(rope_theta, rope_scaling)
+    folder = hub.resolve(path_or_id, hub_token)
+    architecture = read_architecture(folder, options)
+    limit = _max_model_len(max_model_len, architecture)
+    generation = read_generation(folder, architecture.vocab_size)
+    checkpoint, shapes = _open(folder, architecture)
+    weights = Weights(checkpoint, ops, dtype, _Counter(progress, len(shapes)))
+    build = gpt2.build if architecture.model_type in _GPT else decoder.build
+    network = build(architecture, ops, weights)
+    model = Network(
+        groups=architecture.groups(block_size, _ITEMSIZES[kv_dtype]),
+        num_kv_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        max_position=architecture.max_position,
+        can_shift=architecture.can_shift,
+        fingerprint=_fingerprint(checkpoint, architecture, dtype),
+        network=network,
+    )
+    return LoadedModel(
+        model=model,
+        architecture=architecture.model_type,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        folder=folder,
+        end_ids=generation.end_ids,
+        sampling_defaults=generation.sampling,
+        max_model_len=limit,
+    )
+
+
+_GPT = ("gpt2", "gpt_neo")
+
+
+def _open(
+    folder: Path, architecture: Architecture
+) -> tuple[Checkpoint, dict[str, tuple[int, ...]]]:
+    """The checked checkpoint and the shapes of its tensors."""
+    checkpoint = Checkpoint.open(folder)
+    gpt = architecture.model_type in _GPT
+    if gpt:
+        checkpoint = checkpoint.without_prefix("transformer.")
+    family = gpt2 if gpt else decoder
+    # A tied head may be stored a second time; the embedding is what counts.
+    tied = ("lm_head.weight",) if architecture.tied_head else ()
+    shapes = family.tensor_shapes(architecture)
+    checkpoint.check(shapes, (*family.IGNORED, *tied))
+    return checkpoint, shapes
+
+
+class _Counter:
+    """Counts tensors and reports the share done."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._count = progress, total, 0
+
+    def __call__(self) -> None:
+        self._count += 1
+        if self._progress is not None:
+            self._progress("weights", self._count / self._total)
+
+
+def _dtype(name: str, value: str) -> str:
+    if value not in _DTYPES:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(_DTYPES)}", param=name)
+    return _DTYPES[value]
+
+
+def _max_model_len(asked: int | None, architecture: Architecture) -> int:
+    longest = architecture.max_position
+    if asked is None:
+        return longest
+    if 1 <= asked <= longest:
+        return asked
+    raise ConfigError(
+        f"max_model_len: {asked} is outside 1 .. {longest}, the positions this model allows"
+        + ("; rope_scaling extends them" if architecture.rope and architecture.can_shift else ""),
+        param="max_model_len",
+    )
+
+
+def _fingerprint(checkpoint: Checkpoint, architecture: Architecture, dtype: str) -> bytes:
+    # repr of a frozen record of numbers and strings is stable: floats print their exact value.
+    state = blake2b(checkpoint.digest(), digest_size=32)
+    state.update(f"{architecture!r} {dtype}".encode())
+    return state.digest()

@@ -1,0 +1,71 @@
+"""From a checkpoint to packed weights, one tensor at a time, and the place of each layer's K, V."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from kveik.kernels.ops import Array, Ops, Weight
+from kveik.models.architecture import Architecture
+from kveik.models.checkpoint import Checkpoint
+
+
+class LayerPlace(NamedTuple):
+    """A layer's KvGroup, and its number among the layers of that group's arena."""
+
+    group: int
+    layer: int
+
+
+def places(architecture: Architecture) -> tuple[LayerPlace, ...]:
+    """One per layer, in layer order."""
+    groups = architecture.groups(block_size=1, itemsize=1)
+    found = {
+        layer: LayerPlace(number, place)
+        for number, group in enumerate(groups)
+        for place, layer in enumerate(group.layers)
+    }
+    return tuple(found[layer] for layer in range(architecture.num_layers))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Packs tensors by name. `dtype` "bfloat16" rounds them to bf16 values before they are widened
+    to float32, in which the reference kernels compute. done(): called after each tensor."""
+
+    checkpoint: Checkpoint
+    ops: Ops
+    dtype: str
+    done: Callable[[], None]
+
+    def array(self, name: str) -> Array:
+        """float32 on the host."""
+        values = self.checkpoint.take(name)
+        self.done()
+        if self.dtype == "bfloat16":
+            return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+        return values
+
+    def linear(self, name: str, bias: bool) -> Weight:
+        """`name`.weight [out, in] with `name`.bias [out]."""
+        vector = self.array(name + ".bias") if bias else None
+        return self.ops.pack_weight(self.array(name + ".weight"), "linear", vector)
+
+    def embedding(self, name: str) -> Weight:
+        """`name`.weight [V, H], for `embed`."""
+        return self.ops.pack_weight(self.array(name + ".weight"), "embedding", None)
+
+    def embedding_and_head(self, name: str, head: str, tied: bool) -> tuple[Weight, Weight]:
+        """`name`.weight for `embed` and `head`.weight for `logits`, both [V, H]. A tied head is the
+        embedding, packed a second time: rows are looked up, columns are multiplied."""
+        table = self.array(name + ".weight")
+        rows = table if tied else self.array(head + ".weight")
+        pack = self.ops.pack_weight
+        return pack(table, "embedding", None), pack(rows, "linear", None)
+
+    def vector(self, name: str) -> Weight:
+        return self.ops.pack_weight(self.array(name), "vector", None)
