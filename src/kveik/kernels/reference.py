@@ -137,7 +137,8 @@ def linear(x: Floats, weight: PackedLinear, adapters: NDArray[Any] | None) -> Fl
     if panels.shape[2] != width:
         raise ValueError(f"rows of {width} meet a weight that takes {panels.shape[2]}")
     product = np.matmul(_tiles(x), panels)  # [P, tiles, 8, n]
-    flat = product.transpose(1, 2, 0, 3).reshape(product.shape[1] * TILE_ROWS, -1)
+    shape = product.shape[1] * TILE_ROWS, len(panels) * panels.shape[3]
+    flat = product.transpose(1, 2, 0, 3).reshape(shape)
     out = np.ascontiguousarray(flat[:rows, : weight.out_features])
     if weight.bias is not None:
         out += weight.bias
@@ -194,7 +195,7 @@ def rms_norm(
     """Zhang and Sennrich 2019: x / sqrt(mean(x^2) + eps) * weight, after adding the residual."""
     if residual is not None:
         x = residual + x
-    mean_square = _row_sums(x * x) / np.float32(x.shape[-1])
+    mean_square: Floats = _row_sums(x * x) / np.float32(x.shape[-1])
     normed: Floats = x / np.sqrt(mean_square + np.float32(eps)) * weight
     return normed, x
 
@@ -207,7 +208,7 @@ def layer_norm(
         x = residual + x
     count = np.float32(x.shape[-1])
     centred: Floats = x - _row_sums(x) / count
-    variance = _row_sums(centred * centred) / count
+    variance: Floats = _row_sums(centred * centred) / count
     normed: Floats = centred / np.sqrt(variance + np.float32(eps)) * weight
     return (normed if bias is None else normed + bias), x
 
@@ -228,8 +229,8 @@ def add(x: Floats, y: Floats) -> Floats:
 def silu_mul(gate: Floats, up: Floats) -> Floats:
     """gate * sigmoid(gate) * up."""
     with np.errstate(over="ignore"):
-        product: Floats = gate / (np.float32(1) + np.exp(-gate)) * up
-    return product
+        activated: Floats = gate / (1 + np.exp(-gate))
+    return activated * up
 
 
 def gelu(x: Floats, form: Literal["tanh", "erf"]) -> Floats:
