@@ -197,6 +197,9 @@ def bench(
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. `arguments` without the program's name; None: sys.argv."""
+    # The reference kernels cut products into tiles that are too small for a second BLAS thread,
+    # which would only spin. Read when numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
         app(args=None if arguments is None else list(arguments))
     except (ConfigError, ModelLoadError, InvalidRequest) as error:

@@ -19,7 +19,7 @@ from kveik import __version__
 from kveik.commands.info import machine
 from kveik.engine.request import SamplingParams
 from kveik.errors import ConfigError
-from kveik.llm import LLM
+from kveik.llm import LLM, TokensPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class _Prompts:
         self._vocab_size = vocab_size
         self._length = length
 
-    def new(self) -> dict[str, list[int]]:
+    def new(self) -> TokensPrompt:
         ids = [self._random.randrange(self._vocab_size) for _ in range(self._length)]
         return {"prompt_token_ids": ids}
 

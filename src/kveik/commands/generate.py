@@ -15,13 +15,13 @@ from kveik.llm import LLM
 
 def generate(llm: LLM, prompt: str, params: SamplingParams, *, as_chat: bool) -> None:
     """Print the text as it comes (several choices: one after the other, numbered)."""
-    question = [{"role": "user", "content": prompt}] if as_chat else prompt
+    message = [{"role": "user", "content": prompt}]
     if params.n > 1:
-        output = (llm.chat if as_chat else llm.generate)(question, params)[0]  # type: ignore[operator]
-        for choice in output.outputs:
+        outputs = llm.chat(message, params) if as_chat else llm.generate(prompt, params)
+        for choice in outputs[0].outputs:
             typer.echo(f"[{choice.index}] {choice.text}")
         return
-    for delta in llm.stream(question, params):
+    for delta in llm.stream(message if as_chat else prompt, params):
         sys.stdout.write(delta.text)
         sys.stdout.flush()
     typer.echo()

@@ -12,7 +12,7 @@ import os
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -101,11 +101,11 @@ def given_sampling(given: Mapping[str, Any]) -> dict[str, Any]:
 def _parameter(option: Option) -> inspect.Parameter:
     flag = "--" + option.name.replace("_", "-")
     declared = f"{flag}/--no-{flag[2:]}" if option.kind == "switch" else flag
-    annotation = Annotated[
-        _TYPES[option.kind], typer.Option(declared, help=_help(option), show_default=False)
-    ]
     return inspect.Parameter(
-        option.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(None, declared, help=_help(option), show_default=False),
+        annotation=_TYPES[option.kind],
     )
 
 
