@@ -230,7 +230,7 @@ def read_settings(
         if (text := environment.get(option.variable)) is not None:
             values[option.name] = _parse(option, text, option.variable)
     for name, value in given.items():
-        if value is not None and value != ():
+        if value is not None and value not in ((), []):
             values[name] = _parse(options[name], value, "--" + name.replace("_", "-"))
     values.setdefault("hub_token", environment.get("HF_TOKEN"))
     if key_file := values.pop(API_KEY_FILE.name, None):

@@ -56,20 +56,20 @@ class WindowDetokenizer:
         self,
         decode: Callable[[Sequence[int]], str],
         *,
-        skipped: Collection[int],
+        has_text: Callable[[int], bool],
         incomplete: Collection[int],
         prompt_token_ids: Sequence[int] = (),
     ) -> None:
         self._decode = decode
-        self._skipped = skipped
+        self._has_text = has_text
         self._incomplete = incomplete
         self._context = [
-            token_id for token_id in prompt_token_ids[-_CONTEXT_TOKENS:] if token_id not in skipped
+            token_id for token_id in prompt_token_ids[-_CONTEXT_TOKENS:] if has_text(token_id)
         ]
         self._fresh: list[int] = []
 
     def push(self, token_id: int) -> str:
-        if token_id in self._skipped:
+        if not self._has_text(token_id):
             return ""
         self._fresh.append(token_id)
         return "" if token_id in self._incomplete else self._emit()

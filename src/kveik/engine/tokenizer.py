@@ -98,8 +98,9 @@ class Tokenizer:
 
         add_special_tokens: let the post-processor add bos and the like, where the model has it.
         Raises InvalidRequest for a text that is not valid Unicode (a lone surrogate)."""
-        shielded = self._special.shield(text)
-        return self._encode_shielded(shielded, "prompt", add_special_tokens=add_special_tokens)
+        shielded = self._shield(text, "prompt")
+        encoding = self._backend.encode(shielded, add_special_tokens=add_special_tokens)
+        return self._special.expand(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of all ids; ids outside the vocabulary are skipped."""
@@ -131,7 +132,7 @@ class Tokenizer:
 
         Raises InvalidRequest where the model has no template or the template refuses."""
         text = self._render(messages, add_generation_prompt)
-        return self._encode_shielded(text, "messages", add_special_tokens=False)
+        return self._special.expand(self._backend.encode(text, add_special_tokens=False).ids)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -153,7 +154,7 @@ class Tokenizer:
             return ByteDetokenizer(self.token_bytes, skipped)
         return WindowDetokenizer(
             self._decode_known,
-            skipped=skipped,
+            has_text=lambda token_id: token_id not in skipped and self._token(token_id) is not None,
             incomplete=self._byte_token_ids,
             prompt_token_ids=prompt_token_ids,
         )
@@ -190,19 +191,19 @@ class Tokenizer:
 
     def _shield_all(self, value: Any) -> Any:
         if isinstance(value, str):
-            return self._special.shield(value)
+            return self._shield(value, "messages")
         if isinstance(value, Mapping):
             return {key: self._shield_all(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._shield_all(item) for item in value]
         return value
 
-    def _encode_shielded(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
+    def _shield(self, text: str, param: str) -> str:
         try:
-            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
-        except (TypeError, UnicodeEncodeError):
-            _refuse(param, "expected text in valid Unicode, without lone surrogates")
-        return self._special.expand(encoding.ids)
+            text.encode()
+        except UnicodeEncodeError:
+            _refuse(param, "expected valid Unicode, got a lone surrogate")
+        return self._special.shield(text)
 
     def _token(self, token_id: int) -> str | None:
         if not 0 <= token_id < 2**32 or self._special.is_stand_in(token_id):
