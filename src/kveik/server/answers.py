@@ -233,7 +233,8 @@ class CompletionAnswer(Answer):
     ) -> None:
         super().__init__(job, model, tokenizer)
         self._show_prompt_logprobs = show_prompt_logprobs
-        self._blocks = [CompletionLogprobs(tokenizer) for _ in self.choices]
+        unseen = tokenizer.special_token_ids if job.params.skip_special_tokens else ()
+        self._blocks = [CompletionLogprobs(tokenizer, unseen) for _ in self.choices]
 
     def _open(self, choices: Sequence[Choice]) -> list[Json]:
         if not self.job.prompts:

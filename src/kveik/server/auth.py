@@ -37,10 +37,11 @@ class _Key:
 
 
 class KeyRing:
-    """The configured keys; ConfigError for an empty one. Without any, every caller is the operator of one namespace.
+    """The configured keys; ConfigError for an empty one.
 
-    An operator is the holder of an admin key, or, where no admin key is configured, of the only
-    key: what concerns every namespace then concerns nobody else."""
+    Without any key every caller is the operator of one namespace. Else an operator holds an admin
+    key, or, where no admin key is configured, the only key: what concerns every namespace then
+    concerns nobody else."""
 
     def __init__(self, api_keys: Iterable[str], admin_keys: Iterable[str]) -> None:
         plain, admin = dict.fromkeys(api_keys), dict.fromkeys(admin_keys)

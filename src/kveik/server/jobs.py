@@ -117,7 +117,7 @@ def _sampling(
 
     def value(name: str) -> float:
         sent = getattr(body, name)
-        return sent if sent is not None else defaults.get(name, getattr(plain, name))  # type: ignore[no-any-return]
+        return sent if sent is not None else defaults.get(name, getattr(plain, name))
 
     return SamplingParams(
         n=body.n or 1,

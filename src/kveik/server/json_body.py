@@ -5,6 +5,7 @@ keys or lone surrogates. Whatever is wrong is an InvalidRequest (or 408, 413, 41
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from kveik.errors import InvalidRequest, RequestTimeout, RequestTooLarge, Unsupp
 MAX_DEPTH = 32
 MAX_KEYS = 1200  # of one object: more than the largest logit_bias
 BODY_SECONDS = 30.0  # the longest pause between two parts of a body
+DISCARD_SECONDS = 5.0  # how long a body that is too large is read on and thrown away
 LARGE = 64 * 1024  # bytes from which a body is parsed beside the event loop
 
 
@@ -56,7 +58,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 async def _read(request: Request, max_bytes: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:20]) > max_bytes:
-        _too_large(max_bytes)
+        await _too_large(request, max_bytes)
     parts: list[bytes] = []
     size = 0
     while True:
@@ -69,7 +71,8 @@ async def _read(request: Request, max_bytes: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > max_bytes:
-            _too_large(max_bytes)
+            parts.clear()
+            await _too_large(request, max_bytes)
         parts.append(part)
         if not message.get("more_body", False):
             return b"".join(parts)
@@ -147,8 +150,18 @@ def _kind(value: object) -> str:
     )
 
 
-def _too_large(max_bytes: int) -> NoReturn:
+async def _too_large(request: Request, max_bytes: int) -> NoReturn:
+    """Refuse, after throwing away what is on its way: a client that is still sending would see a
+    reset connection instead of the answer."""
+    if "expect" not in request.headers:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(_discard(request), DISCARD_SECONDS)
     raise RequestTooLarge(f"the body is larger than {max_bytes} bytes; send less")
+
+
+async def _discard(request: Request) -> None:
+    while (await request.receive()).get("more_body", False):
+        pass
 
 
 def _refuse(message: str, param: str | None = None) -> NoReturn:

@@ -65,10 +65,12 @@ def _chat_token(tokenizer: Tokenizer, token_id: int, logprob: float) -> dict[str
 class CompletionLogprobs:
     """{tokens, token_logprobs, top_logprobs, text_offset} of one choice, piece by piece.
 
-    text_offset counts characters of the choice's text (which begins with the prompt if echoed)."""
+    text_offset counts characters of the choice's text (which begins with the prompt if echoed).
+    unseen: ids without text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, unseen: Collection[int] = ()) -> None:
         self._tokenizer = tokenizer
+        self._unseen = unseen
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
 
@@ -84,7 +86,8 @@ class CompletionLogprobs:
             token_id = entry if isinstance(entry, int) else entry.token_id
             block["tokens"].append(token_label(self._tokenizer, token_id))
             block["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
+            if token_id not in self._unseen:
+                self._offset += len(self._decoder.decode(self._tokenizer.token_bytes(token_id)))
             if isinstance(entry, int):
                 block["token_logprobs"].append(None)
                 block["top_logprobs"].append(None)
@@ -110,7 +113,7 @@ def joined(blocks: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
 def prompt_logprobs(
     tokenizer: Tokenizer, rows: Sequence[TokenLogprobs | None]
 ) -> list[dict[str, dict[str, Any]] | None]:
-    """vLLM's shape: per prompt token {token id: {logprob, rank, decoded_token}}; null for the first."""
+    """vLLM's shape: per token {token id: {logprob, rank, decoded_token}}; null for the first."""
     return [None if row is None else _prompt_row(tokenizer, row) for row in rows]
 
 

@@ -1,0 +1,100 @@
+"""The one table of routes: it drives routing, access, OpenAPI and the test that no door is open.
+
+Every route needs a key but those marked public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route as StarletteRoute
+from starlette.routing import Router
+
+from kveik.server import handlers, schemas
+from kveik.server.handlers import Handler
+from kveik.server.openapi import Operation, document
+from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Tokenize
+from kveik.server.service import Service
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: Literal["GET", "POST"]
+    path: str  # `{model:path}`: a path parameter that may hold slashes
+    handler: Handler
+    operation: Operation
+    public: bool = False
+
+
+async def _openapi(service: Service, request: Request) -> Response:
+    return handlers.json_response(openapi_document())
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/", handlers.index, Operation("The page of this server", schemas.HTML), True),
+    Route("GET", "/health", handlers.health, Operation("The process lives", schemas.STATUS), True),
+    Route("GET", "/ready", handlers.ready, Operation("Requests are served", schemas.STATUS), True),
+    Route("GET", "/version", handlers.version, Operation("Of kveik", schemas.VERSION)),
+    Route("GET", "/metrics", handlers.prometheus, Operation("For Prometheus", schemas.TEXT)),
+    Route("GET", "/openapi.json", _openapi, Operation("This document", schemas.ANY)),
+    Route("GET", "/v1/models", handlers.models, Operation("What is served", schemas.MODELS)),
+    Route("GET", "/v1/models/{model:path}", handlers.model, Operation("One", schemas.MODEL)),
+    Route(
+        "POST",
+        "/v1/chat/completions",
+        handlers.chat_completions,
+        Operation("Continue a conversation", schemas.CHAT, ChatCompletion, streams=True),
+    ),
+    Route(
+        "POST",
+        "/v1/completions",
+        handlers.completions,
+        Operation("Continue a text", schemas.COMPLETION, Completion, streams=True),
+    ),
+    Route(
+        "POST",
+        "/tokenize",
+        handlers.tokenize,
+        Operation("Text or messages to token ids", schemas.TOKENS, Tokenize),
+    ),
+    Route(
+        "POST",
+        "/detokenize",
+        handlers.detokenize,
+        Operation("Token ids to text", schemas.PROMPT, Detokenize),
+    ),
+    Route(
+        "POST",
+        "/reset_prefix_cache",
+        handlers.reset_prefix_cache,
+        Operation("Forget what is cached", schemas.RESET, query=schemas.SCOPE),
+    ),
+)
+
+PUBLIC_PATHS = frozenset(route.path for route in ROUTES if route.public)
+
+
+def openapi_document() -> Json:
+    return document([(route.method, route.path, route.operation) for route in ROUTES])
+
+
+def build_router(service: Service) -> Router:
+    routes = [
+        StarletteRoute(route.path, _endpoint(service, route), methods=[route.method])
+        for route in ROUTES
+    ]
+    return Router(routes, redirect_slashes=False)
+
+
+def _endpoint(service: Service, route: Route) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
+        request.scope["pattern"] = route.path  # for logs and metrics, instead of what was sent
+        return await route.handler(service, request)
+
+    return endpoint

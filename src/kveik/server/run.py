@@ -1,0 +1,133 @@
+"""One server process: bind, load, serve, drain, stop.
+
+The socket is bound first (a taken port is told before a model is loaded), the model loads beside
+the imports and the event loop, and /health answers meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+from kveik import __version__
+from kveik.config import EngineConfig, ServerConfig
+from kveik.engine.engine import Engine
+from kveik.engine.parts import EngineInfo
+from kveik.errors import ConfigError
+from kveik.server import logs
+from kveik.server.http_server import HttpServer
+from kveik.server.origin import is_loopback
+from kveik.server.service import Service
+
+
+def serve(
+    engine_config: EngineConfig, server_config: ServerConfig, *, out: TextIO | None = None
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises ConfigError (taken port, open door on a network
+    address, empty key) and whatever `Engine.load` raises."""
+    service = Service.of(server_config)
+    refuse_open_door(server_config)
+    listener = bind(server_config)
+    logs.configure(server_config.log_format)
+    with listener:
+        asyncio.run(_serve(service, engine_config, listener, out or sys.stdout))
+
+
+def refuse_open_door(config: ServerConfig) -> None:
+    """A network address without a key would let anybody in."""
+    if not (config.api_keys or config.admin_keys) and not is_loopback(config.host):
+        raise ConfigError(
+            f"host: {config.host} can be reached from other machines, so a key is needed: add "
+            "--api-key KEY, or listen on --host 127.0.0.1",
+            param="host",
+        )
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A bound socket. Raises ConfigError that names the remedy."""
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, config.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"port {config.port} on {config.host} is taken by another program: stop it, or "
+                f"choose another port with --port {config.port % 65535 + 1}",
+                param="port",
+            ) from None
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}",
+            param="host",
+        ) from None
+    return listener
+
+
+async def _serve(
+    service: Service, engine_config: EngineConfig, listener: socket.socket, out: TextIO
+) -> None:
+    server = HttpServer(service)
+    outcome: list[Engine | Exception] = []
+
+    def loaded(result: Engine | Exception) -> None:
+        outcome.append(result)
+        if isinstance(result, Engine):
+            result.start()
+            service.ready(result)
+            out.write(greeting(result.info, service.config, listener.getsockname()))
+            out.flush()
+        else:
+            server.should_exit = True
+
+    await server.run_until_stopped(listener, lambda: _load(engine_config, loaded))
+    for result in outcome:
+        if not isinstance(result, Engine):
+            raise result
+        await asyncio.to_thread(result.stop)
+
+
+def _load(config: EngineConfig, done: Callable[[Engine | Exception], None]) -> None:
+    """Load the engine on its own thread; `done` is called on the event loop."""
+    loop = asyncio.get_running_loop()
+
+    def load() -> None:
+        result: Engine | Exception
+        try:
+            result = Engine.load(config)
+        except Exception as error:
+            result = error
+        loop.call_soon_threadsafe(done, result)
+
+    threading.Thread(target=load, name="kveik-load", daemon=True).start()
+
+
+def greeting(info: EngineInfo, config: ServerConfig, address: tuple[str, int]) -> str:
+    """What a started server prints: address, model, pool, kernel and one line to try."""
+    host = f"[{config.host.strip('[]')}]" if ":" in config.host else config.host
+    url = f"http://{host}:{address[1]}"
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys or config.admin_keys else ""
+    body = json.dumps(
+        {
+            "model": info.model_id,
+            "messages": [{"role": "user", "content": "Tell me a story."}],
+            "max_tokens": 64,
+        }
+    )
+    return (
+        f"kveik {__version__} serves {info.model_id} on {url}\n"
+        f"  KV pool  {info.pool_tokens:,} tokens ({info.pool_bytes / 2**20:,.0f} MiB, "
+        f"{info.kv_dtype}), context {info.max_model_len:,}\n"
+        f"  kernel   {info.kernel}\n"
+        f"  try      curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
+        f"-d '{body}'\n"
+    )

@@ -1,0 +1,118 @@
+"""JSON Schemas of what the server answers, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Schema = dict[str, Any]
+
+_STRING: Schema = {"type": "string"}
+_INTEGER: Schema = {"type": "integer", "minimum": 0}
+_NULL_STRING: Schema = {"type": ["string", "null"]}
+
+
+def _object(properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _list(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+ANY: Schema = {"type": "object"}
+HTML: Schema = {"type": "string", "contentMediaType": "text/html"}
+TEXT: Schema = {"type": "string", "contentMediaType": "text/plain"}
+STATUS = _object({"status": _STRING})
+VERSION = _object({"version": _STRING})
+RESET = _object({"reset": {"type": "boolean"}, "scope": _STRING})
+PROMPT = _object({"prompt": _STRING})
+TOKENS = _object(
+    {
+        "count": _INTEGER,
+        "max_model_len": _INTEGER,
+        "tokens": _list(_INTEGER),
+        "token_strs": {"type": ["array", "null"], "items": _STRING},
+    }
+)
+MODEL = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "model"},
+        "created": _INTEGER,
+        "owned_by": _STRING,
+        "max_model_len": _INTEGER,
+    }
+)
+MODELS = _object({"object": {"const": "list"}, "data": _list(MODEL)})
+
+ERROR = _object(
+    {
+        "error": _object(
+            {"message": _STRING, "type": _STRING, "param": _NULL_STRING, "code": _NULL_STRING}
+        )
+    }
+)
+
+_FINISH: Schema = {"enum": ["stop", "length"]}
+_USAGE = _object(
+    {
+        "prompt_tokens": _INTEGER,
+        "completion_tokens": _INTEGER,
+        "total_tokens": _INTEGER,
+        "prompt_tokens_details": _object(
+            {
+                "cached_tokens": _INTEGER,
+                "miss": _object({"position": _INTEGER, "reason": _STRING}),
+            },
+            optional=("miss",),
+        ),
+    }
+)
+
+
+def _completion(kind: str, choice: Schema) -> Schema:
+    return _object(
+        {
+            "id": _STRING,
+            "object": {"const": kind},
+            "created": _INTEGER,
+            "model": _STRING,
+            "choices": _list(choice),
+            "usage": _USAGE,
+        }
+    )
+
+
+CHAT = _completion(
+    "chat.completion",
+    _object(
+        {
+            "index": _INTEGER,
+            "message": _object({"role": {"const": "assistant"}, "content": _STRING}),
+            "logprobs": {"type": ["object", "null"]},
+            "finish_reason": _FINISH,
+        }
+    ),
+)
+COMPLETION = _completion(
+    "text_completion",
+    _object(
+        {
+            "index": _INTEGER,
+            "text": _STRING,
+            "logprobs": {"type": ["object", "null"]},
+            "finish_reason": _FINISH,
+        }
+    ),
+)
+
+SCOPE: list[Schema] = [
+    {
+        "name": "scope",
+        "in": "query",
+        "required": False,
+        "schema": {"enum": ["own", "all"]},
+        "description": "own: of this key; all: of every key (operators only)",
+    }
+]

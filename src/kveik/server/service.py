@@ -1,0 +1,72 @@
+"""What the handlers of one server share: its phase, engine, bridge, keys and counters.
+
+    loading -> ready -> draining -> (process ends)
+
+Event loop only. Nothing here is global: two servers in one process do not see each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kveik.config import ServerConfig
+from kveik.engine.engine import Engine
+from kveik.errors import Unavailable
+from kveik.server.auth import KeyRing
+from kveik.server.bridge import Bridge
+from kveik.server.metrics import Metrics
+
+PING_SECONDS = 15.0
+"""A stream that says nothing for so long gets a comment, so that proxies keep it open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What there is once the model is loaded."""
+
+    engine: Engine
+    bridge: Bridge
+
+
+@dataclass(slots=True)
+class Service:
+    config: ServerConfig
+    keys: KeyRing
+    metrics: Metrics = field(default_factory=Metrics)
+    ping_seconds: float = PING_SECONDS
+    phase: Literal["loading", "ready", "draining"] = "loading"
+    active: int = 0  # requests being answered
+    _serving: Serving | None = None
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> Service:
+        return cls(config, KeyRing(config.api_keys, config.admin_keys))
+
+    @property
+    def serving(self) -> Serving:
+        """Raises Unavailable while the model loads and once the server drains."""
+        if self.phase == "draining":
+            raise Unavailable("the server is stopping; try another one or try later")
+        if self._serving is None:
+            raise Unavailable("the model is loading; try again in a moment", retry_after=1)
+        return self._serving
+
+    def ready(self, engine: Engine) -> None:
+        """The engine is loaded and runs on its own thread. Call on the event loop."""
+        self._serving = Serving(engine, Bridge(engine, self.metrics))
+        self.metrics.watch(engine)
+        if self.phase == "loading":
+            self.phase = "ready"
+
+    async def drain(self) -> None:
+        """Refuse what is new, let what runs end for `drain_seconds`, then end it with an error."""
+        self.phase = "draining"
+        deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
+        while self.active and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(0.02)
+        if self._serving is not None:
+            self._serving.bridge.fail_all(Unavailable("the server is stopping"))
+        while self.active and asyncio.get_running_loop().time() < deadline + 1.0:
+            await asyncio.sleep(0.02)
