@@ -724,12 +724,17 @@ class CacheManager:
     # --- eviction and removal
 
     def _make_room(self, group: int, count: int) -> None:
-        """Evict idle blocks until `count` are free. The caller knows that there are enough."""
-        free = self.pools[group].free
-        while len(free) < count:
-            self._evict(group)
+        """Evict idle blocks until `count` are free. The caller knows that there are enough.
 
-    def _evict(self, group: int) -> None:
+        Of a chain that goes tail before head only the last to go is remembered: whoever asks for
+        it again misses there first."""
+        free = self.pools[group].free
+        boundary: tuple[int, bytes] | None = None  # (pinned parent, tokens) of what went last
+        while len(free) < count:
+            boundary = self._evict(group, boundary)
+        self._remember(boundary)
+
+    def _evict(self, group: int, boundary: tuple[int, bytes] | None) -> tuple[int, bytes] | None:
         """The idle block that the policy names goes: with its node, or, in a window group, alone.
 
         A block goes before its parent; where a policy names the parent first, that one is parked
@@ -741,12 +746,30 @@ class CacheManager:
             self._free_payload(group, node)
             self._evicted += 1
             self._prune(node)
-        elif tree.children[node]:
+            return boundary
+        if tree.children[node]:
             idle.park(block)
+            return boundary
+        if boundary is not None and boundary[0] == node:
+            tree.pins[node] -= 1
         else:
-            if self.ghosts.capacity:
-                self.ghosts.remember(tree.digest(node), "evicted")
-            self._evicted += self._remove_leaf(node)
+            self._remember(boundary)
+        parent = tree.parent[node]
+        boundary = (parent, tree.chunk(node))
+        tree.pins[parent] += 1
+        self._evicted += self._remove_leaf(node)
+        return boundary
+
+    def _remember(self, boundary: tuple[int, bytes] | None) -> None:
+        """Write a ghost for what was evicted below a parent that stays."""
+        if boundary is None:
+            return
+        parent, chunk = boundary
+        if self.ghosts.capacity:
+            digest = self.tree.digest_below(self.tree.digest(parent), chunk)
+            self.ghosts.remember(digest, "evicted")
+        self.tree.pins[parent] -= 1
+        self._prune(parent)
 
     def _remove_leaf(self, node: int) -> int:
         """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
