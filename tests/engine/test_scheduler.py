@@ -234,6 +234,35 @@ def test_preemption_geometry_lets_both_requests_finish_unchanged() -> None:
         assert bench.finished[handle, 0] == "length"
 
 
+def test_a_preempted_sequence_returns_under_another_name() -> None:
+    """So that a result that comes back late finds nobody."""
+    bench = Bench(blocks=7, budget=512)
+    for handle in range(2):
+        bench.add(handle, prompt(34, 100 * handle), max_tokens=35)
+    bench.drain()
+    reached: dict[int, int] = {}
+    for plan in bench.plans:
+        for sequence in plan.sequences:
+            [(first, count)] = sequence.spans
+            assert reached.get(sequence.sequence_id, first) == first
+            reached[sequence.sequence_id] = first + count
+    assert len(reached) == 2 + bench.scheduler.preemptions
+
+
+def test_prompt_log_probabilities_survive_preemption() -> None:
+    bench = Bench(blocks=9, budget=33)
+    bench.add(0, prompt(46, 500), max_tokens=30)
+    bench.step()
+    bench.step()
+    work = bench.add(1, prompt(90), max_tokens=1, prompt_logprobs=0)
+    for _ in range(2):
+        bench.step()
+    assert len(work.prompt_logprobs) == 64
+    bench.drain()
+    assert bench.scheduler.preemptions == 1
+    assert [row.token_id for row in work.prompt_logprobs] == prompt(90)[1:]
+
+
 def test_the_latest_arrival_gives_way() -> None:
     bench = Bench(blocks=6, budget=512)
     for handle in range(3):

@@ -22,6 +22,7 @@ from kveik.engine.plan import (
     SequenceResult,
     StepPlan,
     StepResult,
+    TokenLogprobs,
 )
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
@@ -82,7 +83,8 @@ class ToyRunner:
                 state = self._row(plan.tables, position, token)
                 self.rows += 1
         draws = tuple(self._draw(state, sampling) for sampling in plan.samples)
-        return SequenceResult(plan.sequence_id, draws)
+        rows = tuple(TokenLogprobs(token, -1.0, 1) for token in plan.targets if token >= 0)
+        return SequenceResult(plan.sequence_id, draws, rows)
 
     def _row(self, tables: Sequence[BlockTable], position: int, token: int) -> bytes:
         states = set()

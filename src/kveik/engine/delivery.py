@@ -54,7 +54,7 @@ class Delivery:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *work.prompt_logprobs)
         miss = MissReason(work.miss.position, work.miss.reason) if work.miss else None
-        self._send(PromptReady(work.cached_tokens, miss, rows))
+        self._sink(PromptReady(work.cached_tokens, miss, rows))
 
     def token(self, accepted: TokenAccepted) -> bool:
         """Send what the token adds. True: a stop string ended the choice."""
@@ -63,7 +63,7 @@ class Delivery:
             return False
         piece = self._piece(accepted)
         logprobs = () if token.logprobs is None else (token.logprobs,)
-        self._send(ChoiceDelta(choice, piece.text, (token.token_id,), logprobs))
+        self._sink(ChoiceDelta(choice, piece.text, (token.token_id,), logprobs))
         if piece.stop is not None:
             self._finish(choice, "stop", piece.stop)
         elif accepted.finish is not None:
@@ -82,7 +82,7 @@ class Delivery:
         return Piece(head.text + tail.text, tail.stop)
 
     def _finish(self, choice: int, reason: FinishReason, stop: str | int | None) -> None:
-        self._send(ChoiceFinished(choice, reason, stop))
+        self._sink(ChoiceFinished(choice, reason, stop))
         self.finish_reasons[choice] = reason
         if len(self.finish_reasons) == self.request.params.n:
             assert self.work is not None
@@ -98,8 +98,4 @@ class Delivery:
     def _end(self, event: Event) -> None:
         if not self.ended:
             self.ended = True
-            self._sink(event)
-
-    def _send(self, event: Event) -> None:
-        if not self.ended:
             self._sink(event)

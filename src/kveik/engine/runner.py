@@ -20,9 +20,9 @@ from kveik.engine.plan import (
     StepResult,
 )
 from kveik.engine.sampler import draw_row, sampled_token, target_row, token_logprobs
-from kveik.errors import KveikError, UnsupportedFeature
+from kveik.errors import KveikError
 from kveik.kernels.ops import Array, Batch, GroupBatch, Ops, Sampled, SampleRow
-from kveik.models import Model
+from kveik.models import Model, refuse_shift
 from kveik.store.arena import KvStore
 
 _log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Runner:
         token_ids: list[int] = []
         positions: list[int] = []
         for sequence in sequences:
-            self._refuse_shifts(sequence.tables)
+            refuse_shift(self._model, sequence.tables)
             token_ids += _known(sequence)
             for first, count in sequence.spans:
                 positions += range(first, first + count)
@@ -159,14 +159,6 @@ class Runner:
             logit_rows=upload(logit_rows),
             groups=tuple(layout.batch(upload) for layout in layouts),
         )
-
-    def _refuse_shifts(self, tables: Sequence[BlockTable]) -> None:
-        if self._model.can_shift:
-            return
-        if any(segment.shift for table in tables for segment in table):
-            raise UnsupportedFeature(
-                "this model cannot shift cached positions: they are part of its hidden state"
-            )
 
 
 def _known(sequence: SequencePlan) -> list[int]:
@@ -204,8 +196,7 @@ class _Readouts:
             self.sample_rows.extend(draw_row(index, plan) for plan in sequence.samples)
 
     def _want(self, row: int) -> int:
-        if not self.rows or self.rows[-1] != row:
-            self.rows.append(row)
+        self.rows.append(row)
         return len(self.rows) - 1
 
     def results(self, sampled: Sequence[Sampled]) -> tuple[SequenceResult, ...]:

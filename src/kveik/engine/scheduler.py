@@ -409,10 +409,9 @@ class Scheduler:
         self._enqueue(sequence)
 
     def _give_up_blocks(self, sequence: Sequence, now: float) -> None:
-        """Release the lease; what was committed stays cached unless the request stores nothing."""
+        """Release the lease; what was committed stays cached."""
         assert sequence.lease is not None
-        keep = sequence.work.request.params.use_cache
-        self._cache.release(sequence.lease, keep=keep, now=now)
+        self._cache.release(sequence.lease, keep=True, now=now)
         sequence.lease = None
         sequence.computed = []
         sequence.sequence_id = next(self._sequence_ids)
