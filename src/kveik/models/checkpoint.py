@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -127,7 +128,7 @@ class Checkpoint:
         whole = sum(file.stat().st_size for file in self._files) <= _HASH_EVERYTHING_BYTES
         for file in self._files:
             data, stat = self._map(file), file.stat()
-            state.update(f"{file.name}\0{stat.st_size}\0".encode())
+            state.update(os.fsencode(file.name) + f"\0{stat.st_size}\0".encode())
             if whole:
                 state.update(data.data)
                 continue
@@ -166,7 +167,7 @@ def _weight_files(folder: Path) -> tuple[Path, ...]:
             f"{folder / pickled[0]}: pickled weights can run code and are never read; convert the "
             "checkpoint to safetensors (save_pretrained of transformers does)"
         )
-    raise ModelLoadError(f"{folder}: no {_SINGLE} found; the weights are missing")
+    raise ModelLoadError(f"{folder}: no {_SINGLE} found; the weights are missing (or only pickled)")
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -197,19 +198,7 @@ def _check_index(index: Path, entries: Mapping[str, TensorEntry]) -> None:
 
 def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     """The entries of one file, each proved to lie inside it and apart from the others."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise ModelLoadError(
-                f"{file}: the header should be {length} bytes long but the file has {size}; "
-                "truncated or not safetensors: download it again"
-            )
-        if length > _MAX_HEADER_BYTES:
-            raise ModelLoadError(
-                f"{file}: a header of {length} bytes exceeds the limit of {_MAX_HEADER_BYTES}"
-            )
-        raw = stream.read(length)
+    raw, size = _header_bytes(file)
     try:
         header = json.loads(raw, object_pairs_hook=_no_duplicates)
     except (ValueError, RecursionError) as error:
@@ -217,9 +206,31 @@ def _read_header(file: Path) -> Iterator[tuple[str, TensorEntry]]:
     if not isinstance(header, dict):
         raise ModelLoadError(f"{file}: the header is not a JSON object")
     header.pop("__metadata__", None)
-    entries = [(name, _entry(file, name, value, 8 + length)) for name, value in header.items()]
-    _check_extents(file, entries, 8 + length, size)
+    base = 8 + len(raw)  # where the data begins
+    entries = [(name, _entry(file, name, value, base)) for name, value in header.items()]
+    _check_extents(file, entries, base, size)
     return iter(entries)
+
+
+def _header_bytes(file: Path) -> tuple[bytes, int]:
+    """(header, size of the file); the length is checked before it is read."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _MAX_HEADER_BYTES:
+                raise ModelLoadError(
+                    f"{file}: a header of {length} bytes exceeds the limit of "
+                    f"{_MAX_HEADER_BYTES}; not safetensors, or damaged: download it again"
+                )
+            if size < 8 or length > size - 8:
+                raise ModelLoadError(
+                    f"{file}: the header should be {length} bytes long but the file has {size}; "
+                    "truncated or not safetensors: download it again"
+                )
+            return stream.read(length), size
+    except OSError as error:
+        raise ModelLoadError(f"{file}: cannot be read ({error.strerror or error})") from error
 
 
 def _no_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -27,22 +27,17 @@ class Fields:
         self.where = where
         self._values = values
         self._error = error
-        self._read: set[str] = set()
 
     def fail(self, message: str) -> KveikError:
         """The exception to raise for this object."""
         return self._error(f"{self.where}: {message}")
 
     def get(self, name: str) -> object:
-        self._read.add(name)
         return self._values.get(name)
 
     def has(self, name: str) -> bool:
+        """Whether the key is present, null included."""
         return name in self._values
-
-    def unread(self) -> tuple[str, ...]:
-        """Keys present that nobody asked for."""
-        return tuple(sorted(set(self._values) - self._read))
 
     def integer(
         self, name: str, default: int | None = None, *, low: int = 1, high: int = 2**31 - 1

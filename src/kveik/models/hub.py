@@ -22,6 +22,9 @@ PATTERNS = (
 )
 """All that kveik reads from a repository."""
 
+# Subfolders and Mistral's second copy of the weights.
+_TWICE = ("*/*", "consolidated*.safetensors")
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -47,7 +50,10 @@ def _download(repository: str, token: str | None) -> Path:
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repository, allow_patterns=list(PATTERNS), token=token
+            repository,
+            allow_patterns=list(PATTERNS),
+            ignore_patterns=list(_TWICE),
+            token=token,
         )
     except errors.GatedRepoError as error:  # before RepositoryNotFoundError, its parent
         raise ModelLoadError(
@@ -63,7 +69,7 @@ def _download(repository: str, token: str | None) -> Path:
             f"{repository}: not a folder here, and the hub cannot be reached; connect, or download "
             "the model elsewhere and give its folder"
         ) from error
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+    except Exception as error:  # its transport raises its own (requests, httpx, by version)
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(f"{repository}: download failed ({reason}); run again") from error
     return Path(folder)
