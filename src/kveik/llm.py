@@ -12,15 +12,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral
 from types import TracebackType
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
 
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
-from kveik.engine.request import Request, SamplingParams
+from kveik.engine.request import Event, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest, KveikError, Overloaded
 from kveik.outputs import (
@@ -43,6 +43,18 @@ class TokensPrompt(TypedDict):
 Prompt: TypeAlias = str | TextPrompt | TokensPrompt
 Message: TypeAlias = Mapping[str, Any]
 Conversation: TypeAlias = Sequence[Message]
+
+
+class RequestSink(Protocol):
+    """Takes the events of one request; `ended` after the last, `error` where it failed."""
+
+    ended: bool
+    error: KveikError | None
+
+    def __call__(self, event: Event) -> None: ...
+
+
+Sink = TypeVar("Sink", bound=RequestSink)
 
 
 class LLM:
@@ -185,28 +197,25 @@ class LLM:
             prompt=tokenizer.render_chat(messages),
         )
 
-    def run(self, requests: Iterable[Request]) -> Iterator[OutputCollector]:
-        """Compute a stream of requests together; collectors come in the order in which they end.
+    def run(self, work: Iterable[tuple[Request, Sink]]) -> Generator[Sink, None, None]:
+        """Compute a stream of requests together; their sinks come in the order in which they end.
         A request that fails or is refused ends with `error`, and no other is touched. Only as many
-        as the engine can overlap are taken from `requests` ahead of time."""
-        source = iter(requests)
-        active: dict[int, OutputCollector] = {}
+        as the engine can overlap are taken from `work` ahead of time."""
+        source = iter(work)
+        active: dict[int, Sink] = {}
         room = min(2 * self.engine.config.max_num_seqs, self.engine.config.max_queued_requests)
-        waiting: Request | None = next(source, None)
+        waiting = next(source, None)
         try:
             while waiting is not None or active:
                 while waiting is not None and len(active) < room:
-                    collector = self._collector(waiting)
+                    request, sink = waiting
                     try:
-                        active[self.engine.submit(waiting, collector)] = collector
-                    except Overloaded as error:
-                        if active:
-                            break
-                        collector.error = error
-                        yield collector
+                        active[self.engine.submit(request, sink)] = sink
                     except KveikError as error:
-                        collector.error = error
-                        yield collector
+                        if isinstance(error, Overloaded) and active:
+                            break
+                        sink.error, sink.ended = error, True
+                        yield sink
                     waiting = next(source, None)
                 self._step()
                 for handle in [handle for handle, one in active.items() if one.ended]:
@@ -214,21 +223,23 @@ class LLM:
         finally:
             self._abort(active)
 
-    def _collector(self, request: Request) -> OutputCollector:
+    def collector(self, request: Request) -> OutputCollector:
+        """A sink that grows the RequestOutput of `request`."""
         return OutputCollector(request, self.engine.tokenizer.token_text, time.perf_counter)
 
     def _complete_all(self, requests: list[Request], bar: bool | None) -> list[RequestOutput]:
         """All outputs in the order of `requests`; raises the first error."""
-        numbered = [replace(one, request_id=str(number)) for number, one in enumerate(requests)]
-        outputs: dict[str, RequestOutput] = {}
+        collectors = [
+            self.collector(replace(request, request_id=str(number)))
+            for number, request in enumerate(requests)
+        ]
         show = len(requests) > 1 and sys.stderr.isatty() if bar is None else bar
-        ended = self.run(numbered)
+        ended = self.run(zip(requests, collectors, strict=True))
         for collector in _with_bar(ended, len(requests)) if show else ended:
             if collector.error is not None:
-                ended.close()  # type: ignore[attr-defined]
+                ended.close()
                 raise collector.error
-            outputs[collector.output.request_id] = collector.output
-        return [outputs[request.request_id] for request in numbered]
+        return [collector.output for collector in collectors]
 
     def _deltas(self, handle: int, collector: DeltaCollector) -> Iterator[StreamDelta]:
         try:
