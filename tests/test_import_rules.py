@@ -46,7 +46,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "": (
         (
             "llm",
+            "outputs",
             "batch",
+            "batch_lines",
             "memory_plan",
             "commands",
             "cli",
