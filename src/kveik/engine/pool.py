@@ -1,7 +1,7 @@
 """How many KV blocks to allocate: a budget in bytes becomes blocks per group.
 
 Every group gets the same number of blocks, so that each can serve the longest sequence; a sliding
-window then leaves more of its blocks idle, which keeps more prefixes. Standard library only.
+window then leaves more of its blocks idle, which keeps more prefixes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from kveik.cache.segments import KvGroup
 from kveik.config import EngineConfig
 from kveik.errors import ConfigError
+from kveik.store.arena import blocks_within
 
 FREE_MEMORY_SHARE = 4
 """Without --kv-memory the pool takes one part in this many of the free memory."""
@@ -39,9 +40,9 @@ def pool_blocks(
     longest = -(-max_model_len // config.block_size)
     enough = longest * config.max_num_seqs
     if config.kv_memory is None:
-        blocks = max(longest, free_bytes // FREE_MEMORY_SHARE // block_bytes)
+        blocks = max(longest, blocks_within(free_bytes // FREE_MEMORY_SHARE, groups))
     else:
-        blocks = config.kv_memory // block_bytes
+        blocks = blocks_within(config.kv_memory, groups)
     if blocks < 2:
         raise ConfigError(
             f"kv_memory: {config.kv_memory} bytes hold {blocks} blocks of {block_bytes} bytes; "
