@@ -12,6 +12,7 @@ It must not know models, requests or the cache; it owns no state but the arenas 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -229,17 +230,21 @@ def add(x: Floats, y: Floats) -> Floats:
 def silu_mul(gate: Floats, up: Floats) -> Floats:
     """gate * sigmoid(gate) * up."""
     with np.errstate(over="ignore"):
-        activated: Floats = gate / (1 + np.exp(-gate))
-    return activated * up
+        below: Floats = np.exp(-gate)
+    below += 1
+    return gate / below * up
 
 
 def gelu(x: Floats, form: Literal["tanh", "erf"]) -> Floats:
     """Hendrycks and Gimpel 2016: x * Phi(x), or its tanh approximation. Worked in float64."""
     wide = x.astype(np.float64)
     if form == "tanh":
-        inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide * wide * wide)
-        return (0.5 * wide * (1 + np.tanh(inner))).astype(np.float32)
-    return (0.5 * wide * _erfc(wide * -np.sqrt(0.5))).astype(np.float32)
+        inner = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide * wide * wide)
+        twice = 1 + np.tanh(inner)
+    else:
+        twice = _erfc(wide * -math.sqrt(0.5))
+    activated: Floats = (0.5 * wide * twice).astype(np.float32)
+    return activated
 
 
 _ERFC_SERIES = (

@@ -106,7 +106,8 @@ def rope_write_kv(
     shape = (len(k), spec.num_kv_heads, spec.head_dim)
     keys, values = k.reshape(shape), v.reshape(shape)
     if spec.rope is not None:
-        keys = _key_angles(batch, spec.rope).turn(keys)
+        with np.errstate(invalid="ignore"):  # a row that is broken stays its own affair
+            keys = _key_angles(batch, spec.rope).turn(keys)
     heads, width = shape[1:]
     key_plane = arena.keys[layer].reshape(heads, width, -1)
     value_plane = arena.values[layer].reshape(heads, -1, width)
@@ -377,7 +378,7 @@ def _attend(q: Floats, keys: NDArray[Any], values: NDArray[Any], team: _Team) ->
         partial = _partial(turned[:, :, wave.tiles], *_gathered(keys, values, wave), wave)
         for into, items in wave.merges:
             _merge(state, (slice(None), into, wave.tiles), partial, items, wave.blind)
-    total = np.where(state.total == 0, np.float32(1), state.total)
+    total: Floats = np.where(state.total == 0, np.float32(1), state.total)
     merged: Floats = state.values / total
     merged = merged.reshape(heads, spans, -1, width)[:, :, : rows * share]
     return merged.reshape(heads, spans, rows, share, width).transpose(1, 2, 0, 3, 4)
@@ -430,11 +431,11 @@ def _finite(maximum: Floats) -> Floats:
 def _guarded(weights: Floats, v: Floats, hidden: Bools | None) -> Floats:
     """weights @ v where some value is not finite: 0 times NaN would be NaN, so such slots are
     taken out of the product, and only the rows that do see one become NaN."""
-    broken: Bools = ~np.isfinite(v).all(axis=-1, keepdims=True)  # [KV, I, 1, SPLIT, 1]
+    broken: Any = ~np.isfinite(v).all(axis=-1, keepdims=True)  # [KV, I, 1, SPLIT, 1]
     values: Floats = np.matmul(weights, np.where(broken, np.float32(0), v))
     meets = broken.swapaxes(-1, -2)  # [KV, I, 1, 1, SPLIT]
     if hidden is not None:
-        meets = np.logical_and(meets, ~hidden)
+        meets = meets & ~hidden
     spoiled = np.broadcast_to(meets, weights.shape).any(axis=-1)
     values[spoiled] = np.nan
     return values
