@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from kveik.kernels.ops import AttentionSpec, GroupBatch, KvSpec, RopeSpec
 from kveik.kernels.reference import PackedLinear, reference_ops
 
 OPS = reference_ops()
@@ -139,6 +140,30 @@ def test_gelu(form: str) -> None:
 def test_add() -> None:
     x, y = floats(3, 4), floats(3, 4, seed=1)
     np.testing.assert_array_equal(OPS.add(x, y), x + y)
+
+
+def test_no_rows_pass_through_every_op() -> None:
+    none, ids = np.zeros((0, 16), np.float32), np.zeros(0, np.int64)
+    packed = OPS.pack_weight(floats(5, 16), "linear", floats(5))
+    table, vector = floats(3, 16), floats(16)
+    assert OPS.linear(none, packed, None).shape == OPS.logits(none, packed).shape == (0, 5)
+    assert OPS.sample(OPS.logits(none, packed), []) == []
+    spec, arena = AttentionSpec(2, 2, 8, 1.0, RopeSpec((1.0, 0.5))), KvSpec(1, 2, 4, 2, 8)
+    batch = GroupBatch(ids, ids, ids.reshape(0, 4), ids.reshape(0, 3), ids, ids.reshape(0, 3), 4)
+    OPS.rope_write_kv(none, none, OPS.allocate_kv(arena), 0, batch, spec)
+    for out in (
+        OPS.rms_norm(none, vector, None, 1e-5, none)[0],
+        OPS.layer_norm(none, vector, vector, 1e-5, None)[0],
+        OPS.qk_norm(none, floats(8), 2, 1e-5),
+        OPS.silu_mul(none, none),
+        OPS.gelu(none, "tanh"),
+        OPS.gelu(none, "erf"),
+        OPS.embed(table, ids),
+        OPS.embed_add(none, table, ids),
+        OPS.take_rows(none, ids),
+        OPS.paged_attention(none, OPS.allocate_kv(arena), 0, batch, spec),
+    ):
+        assert out.shape == (0, 16)
 
 
 def test_arrays_go_up_and_down() -> None:

@@ -216,7 +216,7 @@ def layer_norm(
 
 def qk_norm(x: Floats, weight: Floats, heads: int, eps: float) -> Floats:
     """RMS norm of every head by itself: x [T, heads * D], weight [D]."""
-    normed, _ = rms_norm(x.reshape(len(x), heads, -1), weight, None, eps, None)
+    normed, _ = rms_norm(x.reshape(len(x), heads, len(weight)), weight, None, eps, None)
     return normed.reshape(x.shape)
 
 

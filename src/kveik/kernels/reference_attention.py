@@ -352,7 +352,8 @@ def paged_attention(
         keys = keys.reshape(*keys.shape[:2], -1, 1)
         values = values.reshape(values.shape[0], -1, 1, values.shape[-1])
     scaled = q * np.float32(spec.scale)
-    scaled = scaled.reshape(len(q), spec.num_kv_heads, -1, spec.head_dim)
+    share = spec.num_heads // spec.num_kv_heads
+    scaled = scaled.reshape(len(q), spec.num_kv_heads, share, spec.head_dim)
     out = np.zeros_like(scaled)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         for team in plan.teams:
