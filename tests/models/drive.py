@@ -28,16 +28,16 @@ class Sequencer:
         ]
         self._length = 0
 
-    def feed(self, tokens: Sequence[int], *, every_row: bool = True) -> np.ndarray:
-        """Logits [len(tokens), V] of every row, or [1, V] of the last."""
+    def feed(self, tokens: Sequence[int], rows: Sequence[int] | None = None) -> np.ndarray:
+        """Logits [R, V] of `rows` (default: one per token)."""
         first, count = self._length, len(tokens)
         self._length += count
-        rows = range(count) if every_row else range(count - 1, count)
+        wanted = list(range(count) if rows is None else rows)
         upload = self._ops.upload
         batch = Batch(
             token_ids=upload(list(tokens), (count,)),
             positions=upload(list(range(first, first + count)), (count,)),
-            logit_rows=upload(list(rows), (len(rows),)),
+            logit_rows=upload(wanted, (len(wanted),)),
             groups=tuple(self._group(index, first, count) for index in range(len(self._arenas))),
         )
         return np.asarray(self._ops.download(self._model.forward(batch, self._arenas)), np.float32)

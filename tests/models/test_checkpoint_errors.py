@@ -273,7 +273,7 @@ def test_any_damaged_byte_of_the_header_is_a_clear_error_or_harmless(folder: Pat
     whole = file.read_bytes()
     length = int.from_bytes(whole[:8], "little")
     generator = np.random.default_rng(0)
-    refused = 0
+    messages = []
     for _ in range(150):
         damaged = bytearray(whole)
         damaged[int(generator.integers(8 + length))] = int(generator.integers(256))
@@ -281,6 +281,6 @@ def test_any_damaged_byte_of_the_header_is_a_clear_error_or_harmless(folder: Pat
         try:
             load_model(str(folder), reference_ops())
         except ModelLoadError as error:
-            assert str(file) in error.message
-            refused += 1
-    assert refused > 100
+            messages.append(error.message)
+    assert len(messages) > 100
+    assert all(str(file) in message for message in messages)

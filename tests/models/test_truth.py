@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from drive import Sequencer
+from safetensors.numpy import load_file, save_file
 
 from kveik.kernels.ops import Ops
 from kveik.kernels.reference import reference_ops
@@ -17,7 +19,7 @@ from kveik.models import Model, load_model
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-PROMPT, STEPS = 70, 32
+PROMPT, STEPS = 70, 32  # the prompt is longer than every sliding window
 TOLERANCE = 1e-4
 
 YARN = {
@@ -85,11 +87,23 @@ def ops() -> Ops:
     return reference_ops()
 
 
-def greedy_truth(folder: Path, prompt: list[int]) -> tuple[np.ndarray, list[int]]:
-    """Logits [PROMPT + STEPS, V] of transformers with its own cache, and the greedy tokens."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """More threads slow such small matrices down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def truth_of(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32
     ).eval()
+
+
+def greedy_truth(model: Any, prompt: list[int]) -> tuple[np.ndarray, list[int]]:
+    """Logits [PROMPT + STEPS, V] of transformers with its own cache, and the greedy tokens."""
     rows, tokens, cache, feed = [], [], None, prompt
     with torch.no_grad():
         for _ in range(STEPS + 1):
@@ -115,9 +129,74 @@ def greedy_ours(model: Model, ops: Ops, prompt: list[int]) -> tuple[np.ndarray, 
 def test_logits_and_greedy_tokens_equal_transformers(case: str, ops: Ops, tmp_path: Path) -> None:
     family, overrides = CASES[case]
     folder = tiny.tiny_transformers(tmp_path, family, **overrides)
+    assert_equal_generation(load_model(str(folder), ops).model, ops, truth_of(folder))
+
+
+def assert_equal_generation(model: Model, ops: Ops, truth: Any) -> None:
     prompt = np.random.default_rng(1).integers(3, tiny.VOCAB_SIZE, PROMPT).tolist()
-    truth, truth_tokens = greedy_truth(folder, prompt)
-    logits, tokens = greedy_ours(load_model(str(folder), ops).model, ops, prompt)
-    assert truth.std() > 0.3  # or nothing would be compared
-    np.testing.assert_allclose(logits, truth, atol=TOLERANCE, rtol=0)
-    assert tokens == truth_tokens
+    wanted, wanted_tokens = greedy_truth(truth, prompt)
+    logits, tokens = greedy_ours(model, ops, prompt)
+    assert wanted.std() > 0.3  # or nothing would be compared
+    np.testing.assert_allclose(logits, wanted, atol=TOLERANCE, rtol=0)
+    assert tokens == wanted_tokens
+
+
+def test_partial_rotary_equals_phi3(ops: Ops, tmp_path: Path) -> None:
+    """transformers turns every dimension of a Llama, so Phi-3 is the truth here: the same
+    network with fused projections."""
+    folder = tiny.tiny_llama(tmp_path, partial_rotary_factor=0.5, max_position_embeddings=256)
+    tensors = load_file(folder / "model.safetensors")
+    config = transformers.Phi3Config(
+        vocab_size=tiny.VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=256,
+        partial_rotary_factor=0.5,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        pad_token_id=None,
+        attn_implementation="eager",
+    )
+    for layer in range(2):
+        for fused, parts in FUSED.items():
+            prefix = f"model.layers.{layer}."
+            rows = [tensors.pop(f"{prefix}{part}.weight") for part in parts]
+            tensors[f"{prefix}{fused}.weight"] = np.concatenate(rows)
+    truth = transformers.Phi3ForCausalLM(config).eval()
+    truth.load_state_dict({name: torch.tensor(rows) for name, rows in tensors.items()})
+    assert_equal_generation(load_model(str(folder), ops).model, ops, truth)
+
+
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
+
+
+def test_older_spellings_of_config_json_mean_the_same(ops: Ops, tmp_path: Path) -> None:
+    """A checkpoint as transformers 4 wrote it: rope_theta and rope_scaling at the top."""
+    old = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
+    folder = tiny.tiny_llama(
+        tmp_path, rope_theta=10000.0, rope_scaling=old, max_position_embeddings=256
+    )
+    assert_equal_generation(load_model(str(folder), ops).model, ops, truth_of(folder))
+
+
+def test_stored_bfloat16_equals_transformers(ops: Ops, tmp_path: Path) -> None:
+    folder = tiny.tiny_llama(tmp_path, dtype="bfloat16", max_position_embeddings=256)
+    assert_equal_generation(load_model(str(folder), ops).model, ops, truth_of(folder))
+
+
+def test_a_base_model_of_gpt2_has_no_prefix(ops: Ops, tmp_path: Path) -> None:
+    """The checkpoints of OpenAI name their tensors without "transformer." and store masks."""
+    folder = tiny.tiny_transformers(tmp_path, "gpt2")
+    truth = truth_of(folder)
+    tensors = load_file(folder / "model.safetensors")
+    plain = {name.removeprefix("transformer."): value for name, value in tensors.items()}
+    masks = {f"h.{layer}.attn.bias": np.tri(256, dtype=np.float32) for layer in range(3)}
+    save_file({**plain, **masks}, folder / "model.safetensors")
+    assert_equal_generation(load_model(str(folder), ops).model, ops, truth)

@@ -73,12 +73,11 @@ def read_rope(config: Fields, head_dim: int, trained: int, options: RopeOptions)
     """RoPE of a config.json. Accepts `rope_parameters` (transformers 5) and the older pair
     `rope_theta`, `rope_scaling`. `trained` is max_position_embeddings."""
     parameters = _parameters(config, options)
-    theta = parameters.number("rope_theta", config.number("rope_theta", 10_000.0), low=1.001)
-    if options.theta is not None:
-        theta = options.theta
-    share = parameters.number(
-        "partial_rotary_factor", config.number("partial_rotary_factor", 1.0), high=1.0
-    )
+    # Older files keep these two beside the rope object, transformers 5 keeps them inside.
+    outer = config.number("rope_theta", 10_000.0, low=1.001)
+    theta = options.theta or parameters.number("rope_theta", outer, low=1.001)
+    outer = config.number("partial_rotary_factor", 1.0, high=1.0)
+    share = parameters.number("partial_rotary_factor", outer, high=1.0)
     rotary_dim = int(head_dim * share)
     if rotary_dim < 2 or rotary_dim % 2:
         raise config.fail(
