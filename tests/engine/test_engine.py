@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from kveik.errors import (
     ConfigError,
     ContextLengthExceeded,
     InvalidRequest,
+    ModelLoadError,
     Overloaded,
     PromptTooLarge,
     Unavailable,
@@ -537,6 +539,39 @@ def test_info_reports_what_was_found() -> None:
 def test_a_budget_below_one_block_is_refused() -> None:
     with pytest.raises(ConfigError, match="max_num_batched_tokens"):
         toy_engine(max_num_batched_tokens=8)
+
+
+def test_another_block_size_keeps_the_text() -> None:
+    for size in (4, 64):
+        engine = toy_engine(block_size=size, max_num_batched_tokens=64)
+        for _ in range(2):
+            sink = submit(engine, range(90), max_tokens=12)
+            drain(engine)
+            assert sink.tokens() == toy_text(range(90), 12)
+        assert sink.ending.usage.cached_tokens == 89
+        assert engine.info.block_size == size
+
+
+def test_load_reads_a_folder(tiny_folder: Callable[..., Path]) -> None:
+    stages: list[str] = []
+    config = EngineConfig(model=str(tiny_folder()), kv_memory=2**20, served_model_name="tiny")
+    engine = Engine.load(config, progress=lambda stage, share: stages.append(stage))
+    info = engine.info
+    assert (info.model_id, info.architecture, info.vocab_size) == ("tiny", "llama", 320)
+    assert info.kv_bytes_per_token == 2 * 2 * 2 * 16 * 4  # K and V, layers, KV heads, size, float32
+    assert info.pool_blocks == (2**20 // (16 * 512),)
+    assert info.pool_bytes == 2**20
+    assert "allocating the KV pool" in stages
+    ids = engine.tokenizer.encode("the yeast of the house")
+    sink = submit(engine, ids, max_tokens=5, ignore_eos=True)
+    drain(engine)
+    assert len(sink.tokens()) == 5
+    assert sink.text() == engine.tokenizer.decode(sink.tokens())
+
+
+def test_a_missing_folder_is_named() -> None:
+    with pytest.raises(ModelLoadError, match="nowhere"):
+        Engine.load(EngineConfig(model="/nowhere/at/all"))
 
 
 def test_preemption_and_sliding_windows_keep_the_text() -> None:

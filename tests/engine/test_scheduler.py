@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -164,6 +165,22 @@ def test_requests_that_arrive_together_compute_a_shared_prefix_once() -> None:
         assert bench.texts[handle, 0] == expected_text([*shared, 900 + handle, 950 + handle], 3)
 
 
+def test_a_follower_goes_on_as_soon_as_the_shared_blocks_are_there() -> None:
+    """Also when the last row of the last shared block comes alone, after a chunk off the grid."""
+    bench = Bench(budget=16)
+    bench.add(0, prompt(2, 500), max_tokens=100)
+    bench.step()
+    bench.add(1, prompt(48), max_tokens=100)
+    bench.add(2, [*prompt(48), 900, 901], max_tokens=1)
+    while (1, 0) not in bench.texts:
+        assert bench.works[2].started is False
+        bench.step()
+    assert bench.rows(bench.plans[-1]) == [(7, 1), (47, 1)]
+    bench.step()
+    assert bench.texts[2, 0] == expected_text([*prompt(48), 900, 901], 1)
+    assert bench.works[2].cached_tokens == 48
+
+
 def test_the_first_follower_leads_when_the_leader_ends() -> None:
     bench = Bench(budget=32)
     for handle in range(3):
@@ -277,8 +294,21 @@ def test_the_latest_arrival_gives_way() -> None:
 @pytest.mark.parametrize("caching", [True, False])
 @pytest.mark.parametrize("groups", [(KvGroup((0,)),), (KvGroup((0,)), KvGroup((1,), "window", 20))])
 def test_nothing_gets_stuck(groups: tuple[KvGroup, ...], caching: bool) -> None:
+    _nothing_gets_stuck(range(50), groups, caching)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+@pytest.mark.skipif("KVEIK_SOAK" not in os.environ, reason="a long suite: make soak")
+def test_nothing_gets_stuck_for_long() -> None:
+    groups = (KvGroup((0,)), KvGroup((1,), "window", 20))
+    for seeds in range(0, 100_000, 1000):
+        _nothing_gets_stuck(range(seeds, seeds + 1000), groups[: 1 + seeds % 2000 // 1000], True)
+
+
+def _nothing_gets_stuck(seeds: range, groups: tuple[KvGroup, ...], caching: bool) -> None:
     """Random pools and requests; some need more than half of the pool, all of it included."""
-    for seed in range(60):
+    for seed in seeds:
         rng = random.Random(seed)
         blocks = rng.randrange(4, 20)
         bench = Bench(

@@ -326,8 +326,8 @@ class Scheduler:
         self, sequence: Sequence, count: int, outcome: SequenceResult, now: float
     ) -> list[Output]:
         assert sequence.lease is not None
-        work, first = sequence.work, len(sequence.computed)
-        self._progress += count > 1 or sequence.missing > 1
+        work, first, size = sequence.work, len(sequence.computed), self.limits.block_size
+        self._progress += first // size != (first + count) // size  # a block became whole
         sequence.computed.extend(sequence.tokens[first : first + count])
         work.computed_prompt_tokens += max(0, min(work.prompt_length - first, count))
         work.prompt_logprobs.extend(outcome.prompt_logprobs)
