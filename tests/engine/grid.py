@@ -81,8 +81,8 @@ def run(subject: Engine, requests: Sequence[Request], *, apart: int = 0) -> list
     return runs
 
 
-def parts_of(folder: str) -> EngineParts:
-    return load_parts(EngineConfig(model=folder, block_size=BLOCK))
+def parts_of(folder: str, **config: Any) -> EngineParts:
+    return load_parts(EngineConfig(model=folder, block_size=BLOCK, **config))
 
 
 def small_grid(folder: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -422,6 +423,19 @@ def test_a_fault_in_the_detokeniser_ends_one_request() -> None:
     assert len(sink.tokens()) == 2
 
 
+def test_a_sink_that_raises_when_told_of_the_abort_harms_nobody() -> None:
+    engine = toy_engine()
+    handle = engine.submit(
+        request(range(20), max_tokens=50), lambda event: _planted(isinstance(event, RequestAborted))
+    )
+    other = submit(engine, range(30), max_tokens=5)
+    engine.step()
+    engine.abort(handle)
+    drain(engine)
+    assert other.tokens() == toy_text(range(30), 5)
+    assert engine.stats().requests_finished == {"error": 1, "length": 1}
+
+
 @pytest.mark.parametrize("kind", [PromptReady, ChoiceDelta, ChoiceFinished, RequestFinished])
 def test_a_sink_that_raises_ends_only_its_own_request(kind: type) -> None:
     seen: list[Event] = []
@@ -513,6 +527,29 @@ def test_stop_without_patience_aborts_what_runs() -> None:
     engine.check()
 
 
+def test_books_that_do_not_add_up_are_reported_and_serving_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The idle self-check runs once its interval has passed on the engine's own clock."""
+    ticks = itertools.count(0, 20)
+    engine = toy_engine(clock=lambda: float(next(ticks)))
+    checked = threading.Event()
+
+    def check() -> None:
+        checked.set()
+        raise AssertionError("planted")
+
+    monkeypatch.setattr(engine._cache, "check", check)
+    engine.start()
+    assert submit(engine, range(20)).done.wait(20)
+    assert checked.wait(20)
+    again = submit(engine, range(20))
+    assert again.done.wait(20)
+    engine.stop()
+    assert again.tokens() == toy_text(range(20), 4)
+    assert "do not add up" in caplog.text
+
+
 # ---- pool and sizes
 
 
@@ -536,9 +573,10 @@ def test_info_reports_what_was_found() -> None:
     assert (info.max_model_len, info.vocab_size) == (256, 257)
 
 
-def test_a_budget_below_one_block_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_num_batched_tokens"):
-        toy_engine(max_num_batched_tokens=8)
+@pytest.mark.parametrize("config", [{"max_num_batched_tokens": 8}, {"max_num_seqs": 0}])
+def test_settings_that_could_serve_nothing_are_refused(config: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(config))):
+        toy_engine(**config)
 
 
 def test_another_block_size_keeps_the_text() -> None:

@@ -30,9 +30,11 @@ CHECKPOINTS = {
 PROMPT = prompt(75)
 
 
-@pytest.fixture(scope="module", params=CHECKPOINTS)
+@pytest.fixture(scope="module", params=[*CHECKPOINTS, "bfloat16 KV"])
 def parts(request: pytest.FixtureRequest, tiny_folder: Callable[..., Path]) -> EngineParts:
-    loaded = grid.parts_of(str(tiny_folder(**CHECKPOINTS[request.param])))
+    folder = tiny_folder(**CHECKPOINTS.get(request.param, {}))
+    kv_dtype = "bfloat16" if request.param == "bfloat16 KV" else "auto"
+    loaded = grid.parts_of(str(folder), kv_dtype=kv_dtype)
     assert len(loaded.model.groups) == (2 if request.param == "two groups" else 1)
     return loaded
 

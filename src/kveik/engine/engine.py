@@ -284,7 +284,8 @@ class Engine:
             return
         self._scheduler.abort(handle, now)
         self._guarded(handle, delivery.abort, now)
-        self._forget(handle, "abort")
+        if handle in self._deliveries:
+            self._forget(handle, "abort")
 
     def _deliver(self, outputs: Sequence[Output], now: float) -> None:
         for output in outputs:

@@ -65,6 +65,10 @@ class EngineParts:
 
 def engine_info(parts: EngineParts) -> EngineInfo:
     model, config = parts.model, parts.config
+    if config.max_num_seqs < 1:
+        raise ConfigError(
+            f"max_num_seqs: {config.max_num_seqs} is less than one sequence", param="max_num_seqs"
+        )
     if config.max_num_batched_tokens < config.block_size:
         raise ConfigError(
             f"max_num_batched_tokens: {config.max_num_batched_tokens} is less than one block of "
