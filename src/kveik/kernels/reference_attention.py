@@ -38,9 +38,11 @@ WAVE_FLOATS = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class PagedKv:
-    """keys: [layers, KV, D, blocks, block_size]; values: [layers, KV, blocks, block_size, D].
+    """keys, values: [layers, KV, blocks, block_size, D].
 
-    Keys lie transposed because that is how the product with the queries reads them."""
+    A block lies together, so a pool takes memory only as it fills. (Keys stored transposed,
+    [KV, D, blocks, block_size], suit the product better: 3x in prefill; but then the first
+    request touches every page of the pool, which takes a second or two.)"""
 
     keys: NDArray[Any]
     values: NDArray[Any]
@@ -51,17 +53,15 @@ def allocate_kv(spec: KvSpec) -> PagedKv:
     if spec.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"KV dtype {spec.dtype!r}: use float32 or bfloat16")
     dtype = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float32
-    heads = (spec.num_layers, spec.num_kv_heads)
-    return PagedKv(
-        np.zeros((*heads, spec.head_dim, spec.num_blocks, spec.block_size), dtype),
-        np.zeros((*heads, spec.num_blocks, spec.block_size, spec.head_dim), dtype),
-    )
+    blocks = (spec.num_blocks, spec.block_size)
+    shape = (spec.num_layers, spec.num_kv_heads, *blocks, spec.head_dim)
+    return PagedKv(np.zeros(shape, dtype), np.zeros(shape, dtype))
 
 
 def copy_blocks(arena: PagedKv, moves: Sequence[tuple[int, int, int]]) -> None:
     """For (src, dst, slots), in order: slots 0 .. slots of src to dst, in every layer."""
     for source, target, slots in moves:
-        arena.keys[:, :, :, target, :slots] = arena.keys[:, :, :, source, :slots]
+        arena.keys[:, :, target, :slots] = arena.keys[:, :, source, :slots]
         arena.values[:, :, target, :slots] = arena.values[:, :, source, :slots]
 
 
@@ -109,10 +109,9 @@ def rope_write_kv(
         with np.errstate(invalid="ignore"):  # a row that is broken stays its own affair
             keys = _key_angles(batch, spec.rope).turn(keys)
     heads, width = shape[1:]
-    key_plane = arena.keys[layer].reshape(heads, width, -1)
-    value_plane = arena.values[layer].reshape(heads, -1, width)
-    key_plane[:, :, batch.slots] = keys.transpose(1, 2, 0).astype(key_plane.dtype)
-    value_plane[:, batch.slots] = values.transpose(1, 0, 2).astype(value_plane.dtype)
+    for plane, rows in ((arena.keys[layer], keys), (arena.values[layer], values)):
+        slots = plane.reshape(heads, -1, width)
+        slots[:, batch.slots] = rows.transpose(1, 0, 2).astype(plane.dtype)
 
 
 def _key_angles(batch: GroupBatch, rope: RopeSpec) -> _Angles:
@@ -349,8 +348,8 @@ def paged_attention(
     plan = _plan(batch, spec)
     keys, values = arena.keys[layer], arena.values[layer]
     if not plan.by_block:  # slots instead of blocks
-        keys = keys.reshape(*keys.shape[:2], -1, 1)
-        values = values.reshape(values.shape[0], -1, 1, values.shape[-1])
+        shape = (keys.shape[0], -1, 1, keys.shape[-1])
+        keys, values = keys.reshape(shape), values.reshape(shape)
     scaled = q * np.float32(spec.scale)
     share = spec.num_heads // spec.num_kv_heads
     scaled = scaled.reshape(len(q), spec.num_kv_heads, share, spec.head_dim)
@@ -394,12 +393,12 @@ def _turned(queries: Floats, team: _Team, pairs: Ids) -> Floats:
 
 
 def _gathered(keys: NDArray[Any], values: NDArray[Any], wave: _Wave) -> tuple[Floats, Floats]:
-    """Keys [KV, I, 1, D, SPLIT] and values [KV, I, 1, SPLIT, D] of the items of a wave."""
-    heads, width = keys.shape[:2]
-    items, where = len(wave.gather), wave.gather.reshape(-1)
-    k = _widened(keys.take(where, axis=2)).reshape(heads, width, items, SPLIT)
-    v = _widened(values.take(where, axis=1)).reshape(heads, items, 1, SPLIT, width)
-    return k.transpose(0, 2, 1, 3)[:, :, None], v
+    """Keys [KV, I, 1, D, SPLIT] (a view) and values [KV, I, 1, SPLIT, D] of a wave's items."""
+    where = wave.gather.reshape(-1)
+    shape = (keys.shape[0], len(wave.gather), 1, SPLIT, keys.shape[-1])
+    k = _widened(keys.take(where, axis=1)).reshape(shape)
+    v = _widened(values.take(where, axis=1)).reshape(shape)
+    return k.swapaxes(-1, -2), v
 
 
 def _widened(x: NDArray[Any]) -> Floats:
