@@ -250,13 +250,12 @@ class PrefixTree:
             self._previous_sibling[head] = node
         self._first_child[parent] = node
         self.children[parent] += 1
-        if self.children[parent] > _LISTED:
-            keys = self._sorted.get(parent)
-            if keys is None:
-                every = [self.key(child) for child in self.each_child(parent)]
-                self._sorted[parent] = SortedKeys(every)
-            else:
-                keys.add(key)
+        keys = self._sorted.get(parent)
+        if keys is not None:
+            keys.add(key)
+        elif self.children[parent] > _LISTED:
+            every = [self.key(child) for child in self.each_child(parent)]
+            self._sorted[parent] = SortedKeys(every)
         return node
 
     def remove(self, node: int) -> None:
