@@ -74,6 +74,13 @@ def test_shards_load_as_the_single_file_does(folder: Path) -> None:
     assert load_model(str(folder), reference_ops()).parameters == single.parameters
 
 
+def test_the_single_file_wins_over_a_stale_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"w": "gone.safetensors"}}'
+    )
+    load_model(str(folder), reference_ops())
+
+
 def test_missing_tensor(folder: Path) -> None:
     file = rewrite(folder, lambda tensors: tensors.pop(QUERY))
     message = refusal(folder)

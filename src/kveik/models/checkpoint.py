@@ -73,7 +73,7 @@ class Checkpoint:
                         "each tensor may be in one file only"
                     )
                 entries[name] = entry
-        if (folder / _INDEX).is_file():
+        if files != (folder / _SINGLE,) and (folder / _INDEX).is_file():
             _check_index(folder / _INDEX, entries)
         return cls(entries, files)
 
@@ -149,11 +149,12 @@ class Checkpoint:
 
 
 def _weight_files(folder: Path) -> tuple[Path, ...]:
+    """The single file, else the shards of the index (the order of transformers), else any one."""
+    if (folder / _SINGLE).is_file():
+        return (folder / _SINGLE,)
     if (folder / _INDEX).is_file():
         return _shards(folder / _INDEX)
     files = sorted(folder.glob("*.safetensors"))
-    if (folder / _SINGLE) in files:
-        return (folder / _SINGLE,)
     if len(files) == 1:
         return (files[0],)
     if files:
