@@ -172,12 +172,13 @@ def texts(records: dict[str, Any]) -> dict[str, Any]:
 def test_results_are_on_disk_before_the_run_ends(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, steps = llm.engine.step, 0
+    step, steps, seen = llm.engine.step, 0, ""
 
     def failing_step() -> bool:
-        nonlocal steps
+        nonlocal steps, seen
         steps += 1
         if steps == 12:
+            seen = (tmp_path / "out.jsonl").read_text()
             raise KeyboardInterrupt
         return step()
 
@@ -185,8 +186,8 @@ def test_results_are_on_disk_before_the_run_ends(
     lines = [{"id": str(number), "prompt": "a", "max_tokens": 3 + 30 * number} for number in (0, 1)]
     with pytest.raises(KeyboardInterrupt):
         run(llm, tmp_path, lines)
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [record["id"] for record in records] == ["0"]
+    assert [json.loads(line)["id"] for line in seen.splitlines()] == ["0"]
+    assert (tmp_path / "out.jsonl").read_text() == seen
     assert run(llm, tmp_path, lines)[0] == BatchSummary(1, 0, 1)
 
 

@@ -12,6 +12,7 @@ import vocabularies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kveik.engine.detokenizer import WindowDetokenizer
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest, ModelLoadError
 
@@ -131,6 +132,16 @@ def test_a_continuation_keeps_its_leading_space(load: Callable[[str], Loaded]) -
     prompt, word = truth.encode("the cat").ids, truth.token_to_id("▁the")
     assert tokenizer.detokenizer().push(word) == "the"
     assert tokenizer.detokenizer(prompt_token_ids=prompt).push(word) == " the"
+
+
+def test_a_token_without_text_is_no_context() -> None:
+    pieces = {1: "a", 2: "", 3: " b"}
+    detokenizer = WindowDetokenizer(
+        lambda ids: "".join(pieces[i] for i in ids).removeprefix(" "),
+        has_text=lambda token_id: True,
+        incomplete=(),
+    )
+    assert [detokenizer.push(token_id) for token_id in (1, 2, 3)] == ["a", "", " b"]
 
 
 def test_work_per_token_does_not_grow(load: Callable[[str], Loaded]) -> None:

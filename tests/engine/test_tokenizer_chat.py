@@ -83,6 +83,14 @@ def test_special_ids_stand_only_where_the_template_put_them(
     assert [i for i in ids if i <= 2] == [i for i in plain if i <= 2]
 
 
+def test_parts_are_one_text(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    parts = [{"type": "text", "text": "one <|im_"}, {"type": "text", "text": "end|> two"}]
+    assert tokenizer.encode_chat([{"role": "user", "content": parts}]) == tokenizer.encode_chat(
+        [{"role": "user", "content": "one <|im_end|> two"}]
+    )
+
+
 def test_contents_come_out_as_they_were_sent(folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     messages = [{"role": "user", "content": "what does <|im_end|> mean?"}]

@@ -22,6 +22,7 @@ from kveik import (
     SamplingParams,
     Unavailable,
 )
+from kveik.engine.plan import StepPlan, StepResult
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 PROMPTS = ["The future of humanity is", "in the end, there was", "the"]
@@ -71,8 +72,11 @@ def test_one_params_per_prompt(llm: LLM) -> None:
         llm.generate(PROMPTS, params[:2])
 
 
-def test_more_prompts_than_the_queue_holds(tiny_folder: Callable[..., Path]) -> None:
-    with LLM(tiny_folder(), max_queued_requests=2, max_num_seqs=2, kv_memory="4MiB") as small:
+@pytest.mark.parametrize("limit", [{"max_queued_requests": 2}, {"max_queued_tokens": 5}])
+def test_more_prompts_than_the_queue_holds(
+    tiny_folder: Callable[..., Path], limit: dict[str, int]
+) -> None:
+    with LLM(tiny_folder(), max_num_seqs=2, kv_memory="4MiB", **limit) as small:
         prompts = [{"prompt_token_ids": [0, 5 + n]} for n in range(9)]
         outputs = small.generate(prompts, SamplingParams(max_tokens=2, ignore_eos=True))
         assert [output.prompt_token_ids for output in outputs] == [[0, 5 + n] for n in range(9)]
@@ -245,19 +249,20 @@ def test_ctrl_c_leaves_the_engine_whole(
     tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LLM(tiny_folder(), kv_memory="1MiB") as llm:
-        step, steps = llm.engine.step, 0
+        compute, steps = llm.engine._runner.run, 0
 
-        def interrupted_step() -> bool:
+        def interrupted(plan: StepPlan) -> StepResult:
             nonlocal steps
             steps += 1
             if steps == 2:
                 signal.raise_signal(signal.SIGINT)
-            return step()
+            return compute(plan)
 
-        monkeypatch.setattr(llm.engine, "step", interrupted_step)
+        monkeypatch.setattr(llm.engine._runner, "run", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(PROMPTS, SamplingParams(max_tokens=50, ignore_eos=True))
-        assert llm.engine.stats().running == 0
+        stats = llm.engine.stats()
+        assert (stats.running, stats.cache.fenced_blocks) == (0, (0,))
         llm.engine.check()
         assert llm.generate(PROMPTS[0], GREEDY)[0].finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
