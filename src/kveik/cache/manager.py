@@ -336,6 +336,7 @@ class CacheManager:
         store: bool = True,
         reuse: bool = True,
         lineage: bytes = EXACT,
+        spare: int = 0,
         now: float = 0.0,
     ) -> OpenResult:
         """Look up `tokens`, hold what matches, reserve slots so that `wanted` tokens fit.
@@ -343,18 +344,19 @@ class CacheManager:
         store False: nothing it computes is published (and it never leads). reuse False: the match
         is capped at 0 (prompt_logprobs, score) but full blocks are still committed.
         wanted >= cached tokens + 1. A partial match inside a sealed block becomes a CopyPrefix
-        into a private block."""
+        into a private block. spare: blocks per group that must stay free or evictable beside it,
+        for the growth of those that run already; otherwise NoRoom."""
         self._now = max(self._now, now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, lineage)
         found = self._find(identity, data, self._cap(len(tokens)) if reuse else 0)
         if reuse and self._next_key(found, data) in self.leaders:
             return Wait()
-        if not self._fits(found, wanted):
+        if not self._fits(found, wanted, spare):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
             found = self._whole_blocks(found)
-            if not self._fits(found, wanted):
+            if not self._fits(found, wanted, spare):
                 return NoRoom()
         lease = Lease(identity, len(self.groups))
         cached = found.blocks * self.block_size + found.extra
@@ -385,10 +387,10 @@ class CacheManager:
             whole -= 1
         return found._replace(blocks=whole, source=-1, extra=0)
 
-    def _fits(self, found: _Found, wanted: int) -> bool:
-        """Are there blocks for `wanted` tokens, leaving alone what the match will hold?"""
+    def _fits(self, found: _Found, wanted: int, spare: int) -> bool:
+        """Are there blocks for `wanted` tokens and `spare`, beside what the match will hold?"""
         cached = found.blocks * self.block_size + found.extra
-        need = self.blocks_for(max(wanted, cached + 1)) - found.blocks
+        need = self.blocks_for(max(wanted, cached + 1)) - found.blocks + spare
         for g in self._range:
             pool, payload = self.pools[g], self.tree.payload[g]
             held = found.walked[self._first_needed(g, cached) : found.blocks]
@@ -445,8 +447,11 @@ class CacheManager:
         """Add blocks until `wanted` tokens fit. The caller knows that there are enough."""
         need = self.blocks_for(wanted) - lease.capacity // self.block_size
         for g in self._range:
-            self._make_room(g, need)
-            taken = self.pools[g].take(need)
+            pool = self.pools[g]
+            taken = pool.take(min(need, len(pool.free)))
+            evicting = need - len(taken)
+            self._make_room(g, evicting)
+            taken += reversed(pool.take(evicting))  # in the order in which they were evicted
             lease.blocks[g] += taken
             hits = self.idle[g].hits
             for block in taken:
@@ -519,8 +524,11 @@ class CacheManager:
 
     def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
         """A second lease on the same tokens: full blocks shared, the partial tail copied
-        (CopyPrefix). None when no block is free for the tail."""
+        (CopyPrefix). None when no block is free for the tail. A lease can be forked from its first
+        step on: a copy of a copy cannot be made in one step."""
         self._known(lease)
+        if not self._moved(lease):
+            raise ValueError("fork: the moves of this lease were not launched yet")
         partial = lease.committed - lease.sealed * self.block_size
         if partial and any(not self.pools[g].free and not self.idle[g].count for g in self._range):
             return None
@@ -657,7 +665,7 @@ class CacheManager:
         self._tick += 1
         self._stop_leading(lease)
         self.leases.discard(lease)
-        if keep and lease.tail and lease.sealed < lease.limit:
+        if keep and lease.tail and lease.sealed < lease.limit and self._moved(lease):
             self._seal_tail(lease)
         if lease.unstored and lease.sealed * self.block_size > lease.cached_tokens:
             self.ghosts.remember(lease.unstored, "no_store")
@@ -680,13 +688,17 @@ class CacheManager:
         if lease not in self.leases:
             raise ValueError("the lease was released already, or belongs to another manager")
 
+    def _moved(self, lease: Lease) -> bool:
+        """Were the moves that fill its first block launched (or needs it none)?"""
+        return lease.opened != self._launches
+
     # --- references
 
     def _let_go(self, lease: Lease, references: list[tuple[int, int]]) -> None:
         """Give up references; those that a launched step may still use pass to the fence."""
         if not references:
             return
-        if lease.opened == self._launches:  # its moves are not launched yet
+        if not self._moved(lease):
             self.fence.hold_for_next(references)
         elif self.fence.running:
             self.fence.hold(references)
@@ -881,16 +893,23 @@ class CacheManager:
             self._detach(lease)
             if node >= 0:
                 self._prune(node)
-        else:
+        elif len(selector) > lease.committed * WORD:
             lease.selectors.append(selector)
+        elif len(selector) > lease.sealed * self._width:  # or its node would have been removed
+            self._limit(lease, selector, self.tree.path(lease.node) + lease.tail)
 
     def _obey_selectors(self, lease: Lease, tokens: Sequence[int]) -> None:
         """Once the tokens reach the end of a selector it is known whether it matches them."""
         size = len(tokens) * WORD
         for selector in lease.selectors:
-            if len(selector) <= size and pack_tokens(tokens[: len(selector) // WORD]) == selector:
-                lease.limit = min(lease.limit, (len(selector) - WORD) // self._width)
+            if len(selector) <= size:
+                self._limit(lease, selector, pack_tokens(tokens[: len(selector) // WORD]))
         lease.selectors = [selector for selector in lease.selectors if len(selector) > size]
+
+    def _limit(self, lease: Lease, selector: bytes, path: bytes) -> None:
+        """Publish only blocks that end before the end of a selector that matches the path."""
+        if path.startswith(selector):
+            lease.limit = min(lease.limit, (len(selector) - WORD) // self._width)
         if lease.limit <= lease.sealed:
             self._stop_leading(lease)
 

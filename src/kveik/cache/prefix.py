@@ -185,6 +185,14 @@ class PrefixTree:
         start = node * self._width
         return bytes(self._tokens[start : start + self.length[node] * WORD])
 
+    def path(self, node: int) -> bytes:
+        """The packed tokens from the root to the end of the node."""
+        chunks: list[bytes] = []
+        while self.parent[node] >= 0:
+            chunks.append(self.chunk(node))
+            node = self.parent[node]
+        return b"".join(reversed(chunks))
+
     def key(self, node: int) -> bytes:
         return self.parent[node].to_bytes(4, "big") + self.chunk(node)
 

@@ -1,0 +1,59 @@
+"""What the cache tests share: a manager that launches a step per move and checks itself."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from kveik.cache.manager import CacheManager, Lease, Opened
+from kveik.cache.segments import KvGroup
+
+FULL = KvGroup((0,))
+
+
+class Books(CacheManager):
+    """A manager with shortcuts for tests; every shortcut ends with `check()`."""
+
+    def __init__(
+        self, blocks: int = 10, size: int = 16, groups: Sequence[KvGroup] = (FULL,), **options: bool
+    ) -> None:
+        super().__init__(groups, [blocks] * len(groups), size, **options)
+        self.steps = itertools.count()
+
+    def step(self) -> None:
+        """Launch and acknowledge one step."""
+        step = next(self.steps)
+        self.launched(step)
+        self.acknowledge(step)
+        self.check()
+
+    def start(self, tokens: Sequence[int], wanted: int = 0, **options: object) -> Lease:
+        """Open, run the moves."""
+        result = self.open(tokens, wanted or len(tokens), **options)  # type: ignore[arg-type]
+        assert isinstance(result, Opened), result
+        self.check()
+        self.step()
+        return result.lease
+
+    def run(self, tokens: Sequence[int], **options: object) -> Lease:
+        """Open and compute the whole prompt."""
+        lease = self.start(tokens, **options)
+        self.commit(lease, tokens)
+        self.check()
+        return lease
+
+    def end(self, lease: Lease, *, keep: bool = True) -> None:
+        self.release(lease, keep=keep)
+        self.check()
+
+    def cached(self, tokens: Sequence[int], **options: object) -> int:
+        return self.explain(tokens, **options).cached_tokens  # type: ignore[arg-type]
+
+    def why(self, tokens: Sequence[int], **options: object) -> tuple[int, str]:
+        miss = self.explain(tokens, **options).miss  # type: ignore[arg-type]
+        assert miss is not None
+        return miss.position, miss.reason
+
+
+def blocks_of(lease: Lease, group: int = 0) -> tuple[int, ...]:
+    return tuple(block for segment in lease.tables[group] for block in segment.blocks)
