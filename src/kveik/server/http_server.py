@@ -39,7 +39,8 @@ class Protocol(H11Protocol):
             f"HTTP/1.1 {error.status} Refused\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             self.transport.write(head.encode() + body)
         self.transport.close()
 

@@ -123,7 +123,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        _refuse(f"the key {shown(twice)} occurs twice in one object", param=shown(twice))
+        _refuse(f"{shown(twice)}: occurs twice in one object", param=shown(twice))
     return value
 
 

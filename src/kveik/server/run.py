@@ -25,6 +25,8 @@ from kveik.server.http_server import HttpServer
 from kveik.server.origin import is_loopback
 from kveik.server.service import Service
 
+KERNEL_BUFFER_BYTES = 256 * 1024
+
 
 def serve(
     engine_config: EngineConfig, server_config: ServerConfig, *, out: TextIO | None = None
@@ -55,6 +57,9 @@ def bind(config: ServerConfig) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # inherited by connections; else the kernel alone would take MiBs for a client that never reads
+    kernel_bytes = min(config.send_buffer_bytes, KERNEL_BUFFER_BYTES)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
     try:
         listener.bind((host, config.port))
         listener.listen(2048)

@@ -1,0 +1,99 @@
+"""Requests made from our own OpenAPI document, valid and invalid: never a 5xx, always our shapes.
+
+500 examples in all. Valid bodies are pointed at the served model and kept short, so that they reach
+the engine instead of ending at "no such model".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    negative_data_rejection,
+    response_schema_conformance,
+    status_code_conformance,
+)
+from server_harness import MODEL, RunningServer
+
+from kveik.server.routes import openapi_document
+
+SCHEMA = schemathesis.openapi.from_dict(openapi_document())
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+]
+POSITIVE, NEGATIVE = GenerationMode.POSITIVE, GenerationMode.NEGATIVE
+
+# path, method, mode, examples
+PLAN = [
+    ("/v1/chat/completions", "POST", POSITIVE, 90),
+    ("/v1/chat/completions", "POST", NEGATIVE, 90),
+    ("/v1/completions", "POST", POSITIVE, 90),
+    ("/v1/completions", "POST", NEGATIVE, 90),
+    ("/tokenize", "POST", POSITIVE, 30),
+    ("/tokenize", "POST", NEGATIVE, 30),
+    ("/detokenize", "POST", POSITIVE, 25),
+    ("/detokenize", "POST", NEGATIVE, 25),
+    ("/v1/models/{model}", "GET", POSITIVE, 10),
+    ("/reset_prefix_cache", "POST", POSITIVE, 5),
+    ("/reset_prefix_cache", "POST", NEGATIVE, 5),
+    *[
+        (path, "GET", POSITIVE, 2)
+        for path in ("/", "/health", "/ready", "/version", "/metrics", "/v1/models")
+    ],
+]
+
+
+def test_the_plan_has_every_operation_and_five_hundred_examples() -> None:
+    planned = {(path, method.lower()) for path, method, _, _ in PLAN}
+    served = {(path, verb) for path, verbs in openapi_document()["paths"].items() for verb in verbs}
+    assert planned == served - {("/openapi.json", "get")}
+    assert sum(count for *_, count in PLAN) >= 500
+
+
+def serve_here(body: Any) -> None:
+    """Point a valid body at the served model; a few tokens are enough."""
+    if isinstance(body, dict) and "model" in body:
+        body["model"] = MODEL
+        if "prompt" in body or ("messages" in body and "return_token_strs" not in body):
+            body.pop("max_completion_tokens", None)
+            body["max_tokens"] = 3
+
+
+@pytest.mark.parametrize(
+    ("path", "method", "mode", "count"), PLAN, ids=lambda value: getattr(value, "value", value)
+)
+def test_no_request_breaks_the_server(
+    server: RunningServer, path: str, method: str, mode: GenerationMode, count: int
+) -> None:
+    answered: list[int] = []
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=SCHEMA[path][method].as_strategy(mode))
+    def check(case: Any) -> None:
+        if mode is POSITIVE and path.startswith("/v1/"):
+            serve_here(case.body)
+        response = case.call(base_url=server.url)
+        answered.append(response.status_code)
+        rejection = [negative_data_rejection] if mode is NEGATIVE else []
+        case.validate_response(response, checks=[*CHECKS, *rejection])
+
+    check()
+    assert answered
+    if mode is POSITIVE and method == "POST":
+        assert 200 in answered
+    server.engine.check()
