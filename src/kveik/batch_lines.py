@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from kveik.engine.engine import Engine
 from kveik.engine.request import (
@@ -22,7 +22,7 @@ from kveik.engine.request import (
     SamplingParams,
 )
 from kveik.errors import InvalidRequest, KveikError, NotFound, Unavailable, UnsupportedFeature
-from kveik.llm import LLM, RequestSink
+from kveik.llm import LLM, Prompt, RequestSink
 from kveik.outputs import LogprobsAt
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class NativeLine:
         if question[0] == "messages":
             request = llm.chat_request(line["messages"], own)
         else:
-            request = llm.request({question[0]: line[question[0]]}, own)  # type: ignore[misc]
+            request = llm.request(cast(Prompt, {question[0]: line[question[0]]}), own)
         self.key = key
         self._collector = llm.collector(request)
         self.work: Work = [(request, self._collector)]
