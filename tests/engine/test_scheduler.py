@@ -267,17 +267,30 @@ def test_a_preempted_sequence_returns_under_another_name() -> None:
 
 
 def test_prompt_log_probabilities_survive_preemption() -> None:
-    bench = Bench(blocks=9, budget=33)
+    bench = Bench(blocks=23, budget=17)
     bench.add(0, prompt(46, 500), max_tokens=30)
-    bench.step()
-    bench.step()
-    work = bench.add(1, prompt(90), max_tokens=1, prompt_logprobs=0)
-    for _ in range(2):
+    for _ in range(3):
         bench.step()
-    assert len(work.prompt_logprobs) == 64
+    work = bench.add(1, prompt(300), max_tokens=1, prompt_logprobs=0)
+    for _ in range(18):
+        bench.step()
+    assert len(work.prompt_logprobs) == 288
     bench.drain()
     assert bench.scheduler.preemptions == 1
-    assert [row.token_id for row in work.prompt_logprobs] == prompt(90)[1:]
+    assert [row.token_id for row in work.prompt_logprobs] == prompt(300)[1:]
+
+
+def test_a_block_stays_free_for_each_running_sequence() -> None:
+    """Admission into the last block would be undone by the next token of those that run."""
+    for blocks, admitted in ((9, 2), (8, 1)):
+        bench = Bench(blocks=blocks)
+        bench.add(0, prompt(48), max_tokens=10)
+        bench.step()
+        bench.add(1, prompt(60, 500), max_tokens=4)
+        bench.step()
+        assert bench.scheduler.running == admitted
+        bench.drain()
+        assert bench.scheduler.preemptions == 0
 
 
 def test_the_latest_arrival_gives_way() -> None:

@@ -6,7 +6,9 @@ There are no phases: tokens catch up (computed < wanted). Each step has one toke
        latest arrival gives its blocks up and computes again later (preemption by recompute:
        its text stays the same, because random numbers are keyed by seed, choice and position)
     2. prompts under way get chunks that end on the block grid
-    3. waiting sequences are admitted by arrival, never by what they share with the cache
+    3. waiting sequences are admitted by arrival, never by what they share with the cache, while
+       one block stays free for the growth of each that runs (a third of the recomputation
+       otherwise: admitted now, preempted in a moment)
 
 A sequence whose next block another one is computing stays waiting without blocks and does not
 hold up those behind it. The oldest sequence can always progress: `max_tokens_for` refuses what
@@ -286,6 +288,7 @@ class Scheduler:
             namespace=work.request.namespace,
             store=params.use_cache,
             reuse=reuse and params.use_cache,
+            spare=len(self._running),
             now=now,
         )
         if isinstance(result, Opened):
