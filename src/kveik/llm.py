@@ -91,25 +91,25 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; outputs in their order.
 
-        params: one for all, or one per prompt; None: `get_default_sampling_params()`. use_tqdm: a
-        progress bar; None: where there are several prompts and a terminal. Raises InvalidRequest
-        and its kin for the first prompt that cannot be served."""
+        sampling_params: one for all, or one per prompt; None: `get_default_sampling_params()`.
+        use_tqdm: a progress bar; None: where there are several prompts and a terminal. Raises
+        InvalidRequest and its kin for the first prompt that cannot be served."""
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         requests = [
             self.request(prompt, one)
-            for prompt, one in zip(listed, self._params_for(listed, params), strict=True)
+            for prompt, one in zip(listed, self._params_for(listed, sampling_params), strict=True)
         ]
         return self._complete_all(requests, use_tqdm)
 
     def chat(
         self,
         messages: Conversation | Sequence[Conversation],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | None = None,
     ) -> list[RequestOutput]:
         """The next turn of one conversation, or of each of several."""
@@ -117,20 +117,20 @@ class LLM:
         requests = [
             self.chat_request(conversation, one)  # type: ignore[arg-type]
             for conversation, one in zip(
-                conversations, self._params_for(conversations, params), strict=True
+                conversations, self._params_for(conversations, sampling_params), strict=True
             )
         ]
         return self._complete_all(requests, use_tqdm)
 
     def stream(
-        self, prompt: Prompt | Conversation, params: SamplingParams | None = None
+        self, prompt: Prompt | Conversation, sampling_params: SamplingParams | None = None
     ) -> Iterator[StreamDelta]:
         """Text as it is computed. Closing the iterator aborts the request; its computed prefix
         stays cached. The request is checked at once, before the first delta is asked for."""
         if _is_conversation(prompt):
-            request = self.chat_request(prompt, params)  # type: ignore[arg-type]
+            request = self.chat_request(prompt, sampling_params)  # type: ignore[arg-type]
         else:
-            request = self.request(prompt, params)  # type: ignore[arg-type]
+            request = self.request(prompt, sampling_params)  # type: ignore[arg-type]
         collector = DeltaCollector()
         return self._deltas(self.engine.submit(request, collector), collector)
 
@@ -273,8 +273,8 @@ class LLM:
             return [params] * len(items)
         if len(params) != len(items):
             raise InvalidRequest(
-                f"params: {len(params)} sampling parameters for {len(items)} prompts",
-                param="params",
+                f"sampling_params: {len(params)} sampling parameters for {len(items)} prompts",
+                param="sampling_params",
             )
         return list(params)
 

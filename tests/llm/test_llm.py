@@ -66,7 +66,7 @@ def test_one_prompt_may_come_alone_as_text_or_as_ids(llm: LLM) -> None:
 def test_one_params_per_prompt(llm: LLM) -> None:
     lengths = [3, 1, 7]
     params = [SamplingParams(max_tokens=length, ignore_eos=True) for length in lengths]
-    outputs = llm.generate(PROMPTS, params)
+    outputs = llm.generate(PROMPTS, sampling_params=params, use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == lengths
     with pytest.raises(InvalidRequest, match="2 sampling parameters for 3 prompts"):
         llm.generate(PROMPTS, params[:2])
@@ -107,6 +107,11 @@ def test_logprobs_hold_the_token_first_and_sum_up(llm: LLM) -> None:
         assert [entry.logprob for entry in by_rank] == sorted(
             (entry.logprob for entry in by_rank), reverse=True
         )
+
+
+def test_none_means_not_given() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(("stop", "stop_token_ids", "logit_bias", "seed"))
+    assert SamplingParams(**nothing) == SamplingParams()
 
 
 def test_choices_come_in_order(llm: LLM) -> None:
