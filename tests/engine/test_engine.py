@@ -436,6 +436,22 @@ def test_a_sink_that_raises_when_told_of_the_abort_harms_nobody() -> None:
     assert engine.stats().requests_finished == {"error": 1, "length": 1}
 
 
+def test_a_fault_while_tokens_are_taken_ends_one_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(engine: Engine) -> Collected:
+        commit = engine._cache.commit
+
+        def raises(lease: Any, tokens: Sequence[int], now: float = 0.0) -> None:
+            _planted(tokens[0] == 210 and len(tokens) > 30)
+            commit(lease, tokens, now)
+
+        monkeypatch.setattr(engine._cache, "commit", raises)
+        return submit(engine, range(210, 240), max_tokens=8)
+
+    sink = _neighbours_unharmed(ToyModel(), None, spoil)
+    assert isinstance(sink.ending, RequestFailed)
+    assert len(sink.tokens()) == 1
+
+
 @pytest.mark.parametrize("kind", [PromptReady, ChoiceDelta, ChoiceFinished, RequestFinished])
 def test_a_sink_that_raises_ends_only_its_own_request(kind: type) -> None:
     seen: list[Event] = []

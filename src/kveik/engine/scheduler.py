@@ -18,6 +18,7 @@ does not fit the pool alone. `apply` takes the result of the step and returns wh
 from __future__ import annotations
 
 import itertools
+import logging
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -43,7 +44,9 @@ from kveik.engine.sequence import (
 )
 from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge
 
+_log = logging.getLogger(__name__)
 _order = attrgetter("order")
+_LOST = "the step lost this request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,12 +320,15 @@ class Scheduler:
         for sequence_id, (sequence, count) in rows.items():
             if sequence.lease is None or sequence.sequence_id != sequence_id:
                 continue
-            outcome = answered.get(sequence_id)
-            if outcome is None or outcome.error is not None:
-                message = outcome.error if outcome and outcome.error else "the step lost it"
-                outputs.append(self._fail(sequence.work, message, now))
-            else:
-                outputs.extend(self._accept(sequence, count, outcome, now))
+            outcome = answered.get(sequence_id, SequenceResult(sequence_id, error=_LOST))
+            try:
+                if outcome.error is None:
+                    outputs.extend(self._accept(sequence, count, outcome, now))
+                    continue
+            except Exception as error:
+                _log.exception("a request failed while its tokens were taken")
+                outcome = SequenceResult(sequence_id, error=f"{_LOST} ({type(error).__name__})")
+            outputs.append(self._fail(sequence.work, outcome.error or _LOST, now))
         return outputs
 
     def _accept(
