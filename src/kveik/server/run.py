@@ -60,6 +60,9 @@ def bind(config: ServerConfig) -> socket.socket:
     # inherited by connections; else the kernel alone would take MiBs for a client that never reads
     kernel_bytes = min(config.send_buffer_bytes, KERNEL_BUFFER_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_bytes)
+    if sys.platform == "linux":  # ends a connection whose answer nobody takes, also after the end
+        patience = int(config.slow_reader_seconds * 1000)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
     try:
         listener.bind((host, config.port))
         listener.listen(2048)
