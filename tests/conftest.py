@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import serving
 import tiny
 
 
@@ -27,3 +28,10 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return made[key]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def default_server() -> Iterator[str]:
+    """Base URL of a `kveik serve` process with the embedded default model."""
+    with serving.running_server() as url:
+        yield url
