@@ -178,15 +178,21 @@ def random_case(seed: int, *, base: int = 0, rows: int | None = None) -> Case:
     heads = kv_heads * int(rng.integers(1, 6))
     head_dim = int(rng.choice([8, 16, 32, 64]))
     size = int(rng.choice([4, 16, 16, 24, 64]))
-    pieces, position = [], base + int(rng.integers(0, 50))
-    free = list(rng.permutation(400))
+    pieces: list[Piece] = []
+    position = base + int(rng.integers(0, 50))
+    free = [int(block) for block in rng.permutation(400)]
     off_grid = rng.random() < 0.25
-    for _ in range(int(rng.integers(1, 5))):
+    if rng.random() < 0.3:  # a prompt as most are: it begins with the first slot of a split
+        length = int(rng.integers(200, 700))
+        blocks = tuple(free.pop() for _ in range(-(-length // size)))
+        pieces.append(Piece(blocks, 256 * int(rng.integers(0, 3)), 0, length, position))
+        position += pieces[0].home + length
+    for _ in range(int(rng.integers(0 if pieces else 1, 5))):
         skip = int(rng.integers(0, size))
         length = int(rng.integers(1, 330))
         home = base + size * int(rng.integers(0, 40)) + (int(rng.integers(size)) if off_grid else 0)
         count = -(-(skip + length) // size)
-        blocks = tuple(int(free.pop()) for _ in range(count))
+        blocks = tuple(free.pop() for _ in range(count))
         pieces.append(Piece(blocks, home, skip, length, position - home - skip))
         position += length
     total = sum(p.length for p in pieces)

@@ -11,7 +11,7 @@ from tables import Case, Piece, attend, batch_of, random_case, turn
 
 from kveik.kernels.ops import AttentionSpec, GroupBatch, KvSpec, RopeSpec
 from kveik.kernels.reference import reference_ops
-from kveik.kernels.reference_attention import _plan
+from kveik.kernels.reference_attention import _merge, _Partial, _plan
 
 OPS = reference_ops()
 
@@ -26,6 +26,22 @@ def filled(case: Case, **arena: object) -> object:
 def test_random_tables_agree_with_dense_attention(seed: int) -> None:
     case = random_case(seed)
     np.testing.assert_allclose(attend(OPS, filled(case), case), case.truth(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [16, 24])
+def test_a_plain_prompt_is_causal(size: int) -> None:
+    """From position 0 over split borders: the chunk's early rows end before its late ones."""
+    rng = np.random.default_rng(1)
+
+    def draw(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    spec = AttentionSpec(4, 2, 16, 0.25, RopeSpec(plain(8)))
+    blocks = tuple(range(-(-600 // size)))
+    pieces = (Piece(blocks, 0, 0, 600, 0),)
+    whole = Case(spec, size, pieces, 600, None, draw(600, 2, 16), draw(600, 2, 16),
+                 draw(600, 4, 16), 64)  # fmt: skip
+    np.testing.assert_allclose(attend(OPS, filled(whole), whole), whole.truth(), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(100, 112))
@@ -131,9 +147,10 @@ def test_what_another_row_sees_does_not_leak(where: str, poison: float) -> None:
     assert np.isnan(mixed[victim:]).all()
 
 
-def test_a_row_that_sees_nothing_of_a_split_keeps_its_bits() -> None:
+@pytest.mark.parametrize("window", [40, None])
+def test_a_row_that_sees_nothing_of_a_split_keeps_its_bits(window: int | None) -> None:
     """Rows of one chunk with different windows: each as if it were alone with its own."""
-    case = replace(random_case(21, rows=64), window=40)
+    case = replace(random_case(21, rows=64), window=window)
     arena = filled(case)
     np.testing.assert_array_equal(attend(OPS, arena, case), attend(OPS, arena, case, 1))
     queries, batch = batch_of([case], [range(case.rows)])
@@ -144,6 +161,15 @@ def test_a_row_that_sees_nothing_of_a_split_keeps_its_bits() -> None:
     out = OPS.paged_attention(queries, arena, 0, mixed, case.spec).reshape(case.queries.shape)
     np.testing.assert_array_equal(out[::2], attend(OPS, arena, case)[::2])
     assert not out[1::2].any()
+
+
+def test_merging_nothing_keeps_even_the_sign_of_zero() -> None:
+    state = _Partial(*(np.array([[[[[x]]]]], np.float32) for x in (3.0, 1.0, -0.0)))
+    nothing = _Partial(*(np.array([[[[[x]]]]], np.float32) for x in (-np.inf, 0.0, 0.0)))
+    everything = slice(None)
+    _merge(state, (everything, everything, everything), nothing, everything, blind=True)
+    assert (state.maximum.item(), state.total.item()) == (3.0, 1.0)
+    assert np.signbit(state.values).all()
 
 
 def replace_windows(batch: GroupBatch, windows: np.ndarray) -> GroupBatch:
@@ -247,7 +273,7 @@ def test_keys_are_written_turned_to_their_home() -> None:
     case = random_case(2)
     arena = filled(case)
     p = case.pieces[0]
-    got = arena.keys[0, :, p.blocks[0], p.skip]  # type: ignore[attr-defined]
+    got = arena.keys[0, :, p.blocks[0], :, p.skip]  # type: ignore[attr-defined]
     expected = turn(case.keys[:1], np.array([p.home + p.skip]), case.spec.rope)[0]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -263,12 +289,13 @@ def test_copy_blocks_copies_a_prefix_in_every_layer_in_order(dtype: str) -> None
     for layer in range(3):
         for target, slots in ((3, 3), (4, 3)):
             np.testing.assert_array_equal(
-                arena.keys[layer, :, target, :slots], keys[layer, :, 1, :slots]
+                arena.keys[layer, :, target, :, :slots], keys[layer, :, 1, :, :slots]
             )
             np.testing.assert_array_equal(
                 arena.values[layer, :, target, :slots], values[layer, :, 1, :slots]
             )
-        np.testing.assert_array_equal(arena.keys[layer, :, 4, 3], keys[layer, :, 3, 3])
+        np.testing.assert_array_equal(arena.keys[layer, :, 3, :, 3], keys[layer, :, 3, :, 3])
+        np.testing.assert_array_equal(arena.values[layer, :, 3, 3], values[layer, :, 3, 3])
         np.testing.assert_array_equal(arena.keys[layer, :, :3], keys[layer, :, :3])
 
 

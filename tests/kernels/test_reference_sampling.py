@@ -108,6 +108,31 @@ def test_frequencies_follow_the_softmax() -> None:
     np.testing.assert_allclose(counts, expected, atol=1e-4)
 
 
+def test_the_repetition_penalty_pushes_negative_scores_down_too() -> None:
+    raw = np.array([[-1.0, -1.2]], np.float32)
+    assert draw(raw, repetition_penalty=2.0, prompt_ids=(0,)) == 1
+    assert draw(-raw, repetition_penalty=2.0, output_ids=(1, 1)) == 0
+
+
+def test_presence_counts_once_and_frequency_every_time() -> None:
+    raw = np.array([[2.0, 1.6, 0.9]], np.float32)
+    assert draw(raw, presence_penalty=0.3, output_ids=(0, 0, 0)) == 0
+    assert draw(raw, frequency_penalty=0.3, output_ids=(0, 0, 0)) == 1
+    assert draw(raw, frequency_penalty=0.3, prompt_ids=(0, 0, 0)) == 0
+
+
+def test_of_equals_the_first_ids_are_kept() -> None:
+    raw = np.array([[0.0, 1.0, 1.0, 1.0]], np.float32)
+    assert draw(raw, temperature=1.0, top_k=2, uniform=0.99) == 2
+
+
+def test_a_draw_on_a_border_takes_the_next_token() -> None:
+    even = np.zeros((1, 2), np.float32)
+    assert draw(even, temperature=1.0, uniform=0.5) == 1
+    never = np.array([[-2000.0, 0.0]], np.float32)
+    assert draw(never, temperature=1.0, uniform=0.0) == 1
+
+
 def test_greedy_takes_the_first_of_equals() -> None:
     assert draw(np.array([[1, 7, 3, 7, 7]], np.float32)) == 1
 

@@ -36,7 +36,7 @@ def test_moves_run_in_order_within_their_group() -> None:
     for layer in range(2):
         assert first.values[layer, 0, 1, :, 0].tolist() == [5, 5, 5, 5]
         assert first.values[layer, 1, 2, :, 0].tolist() == [5, 5, 5, 2]
-        assert first.keys[layer, 1, 2, :, 3].tolist() == [5, 5, 5, 2]
+        assert first.keys[layer, 1, 2, 3].tolist() == [5, 5, 5, 2]
     assert second.values[0, 0, 0, :, 0].astype(int).tolist() == [2, 0, 0, 0]
 
 

@@ -38,11 +38,10 @@ WAVE_FLOATS = 1 << 19
 
 @dataclass(frozen=True, slots=True)
 class PagedKv:
-    """keys, values: [layers, KV, blocks, block_size, D].
+    """keys: [layers, KV, blocks, D, block_size]; values: [layers, KV, blocks, block_size, D].
 
-    A block lies together, so a pool takes memory only as it fills. (Keys stored transposed,
-    [KV, D, blocks, block_size], suit the product better: 3x in prefill; but then the first
-    request touches every page of the pool, which takes a second or two.)"""
+    A block lies together, so a pool takes memory only as it fills. Within it keys lie transposed:
+    that is how the product with the queries reads them."""
 
     keys: NDArray[Any]
     values: NDArray[Any]
@@ -53,15 +52,17 @@ def allocate_kv(spec: KvSpec) -> PagedKv:
     if spec.dtype not in ("float32", "bfloat16"):
         raise ValueError(f"KV dtype {spec.dtype!r}: use float32 or bfloat16")
     dtype = ml_dtypes.bfloat16 if spec.dtype == "bfloat16" else np.float32
-    blocks = (spec.num_blocks, spec.block_size)
-    shape = (spec.num_layers, spec.num_kv_heads, *blocks, spec.head_dim)
-    return PagedKv(np.zeros(shape, dtype), np.zeros(shape, dtype))
+    blocks = (spec.num_layers, spec.num_kv_heads, spec.num_blocks)
+    return PagedKv(
+        np.zeros((*blocks, spec.head_dim, spec.block_size), dtype),
+        np.zeros((*blocks, spec.block_size, spec.head_dim), dtype),
+    )
 
 
 def copy_blocks(arena: PagedKv, moves: Sequence[tuple[int, int, int]]) -> None:
     """For (src, dst, slots), in order: slots 0 .. slots of src to dst, in every layer."""
     for source, target, slots in moves:
-        arena.keys[:, :, target, :slots] = arena.keys[:, :, source, :slots]
+        arena.keys[:, :, target, :, :slots] = arena.keys[:, :, source, :, :slots]
         arena.values[:, :, target, :slots] = arena.values[:, :, source, :slots]
 
 
@@ -108,10 +109,10 @@ def rope_write_kv(
     if spec.rope is not None:
         with np.errstate(invalid="ignore"):  # a row that is broken stays its own affair
             keys = _key_angles(batch, spec.rope).turn(keys)
-    heads, width = shape[1:]
-    for plane, rows in ((arena.keys[layer], keys), (arena.values[layer], values)):
-        slots = plane.reshape(heads, -1, width)
-        slots[:, batch.slots] = rows.transpose(1, 0, 2).astype(plane.dtype)
+    blocks, offsets = np.divmod(batch.slots, batch.block_size)
+    dtype = arena.keys.dtype
+    arena.keys[layer][:, blocks, :, offsets] = keys.astype(dtype, copy=False)
+    arena.values[layer].swapaxes(0, 1)[blocks, :, offsets] = values.astype(dtype, copy=False)
 
 
 def _key_angles(batch: GroupBatch, rope: RopeSpec) -> _Angles:
@@ -339,6 +340,30 @@ class _Partial:
     values: Floats
 
 
+@dataclass(frozen=True, slots=True)
+class _Planes:
+    """One layer of an arena. keys [KV, blocks, D, block_size]; values [KV, blocks, block_size, D];
+    by_block: whether work names whole blocks or single slots."""
+
+    keys: NDArray[Any]
+    values: NDArray[Any]
+    by_block: bool
+
+    def gathered(self, where: Ids) -> tuple[Floats, Floats]:
+        """where [I, n] -> contiguous keys [KV, I, 1, D, SPLIT], values [KV, I, 1, SPLIT, D]."""
+        heads, _, width, size = self.keys.shape
+        items, flat = len(where), where.reshape(-1)
+        if self.by_block:
+            keys = self.keys.take(flat, axis=1).reshape(heads, items, -1, width, size)
+            values = self.values.take(flat, axis=1)
+        else:
+            keys = self.keys[:, flat // size, :, flat % size].transpose(1, 0, 2)
+            keys = keys.reshape(heads, items, SPLIT, width, 1)
+            values = self.values.reshape(heads, -1, width).take(flat, axis=1)
+        keys = np.ascontiguousarray(keys.swapaxes(2, 3)).reshape(heads, items, 1, width, SPLIT)
+        return _widened(keys), _widened(values.reshape(heads, items, 1, SPLIT, width))
+
+
 def paged_attention(
     q: Floats, arena: PagedKv, layer: int, batch: GroupBatch, spec: AttentionSpec
 ) -> Floats:
@@ -346,21 +371,18 @@ def paged_attention(
 
     The scale is applied to the query before it is turned."""
     plan = _plan(batch, spec)
-    keys, values = arena.keys[layer], arena.values[layer]
-    if not plan.by_block:  # slots instead of blocks
-        shape = (keys.shape[0], -1, 1, keys.shape[-1])
-        keys, values = keys.reshape(shape), values.reshape(shape)
+    planes = _Planes(arena.keys[layer], arena.values[layer], plan.by_block)
     scaled = q * np.float32(spec.scale)
     share = spec.num_heads // spec.num_kv_heads
     scaled = scaled.reshape(len(q), spec.num_kv_heads, share, spec.head_dim)
     out = np.zeros_like(scaled)
     with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         for team in plan.teams:
-            out[team.rows] = _attend(scaled[team.rows], keys, values, team)
+            out[team.rows] = _attend(scaled[team.rows], planes, team)
     return out.reshape(q.shape)
 
 
-def _attend(q: Floats, keys: NDArray[Any], values: NDArray[Any], team: _Team) -> Floats:
+def _attend(q: Floats, planes: _Planes, team: _Team) -> Floats:
     """q [spans, rows, KV, Q / KV, D] -> the same shape."""
     spans, rows, heads, share, width = q.shape
     queries = np.zeros((heads, spans, team.tiles * TILE_ROWS, width), np.float32)
@@ -375,7 +397,7 @@ def _attend(q: Floats, keys: NDArray[Any], values: NDArray[Any], team: _Team) ->
     for wave in team.waves:
         if wave.pairs is not pairs:
             pairs, turned = wave.pairs, _turned(queries, team, wave.pairs)
-        partial = _partial(turned[:, :, wave.tiles], *_gathered(keys, values, wave), wave)
+        partial = _partial(turned[:, :, wave.tiles], *planes.gathered(wave.gather), wave)
         for into, items in wave.merges:
             _merge(state, (slice(None), into, wave.tiles), partial, items, wave.blind)
     total: Floats = np.where(state.total == 0, np.float32(1), state.total)
@@ -390,15 +412,6 @@ def _turned(queries: Floats, team: _Team, pairs: Ids) -> Floats:
     if team.angles is not None:
         turned = _Angles(team.angles.cos[pairs], team.angles.sin[pairs]).turn(turned)
     return turned.reshape(*turned.shape[:2], team.tiles, TILE_ROWS, -1)
-
-
-def _gathered(keys: NDArray[Any], values: NDArray[Any], wave: _Wave) -> tuple[Floats, Floats]:
-    """Keys [KV, I, 1, D, SPLIT] (a view) and values [KV, I, 1, SPLIT, D] of a wave's items."""
-    where = wave.gather.reshape(-1)
-    shape = (keys.shape[0], len(wave.gather), 1, SPLIT, keys.shape[-1])
-    k = _widened(keys.take(where, axis=1)).reshape(shape)
-    v = _widened(values.take(where, axis=1)).reshape(shape)
-    return k.swapaxes(-1, -2), v
 
 
 def _widened(x: NDArray[Any]) -> Floats:
