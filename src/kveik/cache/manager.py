@@ -741,12 +741,12 @@ class CacheManager:
         Of a chain that goes tail before head only the last to go is remembered: whoever asks for
         it again misses there first."""
         free = self.pools[group].free
-        boundary: tuple[int, bytes] | None = None  # (pinned parent, tokens) of what went last
+        boundary: tuple[int, int] | None = None  # (pinned parent, node) of what went last
         while len(free) < count:
             boundary = self._evict(group, boundary)
         self._remember(boundary)
 
-    def _evict(self, group: int, boundary: tuple[int, bytes] | None) -> tuple[int, bytes] | None:
+    def _evict(self, group: int, boundary: tuple[int, int] | None) -> tuple[int, int] | None:
         """The idle block that the policy names goes: with its node, or, in a window group, alone.
 
         A block goes before its parent; where a policy names the parent first, that one is parked
@@ -767,18 +767,18 @@ class CacheManager:
         else:
             self._remember(boundary)
         parent = tree.parent[node]
-        boundary = (parent, tree.chunk(node))
+        boundary = (parent, node)
         tree.pins[parent] += 1
         self._evicted += self._remove_leaf(node)
         return boundary
 
-    def _remember(self, boundary: tuple[int, bytes] | None) -> None:
+    def _remember(self, boundary: tuple[int, int] | None) -> None:
         """Write a ghost for what was evicted below a parent that stays."""
         if boundary is None:
             return
-        parent, chunk = boundary
+        parent, node = boundary
         if self.ghosts.capacity:
-            digest = self.tree.digest_below(self.tree.digest(parent), chunk)
+            digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
             self.ghosts.remember(digest, "evicted")
         self.tree.pins[parent] -= 1
         self._prune(parent)
@@ -806,7 +806,7 @@ class CacheManager:
         """Remove the node, and then its ancestors, while nothing needs them."""
         tree = self.tree
         while node >= 0 and not tree.children[node]:
-            if tree.pins[node] or any(payload[node] >= 0 for payload in tree.payload):
+            if tree.pins[node] or not tree.is_empty(node):
                 self._unpark(node)
                 return
             parent = tree.parent[node]

@@ -101,8 +101,9 @@ class IdleQueues:
     def remove(self, block: int) -> None:
         """A block is held again or leaves the tree."""
         self._unlink(block)
-        self._parked.discard(block)
         self.count -= 1
+        if self._parked:
+            self._parked.discard(block)
 
     def park(self, block: int) -> None:
         """Set an idle block aside that cannot go before its children."""
@@ -122,7 +123,11 @@ class IdleQueues:
         self._next[block] = self._previous[block] = block
 
     def first(self, now: float) -> int:
-        """The block to be evicted first; -1 when none is idle."""
+        """The block to be evicted first; -1 when none is idle (or all are parked)."""
+        if len(self._rings) == 1:
+            ring = self._rings[0]
+            block = self._next[ring]
+            return -1 if block == ring else block
         best, best_rank = -1, 0.0
         for queue, ring in enumerate(self._rings):
             block = self._next[ring]

@@ -27,6 +27,7 @@ from kveik.errors import InvalidRequest
 
 WORD = 4  # bytes of one token id
 _DIGEST = 32
+_UNKNOWN = bytes(_DIGEST)
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
 _NEAREST = 16  # sorted siblings looked at on either side for the longest common prefix
 _LEAF = 512  # keys in one sorted chunk
@@ -240,6 +241,7 @@ class PrefixTree:
         if node is None:
             node = self._new()
             self.parent[node] = -1
+            self.length[node] = 0
             self.roots[identity] = node
             self.identities[node] = identity
         return node
@@ -269,8 +271,9 @@ class PrefixTree:
         return node
 
     def remove(self, node: int) -> None:
-        """Forget a node that has neither children nor payload; its number may be used again."""
-        if self.children[node] or any(blocks[node] >= 0 for blocks in self.payload):
+        """Forget a node that has neither children nor payload; its number may be used again (its
+        `chunk` can be read until the next insertion)."""
+        if self.children[node] or not self.is_empty(node):
             raise ValueError(f"node {node} is removed although it has children or a block")
         parent = self.parent[node]
         if parent < 0:
@@ -279,9 +282,15 @@ class PrefixTree:
             self._unlink(node, parent)
         self.pins[node] = 0
         start = node * _DIGEST
-        self._digests[start : start + _DIGEST] = bytes(_DIGEST)
-        self.length[node] = 0
+        self._digests[start : start + _DIGEST] = _UNKNOWN
         self._unused.append(node)
+
+    def is_empty(self, node: int) -> bool:
+        """Has the node no block in any group?"""
+        for blocks in self.payload:  # noqa: SIM110  (a generator would cost more than the loop)
+            if blocks[node] >= 0:
+                return False
+        return True
 
     def _unlink(self, node: int, parent: int) -> None:
         key = self.key(node)
@@ -349,10 +358,9 @@ class PrefixTree:
     def digest(self, node: int) -> bytes:
         """Keyed 256-bit digest of identity and path; kept, so that each node pays for it once."""
         unknown: list[int] = []
-        blank = bytes(_DIGEST)
         while True:
             known = bytes(self._digests[node * _DIGEST : (node + 1) * _DIGEST])
-            if known != blank:
+            if known != _UNKNOWN:
                 break
             unknown.append(node)
             if self.parent[node] < 0:
