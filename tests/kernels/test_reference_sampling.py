@@ -99,6 +99,16 @@ def test_draws_agree_with_the_naive_reading(seed: int) -> None:
     assert OPS.sample(raw, [greedy])[0].token_id == naive_draw(raw[0], greedy)
 
 
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.97])
+def test_a_nucleus_of_few_or_many_tokens(spread: float, top_p: float) -> None:
+    """A flat row keeps more tokens than are sorted at first, a peaked one fewer."""
+    raw = logits(1, 1500, 4) * np.float32(spread)
+    for uniform in (0.0, 0.3, 0.9999):
+        row = SampleRow(0, uniform, 1.0, top_p=top_p)
+        assert OPS.sample(raw, [row])[0].token_id == naive_draw(raw[0], row)
+
+
 def test_frequencies_follow_the_softmax() -> None:
     raw = logits(1, 12, 5)
     expected = torch.softmax(torch.from_numpy(raw[0]).double() / 0.8, 0).numpy()

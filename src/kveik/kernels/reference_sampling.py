@@ -17,6 +17,8 @@ from kveik.kernels.ops import Sampled, SampleRow
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+NUCLEUS_GUESS = 256
+
 
 def sample(logits: NDArray[np.float32], rows: Sequence[SampleRow]) -> list[Sampled]:
     """One Sampled per SampleRow from logits [R, V].
@@ -98,11 +100,15 @@ def _kept(scaled: Floats, row: SampleRow) -> Ids:
 
 def _nucleus(scaled: Floats, top_p: float) -> Ids:
     """Indices of the most probable tokens up to and with the one that crosses top_p
-    (Holtzman et al. 2020); at least one."""
-    order = np.argsort(-scaled, kind="stable")
+    (Holtzman et al. 2020); at least one. Sorts a few hundred, all only where these are not it."""
+    bound = top_p * float(np.exp(scaled).sum())
+    order = _best_ids(scaled, NUCLEUS_GUESS)
     weights = np.exp(scaled[order])
+    if weights.sum() <= bound:
+        order = _best_ids(scaled, len(scaled))
+        weights = np.exp(scaled[order])
     before = np.cumsum(weights) - weights
-    return order[: max(1, int((before < top_p * weights.sum()).sum()))]
+    return order[: max(1, int((before < bound).sum()))]
 
 
 def _best_ids(values: Floats, count: int) -> Ids:
