@@ -183,6 +183,35 @@ def test_bad_json(server: RunningServer, text: str) -> None:
         check_error(response, 400, param)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"n": 1', '"n": 1, "n": 1'),
+        ('"n": 1', '"temperature": NaN'),
+        ('"n": 1', '"temperature": 1e309'),
+        ('"n": 1', '"temperature": -Infinity'),
+        ('"Hi"', '"\\ud83d"'),
+        ('"Hi"', '"a\\udc00\\ud83d"'),
+        ('"role": "user"', '"role": "system", "role": "user"'),
+    ],
+)
+def test_one_flaw_in_a_good_body(server: RunningServer, old: str, new: str) -> None:
+    body = json.dumps({**GOOD, "n": 1, "max_tokens": 1})
+    headers = {"content-type": "application/json"}
+    with server.http() as http:
+        assert http.post(CHAT, content=body, headers=headers).status_code == 200
+        response = http.post(CHAT, content=body.replace(old, new), headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["code"] == "invalid_json"
+
+
+def test_a_whole_surrogate_pair_is_a_character(server: RunningServer) -> None:
+    headers = {"content-type": "application/json"}
+    with server.http() as http:
+        response = http.post("/tokenize", content=r'{"prompt": "\ud83d\ude42"}', headers=headers)
+        assert response.json()["tokens"] == server.engine.tokenizer.encode("🙂")
+
+
 def test_a_body_that_is_not_utf8(server: RunningServer) -> None:
     with server.http() as http:
         headers = {"content-type": "application/json; charset=utf-8"}

@@ -322,14 +322,18 @@ def test_chat_logprobs_are_the_same_in_a_stream(client: openai.OpenAI) -> None:
     assert [entry for piece in pieces for entry in piece.content] == whole
 
 
-def test_a_stop_string_takes_its_logprobs_along(client: openai.OpenAI) -> None:
-    whole = chat(client, logprobs=True, temperature=0, max_tokens=16).choices[0]
-    content = whole.message.content
-    stop = content[5:8]
-    cut = chat(client, logprobs=True, temperature=0, max_tokens=16, stop=stop).choices[0]
-    kept = bytes(byte for entry in cut.logprobs.content for byte in entry.bytes)
-    assert len(cut.logprobs.content) < len(whole.logprobs.content)
-    assert kept.decode(errors="replace").startswith(cut.message.content)
+def test_a_stop_string_takes_its_logprobs_along(
+    client: openai.OpenAI, server: RunningServer
+) -> None:
+    """Tokens that were held back for a stop string go with it; those before it stay."""
+    (token,) = server.engine.tokenizer.encode("z", add_special_tokens=False)
+    bias = {str(token): 100}
+    cut = chat(client, logit_bias=bias, logprobs=True, stop="zzz").choices[0]
+    assert (cut.message.content, cut.logprobs.content) == ("", [])
+    kept = chat(client, logit_bias=bias, logprobs=True, stop="zzx").choices[0]
+    assert (kept.message.content, len(kept.logprobs.content)) == ("z" * 8, 8)
+    text = complete(client, logit_bias=bias, logprobs=0, stop="zzz").choices[0]
+    assert (text.text, text.logprobs.tokens) == ("", [])
 
 
 @pytest.mark.parametrize("count", [0, 1, 5])
