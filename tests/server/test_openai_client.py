@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -195,6 +196,18 @@ def test_echo_in_a_stream(client: openai.OpenAI) -> None:
 def test_temperature_zero_is_greedy_whatever_the_seed(client: openai.OpenAI) -> None:
     texts = {complete(client, temperature=0, seed=seed).choices[0].text for seed in (1, 2)}
     assert len(texts) == 1
+
+
+def test_what_is_not_sent_comes_from_generation_config(
+    client: openai.OpenAI, server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    greedy = complete(client, temperature=0).choices[0].text
+    sampled = complete(client, temperature=1).choices[0].text
+    assert greedy != sampled
+    info = dataclasses.replace(server.engine.info, defaults={"temperature": 0.0})
+    monkeypatch.setattr(server.engine, "info", info)
+    assert complete(client).choices[0].text == greedy
+    assert complete(client, temperature=1).choices[0].text == sampled
 
 
 def test_the_same_seed_gives_the_same_text(client: openai.OpenAI) -> None:

@@ -7,6 +7,7 @@ the imports and the event loop, and /health answers meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import socket
@@ -114,7 +115,8 @@ def _load(config: EngineConfig, done: Callable[[Engine | Exception], None]) -> N
             result = Engine.load(config)
         except Exception as error:
             result = error
-        loop.call_soon_threadsafe(done, result)
+        with contextlib.suppress(RuntimeError):  # stopped meanwhile: nobody waits for it
+            loop.call_soon_threadsafe(done, result)
 
     threading.Thread(target=load, name="kveik-load", daemon=True).start()
 
