@@ -41,7 +41,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),
     "server/": (
         ("server", "engine", "errors", "config", "__version__"),
-        ("fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client"),
+        ("starlette", "uvicorn", "pydantic", "prometheus_client"),
     ),
     "": (
         (

@@ -24,6 +24,8 @@ A message names the field or file, the value and what to do. It never holds prom
 
 from __future__ import annotations
 
+import traceback
+
 
 class KveikError(Exception):
     """Base of every error that kveik raises on purpose.
@@ -160,3 +162,10 @@ class ConfigError(KveikError):
     status = 400
     type = "invalid_request_error"
     code = "invalid_config"
+
+
+def fault(error: BaseException) -> str:
+    """What a log may say of an unexpected exception: its type and where it was raised, never its
+    message, which may quote a prompt."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    return f"{type(error).__name__}\n{frames}"

@@ -30,7 +30,7 @@ from kveik.engine.runner import Runner
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
 from kveik.engine.sequence import Output, PromptComputed, TokenAccepted, WorkFailed
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable
+from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
 from kveik.store.arena import KvStore
 
 _log = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ class Engine:
         try:
             send()
         except Exception as error:
-            _log.exception("a request failed while its events were sent")
+            _log.error("a request failed while its events were sent: %s", fault(error))
             delivery = self._deliveries[handle]
             self._scheduler.abort(handle, now)
             self._forget(handle, "error")
@@ -335,7 +335,7 @@ class Engine:
 
     def _break_down(self, error: Exception) -> None:
         """A fault outside every request: all end with an error and nothing new is accepted."""
-        _log.exception("the engine failed and accepts no more requests")
+        _log.error("the engine failed and accepts no more requests: %s", fault(error))
         with self._inbox_changed:
             self._failure = f"the engine failed ({type(error).__name__}); restart it"
             self._accepting = False
@@ -398,8 +398,8 @@ class Engine:
             self._checked_at, self._checked_steps = now, steps
             try:
                 self._cache.check()
-            except AssertionError:
-                _log.exception("the books of the KV cache do not add up")
+            except AssertionError as error:
+                _log.error("the books of the KV cache do not add up: %s: %s", error, fault(error))
 
 
 def _try_to_fail(delivery: Delivery, error: Exception) -> None:
@@ -407,8 +407,8 @@ def _try_to_fail(delivery: Delivery, error: Exception) -> None:
     told = error if isinstance(error, KveikError) else None
     try:
         delivery.fail(told or KveikError(f"the request failed ({type(error).__name__})"))
-    except Exception:
-        _log.debug("the sink of a failed request failed too", exc_info=True)
+    except Exception as second:
+        _log.debug("the sink of a failed request failed too: %s", fault(second))
 
 
 def _check_ids(request: Request, vocab_size: int) -> None:

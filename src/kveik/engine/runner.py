@@ -20,7 +20,7 @@ from kveik.engine.plan import (
     StepResult,
 )
 from kveik.engine.sampler import draw_row, sampled_token, target_row, token_logprobs
-from kveik.errors import KveikError
+from kveik.errors import KveikError, fault
 from kveik.kernels.ops import Array, Batch, GroupBatch, Ops, Sampled, SampleRow
 from kveik.models import Model, refuse_shift
 from kveik.store.arena import KvStore
@@ -117,9 +117,9 @@ class Runner:
         self._store.apply(plan.moves)
         try:
             return StepResult(plan.step_id, self._compute(plan.sequences))
-        except Exception:
+        except Exception as error:
             if len(plan.sequences) > 1:
-                _log.exception("a step failed; its sequences are computed again, one by one")
+                _log.error("a step failed; its sequences go one by one: %s", fault(error))
             return StepResult(plan.step_id, tuple(self._alone(one) for one in plan.sequences))
 
     def _alone(self, sequence: SequencePlan) -> SequenceResult:
@@ -128,7 +128,7 @@ class Runner:
         except KveikError as error:
             return SequenceResult(sequence.sequence_id, error=error.message)
         except Exception as error:
-            _log.exception("a request failed in the forward pass or in sampling")
+            _log.error("a request failed in the forward pass or in sampling: %s", fault(error))
             message = f"computing this request failed ({type(error).__name__})"
             return SequenceResult(sequence.sequence_id, error=message)
 

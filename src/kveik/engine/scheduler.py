@@ -42,7 +42,7 @@ from kveik.engine.sequence import (
     Work,
     WorkFailed,
 )
-from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge
+from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge, fault
 
 _log = logging.getLogger(__name__)
 _order = attrgetter("order")
@@ -326,7 +326,7 @@ class Scheduler:
                     outputs.extend(self._accept(sequence, count, outcome, now))
                     continue
             except Exception as error:
-                _log.exception("a request failed while its tokens were taken")
+                _log.error("a request failed while its tokens were taken: %s", fault(error))
                 outcome = SequenceResult(sequence_id, error=f"{_LOST} ({type(error).__name__})")
             outputs.append(self._fail(sequence.work, outcome.error or _LOST, now))
         return outputs

@@ -14,7 +14,6 @@ import json
 import logging
 import re
 import time
-import traceback
 import uuid
 from dataclasses import dataclass
 
@@ -33,6 +32,7 @@ from kveik.errors import (
     RequestTooLarge,
     Unauthorized,
     Unavailable,
+    fault,
 )
 from kveik.server import origin
 from kveik.server.auth import Caller
@@ -201,8 +201,6 @@ def _routing_error(error: HTTPException) -> KveikError:
 
 
 def _log_fault(exchange: Exchange, error: Exception) -> None:
-    """Where it happened and of what type; not the message, which may quote a prompt."""
     if isinstance(error, asyncio.CancelledError):
         return
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    _log.error("request %s failed: %s\n%s", exchange.request_id, type(error).__name__, frames)
+    _log.error("request %s failed: %s", exchange.request_id, fault(error))
