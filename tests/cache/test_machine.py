@@ -29,6 +29,7 @@ GEOMETRIES = (
     ((KvGroup((0,), "window", 5),), (10,)),
     ((FULL, KvGroup((1,)), KvGroup((2,), "window", 9)), (12, 14, 9)),
 )
+WIDE = ((FULL, KvGroup((1,), "window", 6)), (60, 50))  # room for many siblings
 NAMES = ("", "other")
 TOKENS = st.lists(st.sampled_from((1, 1, 1, 2, 2**32 - 1)), min_size=1, max_size=22).map(tuple)
 
@@ -143,15 +144,15 @@ def test_ten_thousand_steps() -> None:
 def soak(steps: int, seed: int) -> World:
     """Random operations without hypothesis: many steps in one world."""
     dice = random.Random(seed)
-    groups, blocks = GEOMETRIES[seed % len(GEOMETRIES)]
+    groups, blocks = (*GEOMETRIES, WIDE)[seed % (len(GEOMETRIES) + 1)]
     world = World(groups, blocks, SIZE)
     for _ in range(steps):
-        roll(dice, world)
+        roll(dice, world, rare=0.3 if blocks == WIDE[1] else 0.0)
     world.drain()
     return world
 
 
-@pytest.mark.parametrize("seed", range(len(GEOMETRIES)))
+@pytest.mark.parametrize("seed", range(len(GEOMETRIES) + 1))
 def test_long_lives(seed: int) -> None:
     """Every kind of thing happens; the dice are not loaded against one of them."""
     world = soak(600, seed)

@@ -233,6 +233,12 @@ def test_a_block_freed_while_a_step_runs_is_not_reused_before_it_ends() -> None:
     assert isinstance(books.open([7, 7, 7, 7], 4), Opened)
 
 
+def test_blocks_that_others_will_need_can_be_set_aside() -> None:
+    books = small(4)
+    assert isinstance(books.open(PROMPT[:8], 8, spare=3), NoRoom)
+    assert isinstance(books.open(PROMPT[:8], 8, spare=2), Opened)
+
+
 # --- invalidation
 
 

@@ -59,7 +59,7 @@ def test_sorted_keys_against_a_sorted_list() -> None:
     for number in range(4000):
         key = dice.randbytes(3)
         if number % 3 == 2:
-            keys.discard(plain.pop(dice.randrange(len(plain))))
+            keys.remove(plain.pop(dice.randrange(len(plain))))
         elif key not in plain:
             keys.add(key)
             plain = sorted([*plain, key])
@@ -68,8 +68,10 @@ def test_sorted_keys_against_a_sorted_list() -> None:
             assert list(keys.from_key(probe)) == [k for k in plain if k >= probe]
             assert list(keys.before_key(probe)) == [k for k in reversed(plain) if k < probe]
     while len(plain) > 1:
-        keys.discard(plain.pop())
+        keys.remove(plain.pop())
     assert list(keys.from_key(b"")) == plain
+    with pytest.raises(KeyError):
+        keys.remove(b"not there")
 
 
 @pytest.mark.parametrize("siblings", [3, 16, 17, 200])
@@ -92,6 +94,29 @@ def test_the_closest_child_shares_most(siblings: int) -> None:
         trie.remove(node)
     assert trie.children[root] == 0
     assert trie.sorted_keys(root) is None
+
+
+def test_siblings_stay_complete_while_their_number_rises_and_falls() -> None:
+    """They are sorted from 17 on, and until there are 8: between, both is possible."""
+    dice = random.Random(6)
+    trie = tree()
+    root = trie.root(Identity(""))
+    there: dict[int, bytes] = {}
+    for goal in (20, 10, 14, 9, 30, 12, 18, 3, 16, 9, 17, 0):
+        while len(there) < goal:
+            chunk = pack_tokens(dice.choices(range(9), k=SIZE))
+            if chunk not in there.values():
+                there[trie.insert(root, chunk)] = chunk
+        while len(there) > goal:
+            node = dice.choice(list(there))
+            trie.remove(node)
+            del there[node]
+        keys = [root.to_bytes(4, "big") + chunk for chunk in there.values()]
+        assert sorted(trie.index) == sorted(keys)
+        assert trie.sorted_keys(root) in (None, sorted(keys))
+        assert trie.sorted_keys(root) is not None or goal <= 16
+        for node, chunk in there.items():
+            assert trie.closest(root, chunk)[0] == (SIZE, node)
 
 
 @pytest.mark.parametrize("others", [0, 40])

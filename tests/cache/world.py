@@ -402,10 +402,12 @@ class World:
             assert stats.free_blocks[g] + stats.idle_blocks[g] == total
 
 
-def roll(dice: random.Random, world: World) -> None:
-    """One random operation; most of them ordinary work."""
+def roll(dice: random.Random, world: World, rare: float) -> None:
+    """One random operation; most of them ordinary work. rare: share of prompts of rare tokens."""
     choose = dice.random()
-    tokens = tuple(dice.choices((1, 1, 1, 2, 2**32 - 1), k=dice.randint(1, 22)))
+    common = (1, 1, 1, 2, 2**32 - 1)
+    alphabet = range(3, 40) if dice.random() < rare else common
+    tokens = tuple(dice.choices(alphabet, k=dice.randint(1, 22)))
     names = ("", "other")
     if choose < 0.30:
         tokens = world.like(dice.randint(0, 9), dice.randint(0, 20), tokens)

@@ -930,7 +930,8 @@ class CacheManager:
         return -(-tokens // self.block_size)
 
     def capacity_tokens(self) -> int:
-        """The longest sequence that fits when nothing else is held."""
+        """The longest sequence that fits when nothing else is held. A window group counts as if it
+        kept everything: one chunk of a prompt may be as long as the prompt."""
         return min(pool.num_blocks for pool in self.pools) * self.block_size
 
     def stats(self) -> CacheStats:

@@ -83,10 +83,14 @@ class SortedKeys:
         if len(chunk) > _LEAF:
             self._chunks[place : place + 1] = [chunk[: _LEAF // 2], chunk[_LEAF // 2 :]]
 
-    def discard(self, key: bytes) -> None:
+    def remove(self, key: bytes) -> None:
+        """KeyError when it is not there."""
         place = self._place(key)
         chunk = self._chunks[place]
-        del chunk[bisect_left(chunk, key)]
+        at = bisect_left(chunk, key)
+        if at == len(chunk) or chunk[at] != key:
+            raise KeyError(key)
+        del chunk[at]
         if not chunk:
             del self._chunks[place]
 
@@ -306,7 +310,7 @@ class PrefixTree:
         keys = self._sorted.get(parent)
         if keys is not None:
             if self.children[parent] > _LISTED // 2:
-                keys.discard(key)
+                keys.remove(key)
             else:
                 del self._sorted[parent]
 
