@@ -359,6 +359,7 @@ def test_lookup_touches_recency_and_explain_does_not() -> None:
     assert list(books.idle[0]) == [0, 1]
     assert books.lookup([1, 1, 1, 1, 1]).cached_tokens == 4
     assert list(books.idle[0]) == [1, 0]
+    assert books.idle[0].last_used[0] == books._tick > books.idle[0].last_used[1]
     assert books.stats().queried_tokens == 8  # of the two that were opened
 
 
