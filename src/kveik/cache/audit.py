@@ -13,22 +13,10 @@ from collections.abc import Collection, Mapping
 from itertools import pairwise
 from typing import Protocol
 
+from kveik.cache.lease import Lease
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import FREE, SEALED, BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
-
-
-class AuditedLease(Protocol):
-    """What the proof reads of a lease."""
-
-    blocks: list[list[int]]
-    starts: list[int]
-    sealed: int
-    committed: int
-    capacity: int
-    node: int
-    tail: bytes
-    leading: bytes
 
 
 class Books(Protocol):
@@ -42,10 +30,10 @@ class Books(Protocol):
     reach: tuple[int, ...]
 
     @property
-    def open_leases(self) -> Collection[AuditedLease]: ...
+    def open_leases(self) -> Collection[Lease]: ...
 
     @property
-    def led_keys(self) -> Mapping[bytes, AuditedLease]: ...
+    def led_keys(self) -> Mapping[bytes, Lease]: ...
 
 
 def audit(books: Books) -> None:

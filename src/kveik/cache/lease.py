@@ -1,0 +1,135 @@
+"""What the manager answers: leases, matches, misses, counters. Plain records, no behaviour.
+
+The engine reads them; only the manager writes a lease. Standard library only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from kveik.cache.prefix import Identity
+from kveik.cache.segments import BlockTable, Move
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why a lookup served no more: first token position not served, and the reason.
+
+    reason: new | diverged | evicted | invalidated | expired | too_short | no_store |
+    engine_changed. "too_short": all that could be reused was (the n-1 cap, or less than nothing
+    to share); "diverged": a sibling continues differently at `position`."""
+
+    position: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a lookup found (a lookup changes nothing but recency)."""
+
+    cached_tokens: int
+    miss: Miss | None
+
+
+class Lease:
+    """One sequence's hold on blocks. Opaque to the scheduler but for these attributes.
+
+    tables: one BlockTable per group (immutable tuples; replaced, never mutated in place)
+    cached_tokens: prompt tokens served by the cache when the lease was opened
+    miss: why not more
+    capacity: tokens for which slots exist now
+    lineage: EXACT, or the recipe whose blocks these are (cached_tokens are then approximate)
+    committed: tokens computed and accepted so far
+
+    The rest belongs to the manager: `blocks[g]` are the blocks from number `starts[g]` on (those
+    before it left the window), `sealed` of the sequence's blocks are full, `tail` holds the
+    packed tokens behind them, `node` is the tree node behind which the next block is published
+    (-1: nowhere) and `limit` the number of blocks that may be published. `leading` is the key of
+    the block that others wait for, `prompt` the packed prompt of a leader. `opened` is the number
+    of steps launched when its moves were handed out. `unstored` is the digest of the first block
+    that a lease without store does not publish. `selectors` are prefixes that were invalidated
+    while it was open.
+    """
+
+    __slots__ = (
+        "blocks",
+        "cached_tokens",
+        "capacity",
+        "committed",
+        "identity",
+        "leading",
+        "limit",
+        "miss",
+        "node",
+        "opened",
+        "prompt",
+        "sealed",
+        "selectors",
+        "starts",
+        "tables",
+        "tail",
+        "unstored",
+    )
+
+    def __init__(self, identity: Identity, groups: int) -> None:
+        self.identity = identity
+        self.tables: tuple[BlockTable, ...] = ()
+        self.cached_tokens = 0
+        self.miss: Miss | None = None
+        self.capacity = 0
+        self.committed = 0
+        self.blocks: list[list[int]] = [[] for _ in range(groups)]
+        self.starts = [0] * groups
+        self.sealed = 0
+        self.tail = b""
+        self.node = -1
+        self.limit = 0
+        self.leading = b""
+        self.prompt = b""
+        self.opened = -1
+        self.unstored = b""
+        self.selectors: list[bytes] = []
+
+    @property
+    def lineage(self) -> bytes:
+        return self.identity.lineage
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The lease is open with room for `wanted` tokens; run `moves` before its first step."""
+
+    lease: Lease
+    moves: tuple[Move, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Another lease is computing the same next block: look up again when it commits or ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """Not enough free or evictable blocks now; nothing was changed."""
+
+
+OpenResult: TypeAlias = Opened | Wait | NoRoom
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counts since start (tokens unless said otherwise) and the state of the pool now (blocks)."""
+
+    queried_tokens: int
+    hit_tokens: int
+    approximate_hit_tokens: int
+    evicted_blocks: int
+    committed_blocks: int
+    copied_blocks: int
+    total_blocks: tuple[int, ...]  # per group
+    free_blocks: tuple[int, ...]
+    leased_blocks: tuple[int, ...]  # referenced by at least one lease
+    idle_blocks: tuple[int, ...]  # in the tree only: cached and evictable
+    fenced_blocks: tuple[int, ...]  # freed, waiting for a step to be acknowledged
+    leaked_blocks: int
