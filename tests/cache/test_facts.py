@@ -171,7 +171,7 @@ def two_groups(blocks: int = 10) -> Books:
 def test_c15_evicting_the_last_block_shrinks_a_hit_by_one() -> None:
     books = two_groups()
     books.end(books.run(list(range(80))))
-    books._make_room(0, 6)  # one block more than the five that are free
+    books.reclaim.make_room(0, 6)  # one block more than the five that are free
     books.check()
     # The window group reads back 32 tokens from position 64: blocks 2 and 3, still there.
     assert books.cached([*range(80), 1]) == 64
@@ -182,10 +182,10 @@ def test_c15_blocks_outside_the_window_do_not_matter_and_those_inside_do() -> No
     books.end(books.run(list(range(80))))  # blocks 0, 1, 2 left the window while it ran
     asked = [*range(80), 1]
     for free in (6, 7, 8):
-        books._make_room(1, free)
+        books.reclaim.make_room(1, free)
         books.check()
         assert books.cached(asked) == 80
-    books._make_room(1, 9)
+    books.reclaim.make_room(1, 9)
     books.check()
     # Position 80 reads block 4, which is gone; no earlier end of a match has its two blocks.
     assert books.cached(asked) == 0
@@ -197,7 +197,7 @@ def test_c15_a_full_group_never_loses_a_head_before_its_tail() -> None:
     books.end(books.run(list(range(80))))
     sizes = []
     for free in range(6, 11):
-        books._make_room(0, free)
+        books.reclaim.make_room(0, free)
         books.check()
         sizes.append(len(books.tree))
     assert sizes == [4, 3, 2, 1, 0]

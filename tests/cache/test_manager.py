@@ -399,7 +399,7 @@ def test_children_go_before_parents_whatever_the_policy_says(
     books.end(books.run(PROMPT[:16]))
     left = []
     for free in range(1, 5):
-        books._make_room(0, free)
+        books.reclaim.make_room(0, free)
         books.check()
         left.append(books.cached([*PROMPT[:16], 1]))
     assert left == [12, 8, 4, 0]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
 
 from kveik.cache.audit import audit
 from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
+from kveik.cache.lookup import Found, Lookup
 from kveik.cache.policy import IdleQueues, make_policy
 from kveik.cache.pool import SEALED, BlockPool, StepFence
 from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens
+from kveik.cache.reclaim import Reclaimer
 from kveik.cache.segments import EXACT, CopyPrefix, KvGroup, Move, Segment
 from kveik.errors import ConfigError
 
@@ -29,19 +30,6 @@ __all__ = [
     "Opened",
     "Wait",
 ]
-
-
-class _Found(NamedTuple):
-    """What the tree holds of a prompt.
-
-    walked: the nodes of all whole blocks that are there; blocks: how many of them every group can
-    serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0)."""
-
-    root: int
-    walked: list[int]
-    blocks: int
-    source: int
-    extra: int
 
 
 _EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
@@ -81,14 +69,15 @@ class CacheManager:
             max(group.window or 0, 2) if group.kind == "window" else 0 for group in self.groups
         )
         self._windowed = tuple(g for g, reach in enumerate(self.reach) if reach)
-        self._full = tuple(g for g, reach in enumerate(self.reach) if not reach)
         self._range = range(len(self.groups))
         self._width = block_size * WORD
+        self.search = Lookup(self.tree, self.ghosts, self.reach, enable_prefix_caching)
+        self.reclaim = Reclaimer(self.pools, self.idle, self.tree, self.ghosts, self.reach)
         self._now = 0.0
         self._tick = 0
         self._launches = 0
         self._queried = self._hits = self._approximate = 0
-        self._evicted = self._committed = self._copied = 0
+        self._committed = self._copied = 0
 
     @property
     def open_leases(self) -> Collection[Lease]:
@@ -104,62 +93,19 @@ class CacheManager:
         """Longest exact match, token-granular, capped at len(tokens) - 1."""
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter)
-        found = self._find(identity, data, self._cap(len(tokens)))
+        found = self.search.find(identity, data, self.search.cap(len(tokens)))
         self._touch(found)
-        return self._match(found, identity, data)
+        return self.search.match(found, identity, data)
 
     def explain(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
         """Like lookup, without touching recency or counters."""
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter)
-        return self._match(self._find(identity, data, self._cap(len(tokens))), identity, data)
-
-    def _cap(self, length: int) -> int:
-        """At least one token is always computed (invariant 4)."""
-        return max(length - 1, 0) if self.caching else 0
-
-    def _find(self, identity: Identity, data: bytes, cap: int) -> _Found:
-        """The longest prefix of at most `cap` tokens that every group can serve."""
-        root = self.tree.roots.get(identity, -1)
-        if root < 0 or cap <= 0:
-            return _Found(root, [], 0, -1, 0)
-        size = self.block_size
-        walked = self.tree.walk(root, data, cap // size)
-        runs = [self._runs(g, walked) for g in self._windowed]
-        whole = len(walked)
-        while whole and not self._served(runs, whole, whole * size):
-            whole -= 1
-        for blocks in range(len(walked), whole - 1, -1):
-            parent = walked[blocks - 1] if blocks else root
-            start = blocks * size
-            wanted = data[start * WORD : min(start + size, cap) * WORD]
-            for extra, node in self.tree.closest(parent, wanted):
-                held = all(self.tree.payload[g][node] >= 0 for g in self._windowed)
-                if held and self._served(runs, blocks, start + extra):
-                    return _Found(root, walked, blocks, node, extra)
-        return _Found(root, walked, whole, -1, 0)
-
-    def _runs(self, group: int, walked: list[int]) -> list[int]:
-        """runs[k]: blocks of a window group that are there without a gap before block k."""
-        payload = self.tree.payload[group]
-        runs = [0]
-        for node in walked:
-            runs.append(runs[-1] + 1 if payload[node] >= 0 else 0)
-        return runs
-
-    def _served(self, runs: list[list[int]], blocks: int, length: int) -> bool:
-        """Can every window group serve a match of `length` from the first `blocks` nodes?"""
-        return all(
-            run[blocks] >= blocks - self._first_needed(g, length)
-            for g, run in zip(self._windowed, runs, strict=True)
+        return self.search.match(
+            self.search.find(identity, data, self.search.cap(len(tokens))), identity, data
         )
 
-    def _first_needed(self, group: int, length: int) -> int:
-        """Number of the first block that the token at position `length` still sees."""
-        reach = self.reach[group]
-        return max(length - reach + 1, 0) // self.block_size if reach else 0
-
-    def _touch(self, found: _Found) -> None:
+    def _touch(self, found: Found) -> None:
         """Count the found path as used now; tail before head, as when a lease lets it go."""
         self._tick += 1
         path = [found.source] if found.source >= 0 else []
@@ -172,46 +118,6 @@ class CacheManager:
                     idle.remove(block)
                     idle.last_used[block] = self._tick
                     idle.append(block)
-
-    # --- explanations
-
-    def _match(self, found: _Found, identity: Identity, data: bytes) -> Match:
-        cached = found.blocks * self.block_size + found.extra
-        return Match(cached, self._miss(found, identity, data, cached))
-
-    def _miss(self, found: _Found, identity: Identity, data: bytes, cached: int) -> Miss:
-        """The first token that was not served, and why; of the caller's own namespace only."""
-        length = len(data) // WORD
-        if not self.caching:
-            return Miss(0, "no_store")
-        if cached >= length - 1:
-            return Miss(cached, "too_short")
-        if len(found.walked) > found.blocks:  # the path is known, a window group lost its blocks
-            return Miss(cached, "evicted")
-        gone = self._ghost(found, identity, data)
-        if gone is not None:
-            return Miss(cached, gone)
-        if found.extra:
-            shared = self.tree.length[found.source]
-            return Miss(cached, "diverged" if shared > found.extra else "new")
-        if found.blocks and self.tree.children[found.walked[-1]]:
-            return Miss(cached, "diverged")
-        return Miss(cached, "new")
-
-    def _ghost(self, found: _Found, identity: Identity, data: bytes) -> str | None:
-        """Why the block behind the found path is gone, if it is remembered."""
-        if not len(self.ghosts):
-            return None
-        node = found.walked[-1] if found.walked else found.root
-        tree = self.tree
-        above = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
-        start = found.blocks * self._width
-        rest = data[start : start + self._width]
-        for end in range(len(rest), found.extra * WORD, -WORD):
-            reason = self.ghosts.reason(tree.digest_below(above, rest[:end]))
-            if reason is not None:
-                return reason
-        return None
 
     # --- open, extend, fork
 
@@ -238,18 +144,20 @@ class CacheManager:
         self._now = max(self._now, now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, lineage)
-        found = self._find(identity, data, self._cap(len(tokens)) if reuse else 0)
-        if reuse and self._next_key(found, data) in self.leaders:
+        found = self.search.find(identity, data, self.search.cap(len(tokens)) if reuse else 0)
+        if reuse and self.search.next_key(found, data) in self.leaders:
             return Wait()
         if not self._fits(found, wanted, spare):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
-            found = self._whole_blocks(found)
+            found = self.search.whole_blocks(found)
             if not self._fits(found, wanted, spare):
                 return NoRoom()
         lease = Lease(identity, len(self.groups))
         cached = found.blocks * self.block_size + found.extra
-        lease.miss = self._miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
+        lease.miss = (
+            self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
+        )
         if not store and self.caching:
             self._note_unstored(lease, found, data)
         elif self.caching:
@@ -260,29 +168,13 @@ class CacheManager:
         self.leases.add(lease)
         return Opened(lease, moves)
 
-    def _next_key(self, found: _Found, data: bytes) -> bytes:
-        """Key of the next whole block of the prompt (empty: there is none)."""
-        node = found.walked[found.blocks - 1] if found.blocks else found.root
-        chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
-        if node < 0 or len(chunk) < self._width:
-            return b""
-        return node.to_bytes(4, "big") + chunk
-
-    def _whole_blocks(self, found: _Found) -> _Found:
-        """The match without its partial block."""
-        runs = [self._runs(g, found.walked) for g in self._windowed]
-        whole = found.blocks
-        while whole and not self._served(runs, whole, whole * self.block_size):
-            whole -= 1
-        return found._replace(blocks=whole, source=-1, extra=0)
-
-    def _fits(self, found: _Found, wanted: int, spare: int) -> bool:
+    def _fits(self, found: Found, wanted: int, spare: int) -> bool:
         """Are there blocks for `wanted` tokens and `spare`, beside what the match will hold?"""
         cached = found.blocks * self.block_size + found.extra
         need = self.blocks_for(max(wanted, cached + 1)) - found.blocks + spare
         for g in self._range:
             pool, payload = self.pools[g], self.tree.payload[g]
-            held = found.walked[self._first_needed(g, cached) : found.blocks]
+            held = found.walked[self.search.first_needed(g, cached) : found.blocks]
             kept = sum(1 for node in held if not pool.refs[payload[node]])
             if found.source >= 0 and not pool.refs[payload[found.source]]:
                 kept += 1
@@ -290,7 +182,7 @@ class CacheManager:
                 return False
         return True
 
-    def _hold(self, lease: Lease, found: _Found, wanted: int) -> tuple[Move, ...]:
+    def _hold(self, lease: Lease, found: Found, wanted: int) -> tuple[Move, ...]:
         """Take the match and the blocks behind it. The caller knows that they fit."""
         cached = found.blocks * self.block_size + found.extra
         lease.cached_tokens = lease.committed = cached
@@ -298,7 +190,7 @@ class CacheManager:
         sources: list[tuple[int, int]] = []
         for g in self._range:
             payload = self.tree.payload[g]
-            start = lease.starts[g] = self._first_needed(g, cached)
+            start = lease.starts[g] = self.search.first_needed(g, cached)
             lease.blocks[g] = [payload[node] for node in found.walked[start : found.blocks]]
             self._reuse(g, lease.blocks[g])
             if found.source >= 0:
@@ -339,7 +231,7 @@ class CacheManager:
             pool = self.pools[g]
             taken = pool.take(min(need, len(pool.free)))
             evicting = need - len(taken)
-            self._make_room(g, evicting)
+            self.reclaim.make_room(g, evicting, self._now)
             taken += reversed(pool.take(evicting))  # in the order in which they were evicted
             lease.blocks[g] += taken
             hits = self.idle[g].hits
@@ -363,7 +255,7 @@ class CacheManager:
         else:
             self._approximate += lease.cached_tokens
 
-    def _publish_behind(self, lease: Lease, found: _Found, data: bytes) -> None:
+    def _publish_behind(self, lease: Lease, found: Found, data: bytes) -> None:
         """From now on full blocks of the lease are published behind the end of the match."""
         root = self.tree.root(lease.identity)
         lease.node = found.walked[found.blocks - 1] if found.blocks else root
@@ -373,7 +265,7 @@ class CacheManager:
         lease.prompt = data
         self._lead(lease)
 
-    def _note_unstored(self, lease: Lease, found: _Found, data: bytes) -> None:
+    def _note_unstored(self, lease: Lease, found: Found, data: bytes) -> None:
         """Remember what this lease will compute and not publish, to be able to say so later."""
         chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
         if len(chunk) == self._width and self.ghosts.capacity:
@@ -518,7 +410,7 @@ class CacheManager:
             redundant = tree.shorter_tail(parent, chunk)
             node = tree.insert(parent, chunk)
             if redundant >= 0:
-                self._drop_if_idle(redundant)
+                self.reclaim.drop_if_idle(redundant)
         for g in self._range:
             index = number - lease.starts[g]
             own, published = lease.blocks[g][index], tree.payload[g][node]
@@ -535,7 +427,7 @@ class CacheManager:
 
     def _leave_window(self, lease: Lease, group: int) -> bool:
         """Let go of blocks that no later token of the lease sees."""
-        start = self._first_needed(group, lease.committed)
+        start = self.search.first_needed(group, lease.committed)
         gone = start - lease.starts[group]
         if gone <= 0:
             return False
@@ -563,7 +455,7 @@ class CacheManager:
             lease.blocks[g] = []
         if lease.node >= 0:
             self.tree.pins[lease.node] -= 1
-            self._prune(lease.node)
+            self.reclaim.prune(lease.node)
         lease.tables, lease.node = (), -1
 
     def _seal_tail(self, lease: Lease) -> None:
@@ -609,7 +501,7 @@ class CacheManager:
             if self.tree.length[node] < self.block_size and self.tree.is_extended(
                 self.tree.parent[node], self.tree.chunk(node)
             ):
-                self._drop_if_idle(node)
+                self.reclaim.drop_if_idle(node)
 
     def launched(self, step_id: int) -> None:
         """A StepPlan that names live blocks was handed to the runner: blocks freed from now on
@@ -621,101 +513,6 @@ class CacheManager:
         """The StepResult came back: its moves are done, its fence falls."""
         self._tick += 1
         self._drop(self.fence.acknowledge(step_id))
-
-    # --- eviction and removal
-
-    def _make_room(self, group: int, count: int) -> None:
-        """Evict idle blocks until `count` are free. The caller knows that there are enough.
-
-        Of a chain that goes tail before head only the last to go is remembered: whoever asks for
-        it again misses there first."""
-        free = self.pools[group].free
-        boundary: tuple[int, int] | None = None  # (pinned parent, node) of what went last
-        while len(free) < count:
-            boundary = self._evict(group, boundary)
-        self._remember(boundary)
-
-    def _evict(self, group: int, boundary: tuple[int, int] | None) -> tuple[int, int] | None:
-        """The idle block that the policy names goes: with its node, or, in a window group, alone.
-
-        A block goes before its parent; where a policy names the parent first, that one is parked
-        until its last child is gone."""
-        idle, tree = self.idle[group], self.tree
-        block = idle.first(self._now)
-        node = self.pools[group].owner[block]
-        if self.reach[group]:
-            self._free_payload(group, node)
-            self._evicted += 1
-            self._prune(node)
-            return boundary
-        if tree.children[node]:
-            idle.park(block)
-            return boundary
-        if boundary is not None and boundary[0] == node:
-            tree.pins[node] -= 1
-        else:
-            self._remember(boundary)
-        parent = tree.parent[node]
-        boundary = (parent, node)
-        tree.pins[parent] += 1
-        self._evicted += self._remove_leaf(node)
-        return boundary
-
-    def _remember(self, boundary: tuple[int, int] | None) -> None:
-        """Write a ghost for what was evicted below a parent that stays."""
-        if boundary is None:
-            return
-        parent, node = boundary
-        if self.ghosts.capacity:
-            digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
-            self.ghosts.remember(digest, "evicted")
-        self.tree.pins[parent] -= 1
-        self._prune(parent)
-
-    def _remove_leaf(self, node: int) -> int:
-        """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
-        count = 0
-        for g in self._range:
-            if self.tree.payload[g][node] >= 0:
-                self._free_payload(g, node)
-                count += 1
-        self._prune(node)
-        return count
-
-    def _free_payload(self, group: int, node: int) -> None:
-        """Take an idle block out of the tree."""
-        pool = self.pools[group]
-        block = self.tree.payload[group][node]
-        self.idle[group].remove(block)
-        self.tree.payload[group][node] = -1
-        pool.owner[block] = -1
-        pool.give(block)
-
-    def _prune(self, node: int) -> None:
-        """Remove the node, and then its ancestors, while nothing needs them."""
-        tree = self.tree
-        while node >= 0 and not tree.children[node]:
-            if tree.pins[node] or not tree.is_empty(node):
-                self._unpark(node)
-                return
-            parent = tree.parent[node]
-            tree.remove(node)
-            node = parent
-
-    def _unpark(self, node: int) -> None:
-        for g in self._full:
-            block = self.tree.payload[g][node]
-            if block >= 0:
-                self.idle[g].unpark(block)
-
-    def _drop_if_idle(self, node: int) -> None:
-        """A partial tail that a longer block extends is redundant; it goes once nobody reads it."""
-        for g in self._range:
-            block = self.tree.payload[g][node]
-            if block >= 0 and self.pools[g].refs[block]:
-                return
-        if not self.tree.pins[node]:
-            self._remove_leaf(node)
 
     # --- invalidation
 
@@ -746,27 +543,12 @@ class CacheManager:
                 if lease.node in gone:
                     self._detach(lease)
             for node in nodes:
-                removed += self._detach_payload(node)
+                removed += self.reclaim.detach_payload(node)
             parent = self.tree.parent[top]
             for node in nodes:
                 self.tree.remove(node)
-            self._prune(parent)
+            self.reclaim.prune(parent)
         return removed
-
-    def _detach_payload(self, node: int) -> int:
-        """Blocks of a node that is forgotten: free, or left to their readers."""
-        count = 0
-        for g in self._range:
-            block = self.tree.payload[g][node]
-            if block < 0:
-                continue
-            count += 1
-            if self.pools[g].refs[block]:
-                self.tree.payload[g][node] = -1
-                self.pools[g].owner[block] = -1
-            else:
-                self._free_payload(g, node)
-        return count
 
     def _detach(self, lease: Lease) -> None:
         """The lease publishes nothing more."""
@@ -781,7 +563,7 @@ class CacheManager:
             node = lease.node
             self._detach(lease)
             if node >= 0:
-                self._prune(node)
+                self.reclaim.prune(node)
         elif len(selector) > lease.committed * WORD:
             lease.selectors.append(selector)
         elif len(selector) > lease.sealed * self._width:  # or its node would have been removed
@@ -835,7 +617,7 @@ class CacheManager:
             queried_tokens=self._queried,
             hit_tokens=self._hits,
             approximate_hit_tokens=self._approximate,
-            evicted_blocks=self._evicted,
+            evicted_blocks=self.reclaim.evicted,
             committed_blocks=self._committed,
             copied_blocks=self._copied,
             total_blocks=total,

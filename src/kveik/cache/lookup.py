@@ -1,0 +1,140 @@
+"""What the tree holds of a prompt, and why not more. Reads the tree, changes nothing.
+
+A match is the longest prefix that every group can serve: whole blocks from the root, then part of
+one more sealed block. A window group serves a match when no block that the next token still sees
+is missing. Standard library only.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kveik.cache.lease import Match, Miss
+from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree
+
+
+class Found(NamedTuple):
+    """What the tree holds of a prompt.
+
+    walked: the nodes of all whole blocks that are there; blocks: how many of them every group can
+    serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0)."""
+
+    root: int
+    walked: list[int]
+    blocks: int
+    source: int
+    extra: int
+
+
+class Lookup:
+    """Walks one tree. reach: per group, how many tokens a row reads back (0: all of them)."""
+
+    def __init__(
+        self, tree: PrefixTree, ghosts: GhostRing, reach: tuple[int, ...], caching: bool
+    ) -> None:
+        self.tree = tree
+        self.ghosts = ghosts
+        self.reach = reach
+        self.caching = caching
+        self.block_size = tree.block_size
+        self._windowed = tuple(g for g, back in enumerate(reach) if back)
+        self._width = tree.block_size * WORD
+
+    def cap(self, length: int) -> int:
+        """At least one token is always computed (invariant 4)."""
+        return max(length - 1, 0) if self.caching else 0
+
+    def find(self, identity: Identity, data: bytes, cap: int) -> Found:
+        """The longest prefix of at most `cap` tokens that every group can serve."""
+        root = self.tree.roots.get(identity, -1)
+        if root < 0 or cap <= 0:
+            return Found(root, [], 0, -1, 0)
+        size = self.block_size
+        walked = self.tree.walk(root, data, cap // size)
+        runs = [self._runs(g, walked) for g in self._windowed]
+        whole = len(walked)
+        while whole and not self._served(runs, whole, whole * size):
+            whole -= 1
+        for blocks in range(len(walked), whole - 1, -1):
+            parent = walked[blocks - 1] if blocks else root
+            start = blocks * size
+            wanted = data[start * WORD : min(start + size, cap) * WORD]
+            for extra, node in self.tree.closest(parent, wanted):
+                held = all(self.tree.payload[g][node] >= 0 for g in self._windowed)
+                if held and self._served(runs, blocks, start + extra):
+                    return Found(root, walked, blocks, node, extra)
+        return Found(root, walked, whole, -1, 0)
+
+    def _runs(self, group: int, walked: list[int]) -> list[int]:
+        """runs[k]: blocks of a window group that are there without a gap before block k."""
+        payload = self.tree.payload[group]
+        runs = [0]
+        for node in walked:
+            runs.append(runs[-1] + 1 if payload[node] >= 0 else 0)
+        return runs
+
+    def _served(self, runs: list[list[int]], blocks: int, length: int) -> bool:
+        """Can every window group serve a match of `length` from the first `blocks` nodes?"""
+        return all(
+            run[blocks] >= blocks - self.first_needed(g, length)
+            for g, run in zip(self._windowed, runs, strict=True)
+        )
+
+    def first_needed(self, group: int, length: int) -> int:
+        """Number of the first block that the token at position `length` still sees."""
+        reach = self.reach[group]
+        return max(length - reach + 1, 0) // self.block_size if reach else 0
+
+    def match(self, found: Found, identity: Identity, data: bytes) -> Match:
+        cached = found.blocks * self.block_size + found.extra
+        return Match(cached, self.miss(found, identity, data, cached))
+
+    def miss(self, found: Found, identity: Identity, data: bytes, cached: int) -> Miss:
+        """The first token that was not served, and why; of the caller's own namespace only."""
+        length = len(data) // WORD
+        if not self.caching:
+            return Miss(0, "no_store")
+        if cached >= length - 1:
+            return Miss(cached, "too_short")
+        if len(found.walked) > found.blocks:  # the path is known, a window group lost its blocks
+            return Miss(cached, "evicted")
+        gone = self._ghost(found, identity, data)
+        if gone is not None:
+            return Miss(cached, gone)
+        if found.extra:
+            shared = self.tree.length[found.source]
+            return Miss(cached, "diverged" if shared > found.extra else "new")
+        if found.blocks and self.tree.children[found.walked[-1]]:
+            return Miss(cached, "diverged")
+        return Miss(cached, "new")
+
+    def _ghost(self, found: Found, identity: Identity, data: bytes) -> str | None:
+        """Why the block behind the found path is gone, if it is remembered."""
+        if not len(self.ghosts):
+            return None
+        node = found.walked[-1] if found.walked else found.root
+        tree = self.tree
+        above = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
+        start = found.blocks * self._width
+        rest = data[start : start + self._width]
+        for end in range(len(rest), found.extra * WORD, -WORD):
+            reason = self.ghosts.reason(tree.digest_below(above, rest[:end]))
+            if reason is not None:
+                return reason
+        return None
+
+    def next_key(self, found: Found, data: bytes) -> bytes:
+        """Key of the next whole block of the prompt (empty: there is none)."""
+        node = found.walked[found.blocks - 1] if found.blocks else found.root
+        chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+        if node < 0 or len(chunk) < self._width:
+            return b""
+        return node.to_bytes(4, "big") + chunk
+
+    def whole_blocks(self, found: Found) -> Found:
+        """The match without its partial block."""
+        runs = [self._runs(g, found.walked) for g in self._windowed]
+        whole = found.blocks
+        while whole and not self._served(runs, whole, whole * self.block_size):
+            whole -= 1
+        return found._replace(blocks=whole, source=-1, extra=0)

@@ -1,0 +1,142 @@
+"""Taking blocks out of the tree: eviction, redundant tails, what is forgotten.
+
+Only idle blocks are freed; a block that somebody still reads is detached from its node and left to
+its readers. A child always goes before its parent. Standard library only.
+"""
+
+from __future__ import annotations
+
+from kveik.cache.policy import IdleQueues
+from kveik.cache.pool import BlockPool
+from kveik.cache.prefix import GhostRing, PrefixTree
+
+
+class Reclaimer:
+    """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far."""
+
+    def __init__(
+        self,
+        pools: tuple[BlockPool, ...],
+        idle: tuple[IdleQueues, ...],
+        tree: PrefixTree,
+        ghosts: GhostRing,
+        reach: tuple[int, ...],
+    ) -> None:
+        self.pools = pools
+        self.idle = idle
+        self.tree = tree
+        self.ghosts = ghosts
+        self.reach = reach
+        self.evicted = 0
+        self._range = range(len(pools))
+        self._full = tuple(g for g, back in enumerate(reach) if not back)
+
+    def make_room(self, group: int, count: int, now: float = 0.0) -> None:
+        """Evict idle blocks until `count` are free. The caller knows that there are enough.
+
+        Of a chain that goes tail before head only the last to go is remembered: whoever asks for
+        it again misses there first."""
+        free = self.pools[group].free
+        boundary: tuple[int, int] | None = None  # (pinned parent, node) of what went last
+        while len(free) < count:
+            boundary = self._evict(group, boundary, now)
+        self._remember(boundary)
+
+    def _evict(
+        self, group: int, boundary: tuple[int, int] | None, now: float
+    ) -> tuple[int, int] | None:
+        """The idle block that the policy names goes: with its node, or, in a window group, alone.
+
+        A block goes before its parent; where a policy names the parent first, that one is parked
+        until its last child is gone."""
+        idle, tree = self.idle[group], self.tree
+        block = idle.first(now)
+        node = self.pools[group].owner[block]
+        if self.reach[group]:
+            self.free_payload(group, node)
+            self.evicted += 1
+            self.prune(node)
+            return boundary
+        if tree.children[node]:
+            idle.park(block)
+            return boundary
+        if boundary is not None and boundary[0] == node:
+            tree.pins[node] -= 1
+        else:
+            self._remember(boundary)
+        parent = tree.parent[node]
+        boundary = (parent, node)
+        tree.pins[parent] += 1
+        self.evicted += self.remove_leaf(node)
+        return boundary
+
+    def _remember(self, boundary: tuple[int, int] | None) -> None:
+        """Write a ghost for what was evicted below a parent that stays."""
+        if boundary is None:
+            return
+        parent, node = boundary
+        if self.ghosts.capacity:
+            digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
+            self.ghosts.remember(digest, "evicted")
+        self.tree.pins[parent] -= 1
+        self.prune(parent)
+
+    def remove_leaf(self, node: int) -> int:
+        """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
+        count = 0
+        for g in self._range:
+            if self.tree.payload[g][node] >= 0:
+                self.free_payload(g, node)
+                count += 1
+        self.prune(node)
+        return count
+
+    def free_payload(self, group: int, node: int) -> None:
+        """Take an idle block out of the tree."""
+        pool = self.pools[group]
+        block = self.tree.payload[group][node]
+        self.idle[group].remove(block)
+        self.tree.payload[group][node] = -1
+        pool.owner[block] = -1
+        pool.give(block)
+
+    def prune(self, node: int) -> None:
+        """Remove the node, and then its ancestors, while nothing needs them."""
+        tree = self.tree
+        while node >= 0 and not tree.children[node]:
+            if tree.pins[node] or not tree.is_empty(node):
+                self._unpark(node)
+                return
+            parent = tree.parent[node]
+            tree.remove(node)
+            node = parent
+
+    def _unpark(self, node: int) -> None:
+        for g in self._full:
+            block = self.tree.payload[g][node]
+            if block >= 0:
+                self.idle[g].unpark(block)
+
+    def drop_if_idle(self, node: int) -> None:
+        """A partial tail that a longer block extends is redundant; it goes once nobody reads it."""
+        for g in self._range:
+            block = self.tree.payload[g][node]
+            if block >= 0 and self.pools[g].refs[block]:
+                return
+        if not self.tree.pins[node]:
+            self.remove_leaf(node)
+
+    def detach_payload(self, node: int) -> int:
+        """Blocks of a node that is forgotten: free, or left to their readers."""
+        count = 0
+        for g in self._range:
+            block = self.tree.payload[g][node]
+            if block < 0:
+                continue
+            count += 1
+            if self.pools[g].refs[block]:
+                self.tree.payload[g][node] = -1
+                self.pools[g].owner[block] = -1
+            else:
+                self.free_payload(g, node)
+        return count
