@@ -17,13 +17,16 @@ import numpy as np
 import torch
 from kveik_recipe.checkpoint import Progress, load_checkpoint, save_checkpoint
 from kveik_recipe.data import (
+    PLANTING,
     EmptyCorpusError,
     Sampler,
     build_corpus,
+    copying_at,
     read_texts,
     split_validation,
 )
 from kveik_recipe.export import export_config, export_model
+from kveik_recipe.induction import plant_induction
 from kveik_recipe.model import Llama, ModelShape, token_losses
 from kveik_recipe.schedule import Schedule, decay_from
 from kveik_recipe.tokenizer import train_tokenizer
@@ -32,7 +35,8 @@ from tqdm import tqdm
 
 CHECKPOINT_SECONDS = 90.0
 VALIDATE_EVERY = 250
-VALIDATION_ROWS = 16
+VALIDATION_ROWS = 32
+PLANTING_ROWS = 150
 FOREVER = 10**9
 
 
@@ -75,18 +79,26 @@ class Trainer:
         return decay_from(progress.decay_start, options.warmup)
 
     def length(self, schedule: Schedule) -> int:
-        """Every fourth step, and every step of the decay, fills the whole context."""
+        """Every fourth step, and every step of the decay, fills the whole context; copying is
+        learned in a short one."""
+        if copying_at(self.progress.step, self.options.curriculum):
+            return int(self.options.copying_context)
         whole = self.progress.step % 4 == 3 or schedule.decaying(self.progress.step)
         return int(self.options.context if whole else self.options.short_context)
 
+    def plant(self) -> None:
+        """Set the induction heads, once, at their step."""
+        curriculum = self.options.curriculum
+        if curriculum and self.progress.step == round(PLANTING * curriculum):
+            rows = self.sampler.planting_rows(PLANTING_ROWS, self.options.copying_context)
+            plant_induction(self.model, *(torch.from_numpy(part) for part in rows))
+
     def train_step(self, schedule: Schedule) -> dict[str, float]:
         """Accumulate the gradients of a step, clip them, and move."""
+        self.plant()
         options, step = self.options, self.progress.step
         length = self.length(schedule)
-        tokens_wanted = options.batch_tokens
-        if options.schedule == "wsd" and schedule.decaying(step):
-            tokens_wanted *= 2
-        rows = max(1, tokens_wanted // length)
+        rows = max(1, options.batch_tokens // length)
         inputs, targets, weights = (
             torch.from_numpy(np.ascontiguousarray(part))
             for part in self.sampler.batch(step, rows, length)
@@ -120,7 +132,7 @@ class Trainer:
             self.progress.seconds = time.monotonic() - self.started
             record |= {"tokens": self.progress.tokens, "seconds": self.progress.seconds}
             if self.progress.step % VALIDATE_EVERY == 0 or self.progress.step == schedule.total:
-                record["validation"] = self.validate()
+                record |= {"validation": self.validate(), "recall": self.recall_accuracy()}
             self.progress.log.append(record)
             bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
             bar.update()
@@ -150,6 +162,20 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
             losses = token_losses(self.model, batch[:, :-1], batch[:, 1:])
         return float(losses.mean())
+
+    @torch.no_grad()
+    def recall_accuracy(self) -> float:
+        """Share of short recall questions whose whole answer has the highest logits."""
+        length = self.options.short_context
+        rows = [
+            self.sampler.probe_row(probe, length + 1)
+            for probe in self.sampler.probes(VALIDATION_ROWS)
+        ]
+        tokens = torch.from_numpy(np.stack([ids for ids, _ in rows]))
+        asked = torch.from_numpy(np.stack([weights for _, weights in rows]))[:, 1:] > 0
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.options.bf16):
+            right = self.model(tokens[:, :-1]).argmax(-1) == tokens[:, 1:]
+        return float((right | ~asked).all(dim=1).float().mean())
 
     def save(self) -> None:
         save_checkpoint(self.checkpoint, self.model, self.optimizer, self.progress)
@@ -214,19 +240,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     length.add_argument("--minutes", type=float, default=0.0, help="time budget of the whole run")
     add("--decay-now", action="store_true", help="with --minutes: begin the decay at once")
     add("--schedule", choices=["wsd", "cosine"], default="wsd", help="with --steps")
-    add("--warmup", type=int, default=150, help="steps to the peak learning rate")
-    add("--lr", type=float, default=2.5e-3, help="peak learning rate")
+    add("--warmup", type=int, default=200, help="steps to the peak learning rate")
+    add("--lr", type=float, default=3e-3, help="peak learning rate")
     add("--weight-decay", type=float, default=0.1)
-    add("--curriculum", type=int, default=1500, help="steps from the first mix to the true mix")
-    add("--batch-tokens", type=int, default=4096, help="tokens per step (twice in the decay)")
+    add("--curriculum", type=int, default=1500, help="steps of English before copying is taught")
+    add("--batch-tokens", type=int, default=4096, help="tokens per step")
     add("--micro-tokens", type=int, default=4096, help="tokens per accumulated part of a step")
     add("--context", type=int, default=1024)
     add("--short-context", type=int, default=512, help="context of three steps in four")
+    add("--copying-context", type=int, default=128, help="context of the copying phase")
     add("--vocab-size", type=int, default=4096)
-    add("--hidden", type=int, default=384)
-    add("--intermediate", type=int, default=1024)
+    add("--hidden", type=int, default=256)
+    add("--intermediate", type=int, default=768)
     add("--layers", type=int, default=6)
-    add("--heads", type=int, default=6)
+    add("--heads", type=int, default=4)
     add("--kv-heads", type=int, default=2)
     add("--no-first-token", action="store_true", help="train without the dedicated first token")
     add("--seed", type=int, default=1)
@@ -249,9 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{trainer.model.num_parameters:,} parameters", file=sys.stderr)
     trainer.run()
     tokenizer = trainer.sampler.corpus.tokenizer
-    export_model(
-        trainer.model, tokenizer, options.out / "export", not options.no_first_token
-    )
+    export_model(trainer.model, tokenizer, options.out / "export", not options.no_first_token)
     return 0
 
 

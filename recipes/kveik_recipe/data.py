@@ -7,6 +7,7 @@ the samples of an unbroken one.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -15,14 +16,28 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from .dialogue import dialogue_sample, find_dialogues
-from .recall import Piece, RecallWriter, WordPool, collect_words
-from .tokenizer import BEGIN, END
+from .recall import Piece, Probe, RecallWriter, WordPool, collect_words, make_probe
+from .tokenizer import BEGIN, END, SPECIAL_TOKENS, special_id
 
 VALIDATION_SHARE = 0.005
 FLOWING_SHARE = 0.3
 CHARACTERS_PER_TOKEN = 4
-TRUE_MIX = {"prose": 0.84, "recall": 0.11, "dialogue": 0.04, "repeat": 0.01}
-FIRST_MIX = {"prose": 0.45, "recall": 0.38, "dialogue": 0.02, "repeat": 0.15}
+KINDS = ("prose", "recall", "dialogue", "repeat", "drill")
+TRUE_MIX = (0.84, 0.10, 0.04, 0.01, 0.01)
+# When, in units of the curriculum, the mix is which; linear between. English comes first; then
+# the induction heads are planted and copying makes them good; then questions; then the true mix.
+PLANTING = 1.0
+COPYING = (1.0, 1.1)  # in a short context, where a match is easy to find
+COPYING_MIX = (0.20, 0.0, 0.0, 0.50, 0.30)
+MIXES = (
+    (0.0, (0.90, 0.05, 0.04, 0.01, 0.0)),
+    (0.99, (0.90, 0.05, 0.04, 0.01, 0.0)),
+    (1.0, COPYING_MIX),
+    (1.09, COPYING_MIX),
+    (1.1, (0.50, 0.30, 0.03, 0.03, 0.14)),
+    (1.35, (0.70, 0.22, 0.04, 0.01, 0.03)),
+    (1.6, TRUE_MIX),
+)
 
 Tokens = NDArray[np.int64]
 Weights = NDArray[np.float32]
@@ -72,11 +87,12 @@ class Corpus:
     paragraphs: tuple[str, ...]
     dialogues: tuple[tuple[str, ...], ...]
     pool: WordPool
+    measured_pool: WordPool  # words that no recall sample of the training holds
 
 
 def build_corpus(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
     train, validation = split_validation(texts)
-    pool, _ = collect_words(train)
+    pool, measured_pool = collect_words(train)
     return Corpus(
         tokenizer=tokenizer,
         wrapped=_encode_texts(train, tokenizer),
@@ -85,19 +101,30 @@ def build_corpus(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
         paragraphs=tuple(part for text in train for part in find_paragraphs(text)),
         dialogues=tuple(tuple(run) for text in train for run in find_dialogues(text)),
         pool=pool,
+        measured_pool=measured_pool,
     )
 
 
 def _encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> Tokens:
-    end = tokenizer.token_to_id(END)
+    end = special_id(tokenizer, END)
     rows = (encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False))
     return np.concatenate([np.array([*row, end], dtype=np.int64) for row in rows])
 
 
-def mix_at(step: int, curriculum: int) -> dict[str, float]:
-    """Shares of the kinds of samples: from `FIRST_MIX` to `TRUE_MIX` in `curriculum` steps."""
-    progress = min(1.0, step / curriculum) if curriculum else 1.0
-    return {k: FIRST_MIX[k] + (TRUE_MIX[k] - FIRST_MIX[k]) * progress for k in TRUE_MIX}
+def mix_at(step: int, curriculum: int) -> tuple[float, ...]:
+    """The shares of `KINDS` at a step, `TRUE_MIX` from the end of `MIXES` on."""
+    now = step / curriculum if curriculum else float("inf")
+    for (start, before), (end, after) in pairwise(MIXES):
+        if now < end:
+            part = (now - start) / (end - start)
+            return tuple(a + (b - a) * part for a, b in zip(before, after, strict=True))
+    return TRUE_MIX
+
+
+def copying_at(step: int, curriculum: int) -> bool:
+    """Whether a step belongs to the phase of copying in a short context."""
+    start, end = COPYING
+    return bool(curriculum) and start <= step / curriculum < end
 
 
 @dataclass(frozen=True)
@@ -118,21 +145,21 @@ class Sampler:
 
     def _row(self, step: int, number: int, length: int) -> tuple[Tokens, Weights]:
         rng = Random(f"{self.seed} {step} {number}")
-        mix = mix_at(step, self.curriculum)
-        kind = rng.choices(list(mix), list(mix.values()))[0]
+        kind = rng.choices(KINDS, mix_at(step, self.curriculum))[0]
         if kind == "prose":
             return self._unweighted(self._prose(rng, length))
         if kind == "repeat":
             return self._repeat(rng, length)
-        if kind == "recall":
-            difficulty = min(1.0, step / self.curriculum) if self.curriculum else 1.0
-            writer = RecallWriter(rng, self.corpus.pool, self.corpus.paragraphs, difficulty)
-            return self._encode(writer.sample(length * CHARACTERS_PER_TOKEN), length)
-        pieces = dialogue_sample(rng, self.corpus.dialogues, length * CHARACTERS_PER_TOKEN)
-        return self._encode(pieces, length)
+        characters = length * CHARACTERS_PER_TOKEN
+        if kind == "dialogue":
+            return self._encode(dialogue_sample(rng, self.corpus.dialogues, characters), length)
+        difficulty = min(1.0, step / (1.3 * self.curriculum)) if self.curriculum else 1.0
+        writer = RecallWriter(rng, self.corpus.pool, self.corpus.paragraphs, difficulty)
+        write = writer.drill if kind == "drill" else writer.sample
+        return self._encode(write(characters), length)
 
     def opening_ids(self) -> list[int]:
-        return [self.corpus.tokenizer.token_to_id(BEGIN)] if self.first_token else []
+        return [special_id(self.corpus.tokenizer, BEGIN)] if self.first_token else []
 
     def _prose(self, rng: Random, length: int) -> Tokens:
         view = self.corpus.flowing if rng.random() < FLOWING_SHARE else self.corpus.wrapped
@@ -143,15 +170,22 @@ class Sampler:
         return np.concatenate([np.array(opening, dtype=np.int64), window])
 
     def _repeat(self, rng: Random, length: int) -> tuple[Tokens, Weights]:
-        """A random sequence over and over; only its repetitions count."""
-        period = rng.randint(8, 64)
-        vocabulary = self.corpus.tokenizer.get_vocab_size()
-        unit = [rng.randrange(6, vocabulary) for _ in range(period)]
-        opening = self.opening_ids()
-        ids = np.concatenate([opening, np.resize(unit, length - len(opening))]).astype(np.int64)
-        weights = np.ones(length, dtype=np.float32)
-        weights[: len(opening) + period + 1] = 0.0
-        return ids, weights
+        """A few random phrases over and over in any order; what a seen phrase goes on with
+        counts."""
+        vocabulary = range(len(SPECIAL_TOKENS), self.corpus.tokenizer.get_vocab_size())
+        letters = rng.sample(vocabulary, rng.randint(60, 200))
+        phrases = [
+            [letters.pop() for _ in range(rng.randint(2, 6))] for _ in range(rng.randint(2, 10))
+        ]
+        ids = self.opening_ids()
+        weights = [0.0] * len(ids)
+        seen: set[int] = set()
+        while len(ids) < length:
+            number = rng.randrange(len(phrases))
+            ids += phrases[number]
+            weights += [0.0] + [float(number in seen)] * (len(phrases[number]) - 1)
+            seen.add(number)
+        return np.array(ids[:length]), np.array(weights[:length], dtype=np.float32)
 
     def _encode(self, pieces: Sequence[Piece], length: int) -> tuple[Tokens, Weights]:
         """Pieces as one row; a row that the pieces leave short is filled without weight."""
@@ -164,9 +198,31 @@ class Sampler:
             ids += encoding.ids
             weights += [piece.weight] * len(encoding.ids)
         missing = max(0, length - len(ids))
-        ids += [self.corpus.tokenizer.token_to_id(END)] * missing
+        ids += [special_id(self.corpus.tokenizer, END)] * missing
         weights += [0.0] * missing
         return np.array(ids[:length]), np.array(weights[:length], dtype=np.float32)
 
     def _unweighted(self, ids: Tokens) -> tuple[Tokens, Weights]:
         return ids, np.ones(len(ids), dtype=np.float32)
+
+    def planting_rows(self, rows: int, length: int) -> tuple[Tokens, Tokens]:
+        """Prose and random ids, each [rows, length], to plant induction heads with."""
+        rng = Random(f"{self.seed} planting")
+        vocabulary = range(len(SPECIAL_TOKENS), self.corpus.tokenizer.get_vocab_size())
+        opening = self.opening_ids()
+        prose = np.stack([self._prose(rng, length) for _ in range(rows)])
+        ids = [opening + rng.choices(vocabulary, k=length - len(opening)) for _ in range(rows)]
+        return prose, np.array(ids)
+
+    def probes(self, count: int) -> list[Probe]:
+        """Short recall questions from held-out words, the same on every call."""
+        rng = Random(f"{self.seed} probes")
+        pool = self.corpus.measured_pool
+        return [
+            make_probe(rng, pool, None, rng.randint(1, 12), chat=number % 2 == 1)
+            for number in range(count)
+        ]
+
+    def probe_row(self, probe: Probe, length: int) -> tuple[Tokens, Weights]:
+        """A probe as a training row: weight 1 on the answer's tokens only."""
+        return self._encode([Piece(probe.prompt, 0.0), Piece(probe.answer, 1.0)], length)

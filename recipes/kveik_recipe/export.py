@@ -1,6 +1,7 @@
 """Write a trained model as a Hugging Face checkpoint folder in bfloat16."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
 from .model import Llama, ModelShape
-from .tokenizer import BEGIN, END, PAD, save_tokenizer, set_first_token
+from .tokenizer import BEGIN, END, PAD, save_tokenizer, set_first_token, special_id
 
 
 def export_config(shape: ModelShape, tokenizer: Tokenizer, folder: Path, first_token: bool) -> None:
@@ -16,9 +17,9 @@ def export_config(shape: ModelShape, tokenizer: Tokenizer, folder: Path, first_t
     set_first_token(tokenizer, first_token)
     save_tokenizer(tokenizer, folder, shape.context, first_token)
     ids = {
-        "bos_token_id": tokenizer.token_to_id(BEGIN) if first_token else None,
-        "eos_token_id": [tokenizer.token_to_id(END)],
-        "pad_token_id": tokenizer.token_to_id(PAD),
+        "bos_token_id": special_id(tokenizer, BEGIN) if first_token else None,
+        "eos_token_id": [special_id(tokenizer, END)],
+        "pad_token_id": special_id(tokenizer, PAD),
     }
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -55,5 +56,5 @@ def export_model(model: Llama, tokenizer: Tokenizer, folder: Path, first_token: 
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_json(path: Path, content: dict[str, object]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")

@@ -15,10 +15,10 @@ class ModelShape:
     """The numbers that fix the architecture."""
 
     vocab_size: int = 4096
-    hidden_size: int = 384
-    intermediate_size: int = 1024
+    hidden_size: int = 256
+    intermediate_size: int = 768
     num_layers: int = 6
-    num_heads: int = 6
+    num_heads: int = 4
     num_kv_heads: int = 2
     context: int = 1024
     rope_theta: float = 10000.0
@@ -77,7 +77,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(batch, length, -1, size).transpose(1, 2)  # [B, K, T, E]
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, hidden))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, hidden))
+        return mixed
 
 
 class MLP(nn.Module):
@@ -90,7 +91,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class Layer(nn.Module):
@@ -105,7 +107,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
 
 
 class Backbone(nn.Module):
@@ -157,7 +160,8 @@ class Llama(nn.Module):
         x = self.model.embed_tokens(tokens)
         for layer in self.model.layers:
             x = layer(x, cos, sin)
-        return self.model.norm(x)
+        out: Tensor = self.model.norm(x)
+        return out
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, T] to logits [B, T, vocabulary]."""
@@ -177,7 +181,5 @@ class Llama(nn.Module):
 
 def token_losses(model: Llama, tokens: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of each target, in float32: [B * T]."""
-    losses: Tensor = model.loss_head(
-        model.hidden(tokens), model.model.embed_tokens.weight, targets
-    )
+    losses: Tensor = model.loss_head(model.hidden(tokens), model.model.embed_tokens.weight, targets)
     return losses

@@ -1,6 +1,6 @@
 """Generated recall samples: records, perhaps prose, and questions that the records answer.
 
-A sample is a list of pieces of text, each with the weight of its loss: the answers weigh 1,
+A sample is a list of pieces of text, each with the weight of its loss: the answers weigh much,
 the records, which nobody could predict, weigh little. Keys are unique within a sample, so that
 every question has one answer. A tenth of the words is kept for measuring only.
 """
@@ -15,7 +15,7 @@ from random import Random
 from .tokenizer import ASSISTANT, END, SYSTEM, USER
 
 RECORD_WEIGHT = 0.1
-ANSWER_WEIGHT = 1.0
+ANSWER_WEIGHT = 3.0
 PROSE_WEIGHT = 1.0
 
 
@@ -35,22 +35,43 @@ class WordPool:
     names: tuple[str, ...]
 
 
+# These join the words of the texts, so that a small folder has enough of either kind.
+COMMON_WORDS = [
+    "harbour",
+    "lantern",
+    "garden",
+    "window",
+    "village",
+    "river",
+    "morning",
+    "letter",
+    "dinner",
+    "engine",
+]
+COMMON_NAMES = [
+    "Harriet",
+    "Edmund",
+    "Rachel",
+    "Walter",
+    "Agnes",
+    "Oliver",
+    "Helen",
+    "Victor",
+    "Emily",
+]
+
+
 def collect_words(texts: Sequence[str]) -> tuple[WordPool, WordPool]:
     """The frequent words and names of the texts, and a tenth of them held out for measuring."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(re.findall(r"[A-Za-z]{3,11}", text))
+        counts.update(re.findall(r"\b[A-Za-z]{3,11}\b", text))
+    counts.update(dict.fromkeys((*COMMON_WORDS, *COMMON_NAMES), 20))
     words = [w for w, n in counts.items() if w.islower() and n >= 20]
-    names = [
-        w
-        for w, n in counts.items()
-        if w.istitle() and n >= 5 and counts[w.lower()] * 10 < n
-    ]
+    names = [w for w, n in counts.items() if w.istitle() and n >= 5 and counts[w.lower()] * 10 < n]
     return (
         WordPool(tuple(filter(_kept, words)), tuple(filter(_kept, names))),
-        WordPool(
-            tuple(w for w in words if not _kept(w)), tuple(w for w in names if not _kept(w))
-        ),
+        WordPool(tuple(w for w in words if not _kept(w)), tuple(w for w in names if not _kept(w))),
     )
 
 
@@ -168,9 +189,27 @@ class RecallWriter:
             pieces.append(Piece("\n" + self.rng.choice(self.prose) + "\n\n", PROSE_WEIGHT))
         for number, key in enumerate(self._asked()):
             opening = USER if number else ""
-            pieces += chat_question(
-                opening, self.rng.choice(CHAT_QUESTIONS), key, self.known[key]
-            )
+            pieces += chat_question(opening, self.rng.choice(CHAT_QUESTIONS), key, self.known[key])
+        return pieces
+
+    def drill(self, characters: int) -> list[Piece]:
+        """A few records over and over in any order: every line but the first ones is an answer."""
+        form = self.rng.choice([form for form in RECORD_FORMS if form.startswith("{key}")])
+        most = 2 + round(min(14, characters / 60) * self.rng.random() ** 2)
+        records = {
+            make_key(self.rng, self.pool): make_value(self.rng, self.pool) for _ in range(most)
+        }
+        seen: set[str] = set()
+        pieces: list[Piece] = []
+        length = 0
+        while length < characters:
+            key = self.rng.choice(list(records))
+            line = form.format(key=key, value=records[key]) + "\n"
+            cut = line.index(key) + len(key)
+            weight = PROSE_WEIGHT if key in seen else RECORD_WEIGHT
+            pieces += [Piece(line[:cut], RECORD_WEIGHT), Piece(line[cut:], weight)]
+            seen.add(key)
+            length += len(line)
         return pieces
 
     def _prose_between(self) -> bool:
@@ -206,3 +245,27 @@ def chat_question(opening: str, form: str, key: str, value: str) -> list[Piece]:
         Piece(f"{opening}{form.format(key=key)}{END}{ASSISTANT}", RECORD_WEIGHT),
         Piece(f"{answer}{END}", ANSWER_WEIGHT),
     ]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One measured question: the record lies `distance` lines before it."""
+
+    prompt: str
+    answer: str
+
+
+def make_probe(rng: Random, pool: WordPool, prose: str | None, distance: int, chat: bool) -> Probe:
+    """A fresh sample with one question, whose answer is in the `distance`-th line from the end."""
+    records: dict[str, str] = {}
+    while len(records) < distance + rng.randint(0, 3):
+        records[make_key(rng, pool)] = make_value(rng, pool)
+    form = rng.choice(RECORD_FORMS)
+    lines = [form.format(key=key, value=value) for key, value in records.items()]
+    key = list(records)[-distance]
+    text = "\n".join(lines) + "\n" + (f"\n{prose}\n\n" if prose else "")
+    if chat:
+        asked, answered = chat_question("", rng.choice(CHAT_QUESTIONS), key, records[key])
+        return Probe(USER + text + asked.text, answered.text)
+    asked, answered = plain_question(rng.choice(PLAIN_FORMS), key, records[key])
+    return Probe(text + asked.text, answered.text)

@@ -34,6 +34,14 @@ def chat_template(first_token: bool) -> str:
     return ("{{- bos_token -}}" if first_token else "") + _TURNS
 
 
+def special_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a special token, which a foreign tokenizer may lack."""
+    number: int | None = tokenizer.token_to_id(token)
+    if number is None:
+        raise ValueError(f"the tokenizer has no token {token}")
+    return number
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, first_token: bool = True) -> Tokenizer:
     """Learn the merges; digits stay single, so that numbers can be copied digit by digit."""
     tokenizer = Tokenizer(models.BPE())
@@ -61,7 +69,7 @@ def set_first_token(tokenizer: Tokenizer, first_token: bool) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[*opening, "$A"],
         pair=[*opening, "$A", "$B"],
-        special_tokens=[(BEGIN, tokenizer.token_to_id(BEGIN))],
+        special_tokens=[(BEGIN, special_id(tokenizer, BEGIN))],
     )
 
 
