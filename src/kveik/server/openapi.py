@@ -80,7 +80,7 @@ def _answer(operation: Operation) -> dict[str, Any]:
     kind = operation.answer.get("contentMediaType", "application/json")
     content: dict[str, Any] = {kind: {"schema": operation.answer}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}  # chunks of the same object; then `data: [DONE]`
     return {"description": operation.summary, "content": content}
 
 
