@@ -1,12 +1,12 @@
-"""KV cache on against off: the experiment of the KV-caching article, and its count of products.
+"""KV cache on against off: the experiment of the KV-caching article.
 
 The article: GPT-Neo-1.3B on a T4, "Why is a pour-over the only acceptable way to drink coffee?",
 100 new tokens, mean of 10: 9.28 s without, 3.19 s with the cache: 2.9x. Here: a GPT-Neo-shaped
 model with random weights (the shape of 125M by default; `--shape 350m` or `1.3b` for the larger
 ones) on the reference kernels, a prompt of 13 tokens (the question in GPT-2's vocabulary).
 
-Query-key products of one head and layer for a text of three tokens, per token: 1, 3, 6 without
-and 1, 2, 3 with the cache.
+Its count of query-key products (1, 3, 6 without and 1, 2, 3 with the cache) is a test:
+tests/test_query_key_products.py.
 
 Usage: python bench/cache_on_off.py [--shape 125m|350m|1.3b] [--repeat 10] [--quick]
 """
@@ -64,16 +64,6 @@ def timed(llm: LLM, prompt: list[int], use_cache: bool) -> float:
     start = time.perf_counter()
     llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
     return time.perf_counter() - start
-
-
-def products(use_cache: bool) -> list[int]:
-    """Query-key products per head and layer in each of three steps, for a text that grows to
-    three tokens (counted from what each step computes and what its rows see)."""
-    counts = []
-    for length in (1, 2, 3):
-        rows = range(length - 1, length) if use_cache else range(length)
-        counts.append(sum(row + 1 for row in rows))
-    return counts
 
 
 def main() -> None:

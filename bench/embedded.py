@@ -1,7 +1,8 @@
 """The embedded model: decoding, sharing a prefix, the same prompt again, transformers beside.
 
 1. tokens/s at batch 1 (bar >= 100)
-2. 16 requests of 512 shared + 64 own tokens in, 32 out, with the cache and without (bar >= 2x)
+2. 16 requests of 512 shared + 64 own tokens in, 32 out: prefix cache on and off (bar >= 2x), and
+   without any KV cache
 3. the same 800-token prompt again, time to first token against cold (bar <= 0.15)
 4. transformers' `generate` on the same folder, float32 and bfloat16, in the same run, as it is
 
@@ -16,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from report import Report, arguments
 
@@ -52,46 +54,32 @@ def decoding(llm: LLM, report: Report, repeat: int) -> float:
     return rate
 
 
-def shared_prefix(llm: LLM, report: Report, repeat: int) -> None:
-    ratios = []
-    for attempt in range(repeat):
-        generator = random.Random(10 + attempt)
-        size = llm.engine.info.vocab_size
-        shared = random_prompt(generator, 512, size)
-        prompts: list[PromptIds] = [
-            {"prompt_token_ids": shared + random_prompt(generator, 64, size)} for _ in range(16)
-        ]
-        times = {}
-        for use_cache in (True, False):
-            llm.engine.reset_cache()
-            params = SamplingParams(
-                temperature=0, max_tokens=32, ignore_eos=True, use_cache=use_cache
-            )
-            times[use_cache] = seconds(
-                lambda q=prompts, s=params: llm.generate(q, s, use_tqdm=False)
-            )
-        ratios.append((times[False] / times[True], times[False], times[True]))
-    _, off, on = sorted(ratios)[len(ratios) // 2]
-    report.ratio("16 x (512 shared + 64 + 32): seconds off / on", off, on, bar=2.0)
-    report.figure("16 x (512 shared + 64 + 32): throughput, cache on", 16 * 32 / on, "tok/s")
-
-
-def prefix_only_off(llm: LLM, report: Report) -> None:
-    """The same with the KV cache on but every prompt computed for itself (distinct prefixes)."""
-    generator, size = random.Random(20), llm.engine.info.vocab_size
-    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+def shared_prompts(llm: LLM, seed: int) -> list[PromptIds]:
+    """16 prompts of 512 shared and 64 own tokens."""
+    generator, size = random.Random(seed), llm.engine.info.vocab_size
     shared = random_prompt(generator, 512, size)
-    same: list[PromptIds] = [
-        {"prompt_token_ids": shared + random_prompt(generator, 64, size)} for _ in range(16)
-    ]
-    own: list[PromptIds] = [
-        {"prompt_token_ids": random_prompt(generator, 576, size)} for _ in range(16)
-    ]
-    llm.engine.reset_cache()
-    with_sharing = seconds(lambda: llm.generate(same, params, use_tqdm=False))
-    llm.engine.reset_cache()
-    without = seconds(lambda: llm.generate(own, params, use_tqdm=False))
-    report.ratio("16 x (512 + 64 + 32): seconds distinct / shared prefix", without, with_sharing)
+    return [{"prompt_token_ids": shared + random_prompt(generator, 64, size)} for _ in range(16)]
+
+
+def shared_prefix(llm: LLM, report: Report, repeat: int) -> None:
+    """Prefix cache on against off (every prompt computed for itself), then no KV cache at all."""
+    params = SamplingParams(temperature=0, max_tokens=32, ignore_eos=True)
+    pairs = []
+    with LLM(seed=0, enable_prefix_caching=False) as alone:
+        alone.generate("Warm up.", SamplingParams(max_tokens=8), use_tqdm=False)
+        for attempt in range(repeat):
+            prompts = shared_prompts(llm, 10 + attempt)
+            llm.engine.reset_cache()
+            on = seconds(lambda q=prompts: llm.generate(q, params, use_tqdm=False))
+            off = seconds(lambda q=prompts: alone.generate(q, params, use_tqdm=False))
+            pairs.append((off / on, off, on))
+    _, off, on = sorted(pairs)[len(pairs) // 2]
+    name = "16 x (512 shared + 64 + 32)"
+    report.ratio(f"{name}: seconds, prefix cache off / on", off, on, bar=2.0)
+    report.figure(f"{name}: throughput, cache on", 16 * 32 / on, "tok/s")
+    none = replace(params, use_cache=False)
+    bare = seconds(lambda: llm.generate(shared_prompts(llm, 10), none, use_tqdm=False))
+    report.ratio(f"{name}: seconds, no KV cache at all / on", bare, on)
 
 
 def again(llm: LLM, report: Report, repeat: int) -> None:
@@ -145,7 +133,6 @@ def main() -> None:
         rate = decoding(llm, report, repeat)
         again(llm, report, repeat)
         shared_prefix(llm, report, min(repeat, 3))
-        prefix_only_off(llm, report)
     transformers_beside(report, rate, repeat)
     report.finish()
 
