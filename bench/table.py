@@ -48,7 +48,7 @@ def section(result: dict[str, Any]) -> str:
         "",
         f"`{result['command']}`, commit {result['commit']}, {result['date']}; {machine['cpu']}, "
         f"{machine['cores']} cores, {machine['memory_gib']} GiB, Python {machine['python']}, "
-        f"numpy {machine['numpy']}.",
+        f"numpy {machine['numpy']}; load {machine['load_1min']} when it ended.",
         "",
         "| figure | value | both sides | bar | holds |",
         "|---|---|---|---|---|",
