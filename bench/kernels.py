@@ -136,10 +136,8 @@ def main() -> None:
         watch = Stopwatch()
         for _ in range(3 if quick else repetitions):
             decoder.step(watch, sequences, cached, rows)
-        bar = {"bar": 6.0, "sense": "<="} if sequences == rows == 1 else {}
         for op, seconds in watch.seconds.items():
-            limit: dict[str, Any] = bar if op == "whole step" else {}
-            report.figure(f"{name}: {op}", 1e3 * statistics.median(seconds), "ms", **limit)
+            report.figure(f"{name}: {op}", 1e3 * statistics.median(seconds), "ms")
     report.note(f"{ops.name} {ops.level}, numerics {ops.numerics_version}")
     report.note(f"{LAYERS} layers, hidden {HIDDEN}, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}")
     report.finish()
