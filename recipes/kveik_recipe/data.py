@@ -34,9 +34,9 @@ MIXES = (
     (0.99, (0.90, 0.05, 0.04, 0.01, 0.0)),
     (1.0, COPYING_MIX),
     (1.09, COPYING_MIX),
-    (1.1, (0.50, 0.30, 0.03, 0.03, 0.14)),
-    (1.35, (0.70, 0.22, 0.04, 0.01, 0.03)),
-    (1.6, TRUE_MIX),
+    (1.1, (0.42, 0.36, 0.04, 0.03, 0.15)),
+    (2.0, (0.42, 0.36, 0.04, 0.03, 0.15)),
+    (2.3, TRUE_MIX),
 )
 
 Tokens = NDArray[np.int64]
@@ -153,7 +153,7 @@ class Sampler:
         characters = length * CHARACTERS_PER_TOKEN
         if kind == "dialogue":
             return self._encode(dialogue_sample(rng, self.corpus.dialogues, characters), length)
-        difficulty = min(1.0, step / (1.3 * self.curriculum)) if self.curriculum else 1.0
+        difficulty = min(1.0, step / (2.0 * self.curriculum)) if self.curriculum else 1.0
         writer = RecallWriter(rng, self.corpus.pool, self.corpus.paragraphs, difficulty)
         write = writer.drill if kind == "drill" else writer.sample
         return self._encode(write(characters), length)

@@ -128,10 +128,10 @@ RECORD_FORMS = (
 )
 # A question and its answer meet at the bar; the value follows, then the answer's end.
 PLAIN_FORMS = (
-    "What is the {key}?\nAnswer:| {value}",
-    "Question: What is the {key}?\nAnswer:| {value}",
-    "Q: What is {key}?\nA:| {value}",
-    "Question: {key}?\nAnswer:| {value}",
+    "What is the {key}?\nAnswer:| The {key} is {value}.",
+    "Question: What is the {key}?\nAnswer:| The {key} is {value}.",
+    "Q: What is {key}?\nA:| The {key} is {value}.",
+    "Question: {key}?\nAnswer:| The {key} is {value}.",
     "{key}:| {value}",
     "The {key} is| {value}.",
 )
@@ -229,7 +229,7 @@ class RecallWriter:
 
     def _asked(self) -> list[str]:
         keys = list(self.known)
-        return self.rng.sample(keys, min(len(keys), self.rng.randint(1, 6)))
+        return self.rng.sample(keys, min(len(keys), self.rng.randint(1, 10)))
 
 
 def plain_question(form: str, key: str, value: str) -> list[Piece]:

@@ -33,9 +33,9 @@ def test_an_empty_folder_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def test_the_mix_adds_up_and_arrives() -> None:
-    for step in (0, 50, 100, 105, 120, 140, 500):
+    for step in (0, 50, 100, 105, 150, 215, 500):
         assert sum(mix_at(step, 100)) == pytest.approx(1.0)
-    assert mix_at(160, 100) == pytest.approx(TRUE_MIX)
+    assert mix_at(230, 100) == pytest.approx(TRUE_MIX)
     assert mix_at(0, 0) == pytest.approx(TRUE_MIX)
 
 
