@@ -86,7 +86,10 @@ class EngineConfig:
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     enable_prefix_caching: bool = True
-    policy: str = "lru"
+    policy: str = "lru"  # lru, cost, or module:Class
+    session_idle: float = 1800.0  # seconds without a request after which a session ends
+    pin_share: float = 0.25  # of the pool, at most, may be pinned
+    relevance: Literal["off", "demote", "delete"] = "demote"  # of what a session left behind
     rope_theta: float | None = None
     rope_scaling: str | None = None  # JSON object as in config.json
     chat_template: str | None = None  # chatml | llama2 | alpaca | path of a Jinja file
@@ -100,6 +103,8 @@ class EngineConfig:
                 _refuse(name, f"{value} is not a positive number")
         if self.block_size not in _BLOCK_SIZES:
             _refuse("block_size", f"{self.block_size} is not one of {_listed(_BLOCK_SIZES)}")
+        if not 0.0 <= self.pin_share <= 0.9:
+            _refuse("pin_share", f"{self.pin_share} is outside 0 .. 0.9")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,8 @@ class ServerConfig:
     port: int = 8000
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     admin_keys: tuple[str, ...] = field(default=(), repr=False)
+    keys_file: str | None = None  # JSON or TOML: name, key, admin, reserved, maximum of each tenant
+    warm: str | None = None  # manifest of what is computed in the background after the start
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 * 1024 * 1024
     max_header_bytes: int = 64 * 1024
@@ -134,6 +141,7 @@ _POSITIVE = (
     "max_queued_requests",
     "max_queued_tokens",
     "rope_theta",
+    "session_idle",
 )
 
 
@@ -142,11 +150,12 @@ class Option:
     """A field (`attribute`) of a record as the outside names it: `--max-model-len`,
     `KVEIK_MAX_MODEL_LEN`, and `max_model_len` (or `max-model-len`) in a configuration file.
 
-    kind "bytes": a number with an optional unit (2GiB); "list": repeatable on the command line,
+    kind "bytes": a number with an optional unit (2GiB); "duration": seconds, or with a unit (30m);
+    "list": repeatable on the command line,
     comma-separated in the environment. `flag` where the name differs from the field's."""
 
     attribute: str
-    kind: Literal["text", "integer", "number", "bytes", "switch", "list"]
+    kind: Literal["text", "integer", "number", "bytes", "duration", "switch", "list"]
     help: str
     choices: tuple[str, ...] = ()
     flag: str | None = None
@@ -175,7 +184,15 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     Option("max_queued_requests", "integer", "Requests that may wait; more get 429"),
     Option("max_queued_tokens", "integer", "Prompt tokens that may wait; more get 429"),
     Option("enable_prefix_caching", "switch", "Reuse keys and values between requests"),
-    Option("policy", "text", "Which cached blocks go first when room is needed"),
+    Option("policy", "text", "Which cached blocks go first: lru, cost or module:Class"),
+    Option("session_idle", "duration", "A session ends after so long without a request, as 30m"),
+    Option("pin_share", "number", "Share of the KV pool that may be pinned"),
+    Option(
+        "relevance",
+        "text",
+        "What becomes of blocks of a context that a session has left",
+        ("off", "demote", "delete"),
+    ),
     Option("rope_theta", "number", "Overrides the model's RoPE base"),
     Option("rope_scaling", "text", "Overrides the model's RoPE scaling: JSON as in config.json"),
     Option("chat_template", "text", "chatml, llama2, alpaca or a Jinja file"),
@@ -188,6 +205,8 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     Option("port", "integer", "Port to listen on"),
     Option("api_keys", "list", "Key that clients must send; repeatable", flag="api_key"),
     Option("admin_keys", "list", "Key for what concerns other keys; repeatable", flag="admin_key"),
+    Option("keys_file", "text", "Tenants with their keys and shares of the cache; see the README"),
+    Option("warm", "text", "Manifest (YAML or JSON) of prompts to compute in the background"),
     Option("cors_origins", "list", "Web origin that may call; repeatable", flag="cors_origin"),
     Option("max_body_bytes", "bytes", "Largest request body"),
     Option("max_header_bytes", "bytes", "Largest request head"),
@@ -268,6 +287,15 @@ def parse_bytes(text: str | int, source: str) -> int:
     return int(float(number) * base ** (" KMGT".index(unit.upper()) if unit else 0))
 
 
+def parse_duration(value: object, source: str) -> float:
+    """Seconds from 90, "90s", "30m", "24h" or "7d". ConfigError naming `source`."""
+    units = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*([smhd]?)\s*", str(value), re.IGNORECASE)
+    if match is None or isinstance(value, bool) or not float(match[1]):
+        _refuse(source, f"{str(value)[:40]!r} is not a duration such as 90, 30m or 24h")
+    return float(match[1]) * units[match[2].lower()]
+
+
 def _parse(option: Option, value: Any, source: str) -> Any:
     """`value` (text, or what TOML and JSON make of it) as the option's kind."""
     if option.kind == "list":
@@ -277,6 +305,8 @@ def _parse(option: Option, value: Any, source: str) -> Any:
         return tuple(item.strip() for item in items if item.strip())
     if option.kind == "bytes" and isinstance(value, str | int) and not isinstance(value, bool):
         return parse_bytes(value, source)
+    if option.kind == "duration":
+        return parse_duration(value, source)
     if option.kind == "switch":
         return _parse_switch(value, source)
     if option.kind in ("integer", "number") and not isinstance(value, bool):

@@ -50,6 +50,11 @@ def toy_ops(faults: Faults) -> Ops:
             for offset in range(count):
                 arena[target * size + offset] = arena[source * size + offset]
 
+    def erase_blocks(arena: dict[int, int], blocks: Sequence[int]) -> None:
+        size = arena[-1]
+        for slot in [slot for slot in arena if slot >= 0 and slot // size in blocks]:
+            del arena[slot]
+
     def sample(logits: list[bytes], rows: Sequence[SampleRow]) -> list[Sampled]:
         faults.sample(rows)
         return [_sampled(logits[row.row], row) for row in rows]
@@ -64,6 +69,7 @@ def toy_ops(faults: Faults) -> Ops:
         "download": lambda array: array,
         "sample": sample,
         "copy_blocks": copy_blocks,
+        "erase_blocks": erase_blocks,
         "capture": lambda forward, bucket: forward,
     }
     return Ops(**table)

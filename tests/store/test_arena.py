@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kveik.cache.segments import CopyPrefix, KvGroup
+from kveik.cache.segments import CopyPrefix, Erase, KvGroup
 from kveik.errors import ConfigError
 from kveik.kernels.ops import KvSpec
 from kveik.kernels.reference import reference_ops
@@ -52,6 +52,18 @@ def test_a_move_that_cannot_be_moves_nothing(move: CopyPrefix) -> None:
     with pytest.raises(ValueError, match="CopyPrefix"):
         store.apply([CopyPrefix(0, 5, 1, 4), move])
     assert store.arenas[0].values[0, 0, 1, 0, 0] == 1
+
+
+def test_erased_blocks_are_zero_and_can_be_filled_in_the_same_step() -> None:
+    store = filled()
+    store.apply([Erase(0, 2), Erase(0, 1), CopyPrefix(0, 5, 1, 2)])
+    first = store.arenas[0]
+    assert not first.values[:, :, 2].any()
+    assert not first.keys[:, :, 2].any()
+    assert first.values[1, 1, 1, :, 0].tolist() == [5, 5, 0, 0]
+    assert first.values[1, 1, 3, :, 0].tolist() == [3, 3, 3, 3]
+    with pytest.raises(ValueError, match="Erase"):
+        store.apply([Erase(1, 3)])
 
 
 def test_sizes() -> None:

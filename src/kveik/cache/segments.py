@@ -77,4 +77,12 @@ class CopyPrefix(NamedTuple):
     count: int  # type: ignore[assignment]  # tokens; hides tuple.count
 
 
-Move: TypeAlias = CopyPrefix
+class Erase(NamedTuple):
+    """Move: overwrite the bytes of a block that was deleted. It comes before every other move of
+    its step, so that a block may be used again in that step."""
+
+    group: int
+    block: int
+
+
+Move: TypeAlias = CopyPrefix | Erase

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from kveik.cache.directive import PLAIN, Directive
 from kveik.config import check_limit
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
@@ -97,7 +98,8 @@ class Request:
     """One unit of work for the engine, tokenised. `namespace` isolates tenants in the cache.
 
     first_choice shifts the choice index of the random numbers: n choices of one request equal n
-    requests with first_choice 0 .. n-1."""
+    requests with first_choice 0 .. n-1. salt (a digest) narrows the namespace further. directive:
+    what becomes of the blocks it computes. background: computed when nobody else needs the step."""
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
@@ -105,6 +107,23 @@ class Request:
     prompt: str | None = None
     request_id: str = ""
     first_choice: int = 0
+    directive: Directive = PLAIN
+    salt: str = ""
+    background: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Savings:
+    """What the cache saved one request: an estimate from this engine's measured rates.
+
+    Token pairs as the article on prompt caching counts them: old-old (both cached, skipped),
+    new-old and new-new (computed)."""
+
+    seconds: float
+    flops: float
+    old_old: int
+    new_old: int
+    new_new: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +137,8 @@ class Usage:
     cached_tokens: int = 0
     approximate_cached_tokens: int = 0
     computed_prompt_tokens: int = 0
+    stored_tokens: int = 0  # prompt tokens that it computed and left in the cache
+    savings: Savings | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,5 +183,7 @@ class Ops:
     sample: Callable[[Array, Sequence[SampleRow]], list[Sampled]]
     # (arena, [(src, dst, slots), ...]): copies slots 0..n of block src to block dst in every layer
     copy_blocks: Callable[[Arena, Sequence[tuple[int, int, int]]], None]
+    # (arena, blocks): overwrites every byte of these blocks (what was deleted must be gone)
+    erase_blocks: Callable[[Arena, Sequence[int]], None]
     # the one seam for replaying a step shape (CUDA graphs, native op lists); identity here
     capture: Callable[[Callable[..., Array], int], Callable[..., Array]]

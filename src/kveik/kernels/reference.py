@@ -26,6 +26,7 @@ from kveik.kernels.reference_attention import (
     TILE_ROWS,
     allocate_kv,
     copy_blocks,
+    erase_blocks,
     paged_attention,
     rope_write_kv,
 )
@@ -76,6 +77,7 @@ def reference_ops() -> Ops:
         logits=logits,
         sample=sample,
         copy_blocks=copy_blocks,
+        erase_blocks=erase_blocks,
         capture=capture,
     )
 

@@ -66,6 +66,13 @@ def copy_blocks(arena: PagedKv, moves: Sequence[tuple[int, int, int]]) -> None:
         arena.values[:, :, target, :slots] = arena.values[:, :, source, :slots]
 
 
+def erase_blocks(arena: PagedKv, blocks: Sequence[int]) -> None:
+    """Zeros in every slot and layer of these blocks."""
+    for block in blocks:
+        arena.keys[:, :, block] = 0
+        arena.values[:, :, block] = 0
+
+
 # ---- rotary embedding --------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kveik.cache.segments import KvGroup, Move
+from kveik.cache.segments import CopyPrefix, Erase, KvGroup, Move
 from kveik.errors import ConfigError
 from kveik.kernels.ops import Arena, KvSpec, Ops
 
@@ -24,21 +24,29 @@ class KvStore:
         self.arenas: tuple[Arena, ...] = tuple(ops.allocate_kv(spec) for spec in specs)
 
     def apply(self, moves: Sequence[Move]) -> None:
-        """Runs the moves in order; when it returns they are done.
+        """Runs the moves, erasures first; when it returns they are done.
 
         Raises ValueError, before anything is moved, when one names a group, block or slot that
         does not exist."""
         for move in moves:
             self._check(move)
         for group, arena in enumerate(self.arenas):
-            own = [(move.src, move.dst, move.count) for move in moves if move.group == group]
-            if own:
-                self._ops.copy_blocks(arena, own)
+            own = [move for move in moves if move.group == group]
+            erased = [move.block for move in own if isinstance(move, Erase)]
+            if erased:
+                self._ops.erase_blocks(arena, erased)
+            copies = [(m.src, m.dst, m.count) for m in own if isinstance(m, CopyPrefix)]
+            if copies:
+                self._ops.copy_blocks(arena, copies)
 
     def _check(self, move: Move) -> None:
         if not 0 <= move.group < len(self._specs):
             raise ValueError(f"{move}: there are {len(self._specs)} groups")
         spec = self._specs[move.group]
+        if isinstance(move, Erase):
+            if not 0 <= move.block < spec.num_blocks:
+                raise ValueError(f"{move}: the group has {spec.num_blocks} blocks")
+            return
         if not (0 <= move.src < spec.num_blocks and 0 <= move.dst < spec.num_blocks):
             raise ValueError(f"{move}: the group has {spec.num_blocks} blocks")
         if not 0 <= move.count <= spec.block_size:
