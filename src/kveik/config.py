@@ -39,7 +39,7 @@ LIMITS: dict[str, Limit] = {
     "logit_bias": Limit(-100.0, 100.0, integer=False),
     "logit_bias_count": Limit(0, 1024),
     "seed": Limit(-(2**63), 2**63 - 1),
-    "max_tokens": Limit(1, 2**31 - 1),
+    "max_tokens": Limit(0, 2**31 - 1),  # 0: computes the prompt only
     "min_tokens": Limit(0, 2**31 - 1),
     "logprobs": Limit(0, 20),
     "completion_logprobs": Limit(0, 5),

@@ -467,6 +467,9 @@ def test_the_last_sampled_token_is_not_committed() -> None:
         (64, {"max_tokens": 2}, PromptTooLarge),
         (65, {"max_tokens": None}, PromptTooLarge),
         (10, {"max_tokens": 3, "min_tokens": 4}, InvalidRequest),
+        (10, {"max_tokens": 0, "min_tokens": 1}, InvalidRequest),
+        (65, {"max_tokens": 0}, PromptTooLarge),
+        (1025, {"max_tokens": 0}, ContextLengthExceeded),
     ],
 )
 def test_what_cannot_finish_is_refused_at_once(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from kveik.cache.manager import CacheManager
-from kveik.cache.segments import BlockTable, KvGroup
+from kveik.cache.segments import BlockTable, Erase, KvGroup
 from kveik.engine.plan import (
     SampledToken,
     SamplingPlan,
@@ -26,10 +26,11 @@ from kveik.engine.plan import (
 )
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
-from kveik.engine.sequence import Output, TokenAccepted, WorkFailed
+from kveik.engine.sequence import ChoiceEnded, Output, TokenAccepted, WorkFailed
 
 VOCABULARY = 1000
 BLOCK = 16
+_OF_REQUEST = ("directive", "salt", "background")
 
 
 def absorb(state: bytes, token: int) -> bytes:
@@ -65,6 +66,10 @@ class ToyRunner:
 
     def run(self, plan: StepPlan) -> StepResult:
         for move in plan.moves:
+            if isinstance(move, Erase):
+                for offset in range(self.block_size):
+                    self.slots.pop((move.group, move.block * self.block_size + offset), None)
+                continue
             for offset in range(move.count):
                 source = (move.group, move.src * self.block_size + offset)
                 target = (move.group, move.dst * self.block_size + offset)
@@ -124,6 +129,7 @@ class Bench:
     finished: dict[tuple[int, int], str] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     plans: list[StepPlan] = field(default_factory=list)
+    served: list[list[int]] = field(default_factory=list)  # handles in each plan
 
     def __post_init__(self) -> None:
         self.cache = CacheManager(
@@ -138,8 +144,10 @@ class Bench:
         self.works = {}
 
     def add(self, handle: int, prompt: Iterable[int], namespace: str = "", **params: object):
+        """params: of SamplingParams, and `directive`, `salt`, `background` of the request."""
+        named = {name: params.pop(name) for name in _OF_REQUEST if name in params}
         given = {"max_tokens": 4, "seed": 0, **params}
-        request = Request(tuple(prompt), SamplingParams(**given), namespace)  # type: ignore[arg-type]
+        request = Request(tuple(prompt), SamplingParams(**given), namespace, **named)  # type: ignore[arg-type]
         self.works[handle] = self.scheduler.add(handle, request, seed=given["seed"])
         return self.works[handle]
 
@@ -149,6 +157,8 @@ class Bench:
             self.failures[failure.handle] = failure.message
         if plan is not None:
             self.plans.append(plan)
+            rows = self.scheduler._step[1].values()
+            self.served.append([sequence.work.handle for sequence, _ in rows])
         return plan
 
     def finish(self, plan: StepPlan) -> list[Output]:
@@ -159,6 +169,8 @@ class Bench:
                 self.texts.setdefault(place, []).append(output.token.token_id)
                 if output.finish:
                     self.finished[place] = output.finish
+            elif isinstance(output, ChoiceEnded):
+                self.finished[output.handle, output.choice] = output.finish
             elif isinstance(output, WorkFailed):
                 self.failures[output.handle] = output.message
         if self.check:

@@ -41,6 +41,7 @@ class Lease:
     capacity: tokens for which slots exist now
     lineage: EXACT, or the recipe whose blocks these are (cached_tokens are then approximate)
     committed: tokens computed and accepted so far
+    stored: tokens from position 0 that it left in the cache when it was released, or found there
 
     The rest belongs to the manager: `blocks[g]` are the blocks from number `starts[g]` on (those
     before it left the window), `sealed` of the sequence's blocks are full, `tail` holds the
@@ -67,6 +68,7 @@ class Lease:
         "sealed",
         "selectors",
         "starts",
+        "stored",
         "tables",
         "tail",
         "unstored",
@@ -79,6 +81,7 @@ class Lease:
         self.miss: Miss | None = None
         self.capacity = 0
         self.committed = 0
+        self.stored = 0
         self.blocks: list[list[int]] = [[] for _ in range(groups)]
         self.starts = [0] * groups
         self.sealed = 0
@@ -107,6 +110,8 @@ class Opened:
 @dataclass(frozen=True, slots=True)
 class Wait:
     """Another lease is computing the same next block: look up again when it commits or ends."""
+
+    leader: Lease
 
 
 @dataclass(frozen=True, slots=True)

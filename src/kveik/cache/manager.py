@@ -145,8 +145,8 @@ class CacheManager:
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, lineage)
         found = self.search.find(identity, data, self.search.cap(len(tokens)) if reuse else 0)
-        if reuse and self.search.next_key(found, data) in self.leaders:
-            return Wait()
+        if reuse and (leader := self.leaders.get(self.search.next_key(found, data))):
+            return Wait(leader)
         if not self._fits(found, wanted, spare):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
@@ -446,8 +446,11 @@ class CacheManager:
         self._tick += 1
         self._stop_leading(lease)
         self.leases.discard(lease)
+        published = min(lease.sealed, lease.limit) * self.block_size
+        lease.stored = max(lease.cached_tokens, published)
         if keep and lease.tail and lease.sealed < lease.limit and self._moved(lease):
             self._seal_tail(lease)
+            lease.stored = lease.committed
         if lease.unstored and lease.sealed * self.block_size > lease.cached_tokens:
             self.ghosts.remember(lease.unstored, "no_store")
         for g in self._range:

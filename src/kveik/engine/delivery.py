@@ -19,7 +19,7 @@ from kveik.engine.request import (
     RequestFailed,
     RequestFinished,
 )
-from kveik.engine.sequence import TokenAccepted, Work
+from kveik.engine.sequence import ChoiceEnded, TokenAccepted, Work
 from kveik.engine.stop import ChoiceText, Piece
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import KveikError
@@ -69,6 +69,10 @@ class Delivery:
         elif accepted.finish is not None:
             self._finish(choice, accepted.finish, accepted.stop_reason)
         return piece.stop is not None and accepted.finish is None
+
+    def choice_ended(self, ended: ChoiceEnded) -> None:
+        """A choice that was to have no token."""
+        self._finish(ended.choice, ended.finish, None)
 
     def _piece(self, accepted: TokenAccepted) -> Piece:
         """The text of one token; an ending token is text only where stops are to be included."""

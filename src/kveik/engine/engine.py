@@ -28,7 +28,13 @@ from kveik.engine.parts import EngineInfo, EngineParts, Progress, engine_info, k
 from kveik.engine.request import EventSink, Request
 from kveik.engine.runner import Runner
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
-from kveik.engine.sequence import Output, PromptComputed, TokenAccepted, WorkFailed
+from kveik.engine.sequence import (
+    ChoiceEnded,
+    Output,
+    PromptComputed,
+    TokenAccepted,
+    WorkFailed,
+)
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
 from kveik.store.arena import KvStore
@@ -298,6 +304,8 @@ class Engine:
             elif isinstance(output, PromptComputed):
                 self._totals.prompt_tokens += len(delivery.request.prompt_token_ids)
                 self._guarded(output.handle, delivery.prompt_ready, now)
+            elif isinstance(output, ChoiceEnded):
+                self._deliver_ending(delivery, output, now)
             else:
                 self._deliver_failure(delivery, output, now)
 
@@ -307,9 +315,16 @@ class Engine:
                 self._scheduler.finish_choice(output.handle, output.choice, now)
 
         self._guarded(output.handle, send, now)
-        if delivery.ended and output.handle in self._deliveries:
+        self._forget_finished(delivery, output.handle)
+
+    def _deliver_ending(self, delivery: Delivery, output: ChoiceEnded, now: float) -> None:
+        self._guarded(output.handle, lambda: delivery.choice_ended(output), now)
+        self._forget_finished(delivery, output.handle)
+
+    def _forget_finished(self, delivery: Delivery, handle: int) -> None:
+        if delivery.ended and handle in self._deliveries:
             reasons = delivery.finish_reasons.values()
-            self._forget(output.handle, "length" if "length" in reasons else "stop")
+            self._forget(handle, "length" if "length" in reasons else "stop")
 
     def _deliver_failure(self, delivery: Delivery, output: WorkFailed, now: float) -> None:
         self._guarded(output.handle, lambda: delivery.fail(KveikError(output.message)), now)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-from kveik.cache.directive import PLAIN, Directive
+from kveik.cache.directive import PLAIN, Directive, Divergence
 from kveik.config import check_limit
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
@@ -22,7 +22,8 @@ class SamplingParams:
     """How to generate; the names and meanings of vLLM's class of the same name.
 
     temperature 0 is greedy. top_k 0 (or -1) is off. `seed` None: drawn by the engine; the same
-    seed gives the same text whatever else is in the batch. max_tokens None: up to the context.
+    seed gives the same text whatever else is in the batch. max_tokens None: up to the context; 0:
+    the prompt is computed (and cached) and nothing is generated.
     logprobs / prompt_logprobs: number of alternatives to report beside the token itself.
     use_cache False: every step recomputes the whole sequence without the KV cache (comparison).
     """
@@ -74,6 +75,10 @@ class SamplingParams:
                     "stop: every stop string must be a non-empty string", param="stop"
                 )
             check_limit("stop_length", len(text), param="stop")
+        if self.max_tokens == 0 and self.n > 1:
+            raise InvalidRequest(
+                f"n: {self.n} choices of no token; with max_tokens 0 send n 1", param="n"
+            )
 
 
 _BOUNDED = (
@@ -99,7 +104,10 @@ class Request:
 
     first_choice shifts the choice index of the random numbers: n choices of one request equal n
     requests with first_choice 0 .. n-1. salt (a digest) narrows the namespace further. directive:
-    what becomes of the blocks it computes. background: computed when nobody else needs the step."""
+    what becomes of the blocks it computes. background: computed when nobody else needs the step.
+    messages: the conversation that the prompt renders; it enters the history of the directive's
+    session, with the answer, when the request finishes. explain: PromptReady brings the
+    divergence."""
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
@@ -110,6 +118,8 @@ class Request:
     directive: Directive = PLAIN
     salt: str = ""
     background: bool = False
+    explain: bool = False
+    messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +161,13 @@ class MissReason:
 
 @dataclass(frozen=True, slots=True)
 class PromptReady:
-    """The prompt is computed (sent once, before the first ChoiceDelta)."""
+    """The prompt is computed (sent once, before the first ChoiceDelta). divergence: where it left
+    what was cached when it was admitted, for a request that asked to have it explained."""
 
     cached_tokens: int
     miss: MissReason | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
+    divergence: Divergence | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ There are no phases: tokens catch up (computed < wanted). Each step has one toke
     3. waiting sequences are admitted by arrival, never by what they share with the cache, while
        one block stays free for the growth of each that runs (a third of the recomputation
        otherwise: admitted now, preempted in a moment)
+    4. background work gets steps that nobody else needs, in small chunks, and gives up seat and
+       blocks to whoever comes; when a request waits for what it computes, it is background no more
 
 A sequence whose next block another one is computing stays waiting without blocks and does not
 hold up those behind it. The oldest sequence can always progress: `max_tokens_for` refuses what
@@ -24,7 +26,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from kveik.cache.manager import CacheManager, Opened, Wait
+from kveik.cache.manager import CacheManager, Lease, Opened, OpenResult, Wait
 from kveik.cache.segments import Move
 from kveik.engine.plan import (
     SampledToken,
@@ -35,6 +37,7 @@ from kveik.engine.plan import (
 )
 from kveik.engine.request import FinishReason, Request
 from kveik.engine.sequence import (
+    ChoiceEnded,
     Output,
     PromptComputed,
     Sequence,
@@ -62,6 +65,11 @@ class SchedulerLimits:
     def seats(self) -> int:
         """Sequences that may hold blocks: each decoding one needs a row of every step."""
         return min(self.max_num_seqs, self.max_num_batched_tokens)
+
+    @property
+    def background_tokens(self) -> int:
+        """Budget of a step of background work: whoever arrives meanwhile waits for a short one."""
+        return max(self.block_size, self.max_num_batched_tokens // 8)
 
 
 @dataclass(slots=True)
@@ -126,36 +134,44 @@ class Scheduler:
 
         The last sampled token needs no slot, so prompt + max_tokens - 1 slots suffice."""
         prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
+        least = 1 if wanted is None else wanted
         if prompt == 0:
             raise InvalidRequest("prompt: is empty; at least one token is needed", param="prompt")
         context = self.limits.max_model_len
-        if prompt + (wanted or 1) > context:
+        asked = "not set" if wanted is None else wanted
+        if prompt + least > context:
             raise ContextLengthExceeded(
-                f"the prompt has {prompt} tokens and max_tokens is {wanted or 'not set'}, but the "
+                f"the prompt has {prompt} tokens and max_tokens is {asked}, but the "
                 f"context of this model is {context} tokens: shorten one of the two",
                 param="prompt",
             )
         allowed = min(context, self._capacity + 1) - prompt
-        if allowed < (wanted or 1):
+        if prompt > self._capacity or allowed < least:
             raise PromptTooLarge(
-                f"the prompt has {prompt} tokens and max_tokens is {wanted or 'not set'}, but the "
+                f"the prompt has {prompt} tokens and max_tokens is {asked}, but the "
                 f"KV pool holds {self._capacity} tokens: shorten one of the two or give the "
                 "engine more --kv-memory",
                 param="prompt",
             )
-        if request.params.min_tokens > (wanted or allowed):
+        most = allowed if wanted is None else wanted
+        if request.params.min_tokens > most:
             raise InvalidRequest(
-                f"min_tokens: {request.params.min_tokens} is more than max_tokens "
-                f"{wanted or allowed}",
+                f"min_tokens: {request.params.min_tokens} is more than max_tokens {most}",
                 param="min_tokens",
             )
-        return wanted or allowed
+        return most
 
     def add(self, handle: int, request: Request, seed: int) -> Work:
         """Queue a request that `max_tokens_for` accepts."""
         end_ids = frozenset() if request.params.ignore_eos else self._end_ids
         work = Work(
-            handle, request, next(self._arrivals), seed, self.max_tokens_for(request), end_ids
+            handle,
+            request,
+            next(self._arrivals),
+            seed,
+            self.max_tokens_for(request),
+            end_ids,
+            background=request.background,
         )
         self._works[handle] = work
         self._enqueue(self._new_sequence(work, 0, list(request.prompt_token_ids)))
@@ -169,13 +185,13 @@ class Scheduler:
         work = self._works.get(handle)
         if work is not None:
             for sequence in list(work.sequences.values()):
-                self._end(sequence, now)
+                self._end(sequence, now, finished=False)
 
     def finish_choice(self, handle: int, choice: int, now: float = 0.0) -> None:
         """End one choice (a stop string was seen); unknown ones are ignored."""
         work = self._works.get(handle)
         if work is not None and choice in work.sequences:
-            self._end(work.sequences[choice], now)
+            self._end(work.sequences[choice], now, finished=True)
 
     @property
     def running(self) -> int:
@@ -193,10 +209,15 @@ class Scheduler:
         if self._step is not None:
             raise RuntimeError("plan_step: the result of the step before was not applied")
         draft = _Draft(self.limits.max_num_batched_tokens)
-        self._plan_decodes(draft, now)
-        self._plan_prefills(draft)
-        if not draft.preempted or not draft.plans:
-            self._admit(draft, now)
+        for background in (False, True):
+            if background and draft.plans:
+                break
+            if background:
+                draft.budget = min(draft.budget, self.limits.background_tokens)
+            self._plan_decodes(draft, now, background)
+            self._plan_prefills(draft, background)
+            if not draft.preempted or not draft.plans:
+                self._admit(draft, now, background)
         self._flushed = draft.flush
         if not (draft.plans or self._moves or draft.flush):
             return None
@@ -211,9 +232,11 @@ class Scheduler:
         failures, self._failures = self._failures, []
         return failures
 
-    def _plan_decodes(self, draft: _Draft, now: float) -> None:
+    def _plan_decodes(self, draft: _Draft, now: float, background: bool) -> None:
         for sequence in tuple(self._running):
             if sequence.lease is None or sequence.missing != 1:
+                continue
+            if sequence.work.background is not background:
                 continue
             if draft.budget > 0 and self._make_room(sequence, draft, now):
                 draft.add(sequence, 1)
@@ -232,9 +255,9 @@ class Scheduler:
                 return False
         return True
 
-    def _plan_prefills(self, draft: _Draft) -> None:
+    def _plan_prefills(self, draft: _Draft, background: bool) -> None:
         for sequence in self._running:
-            if sequence.missing > 1:
+            if sequence.missing > 1 and sequence.work.background is background:
                 self._add_chunk(sequence, draft)
 
     def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
@@ -251,39 +274,63 @@ class Scheduler:
             draft.add(sequence, end - start)
             draft.prefills += 1
 
-    def _admit(self, draft: _Draft, now: float) -> None:
+    def _admit(self, draft: _Draft, now: float, background: bool) -> None:
         index = 0
-        while index < len(self._waiting) and len(self._running) < self.limits.seats:
+        while index < len(self._waiting):
             sequence = self._waiting[index]
             useful = min(self.limits.block_size, len(sequence.tokens)) if draft.prefills else 1
-            if draft.budget < useful:
-                return
-            if sequence.asked_at == self._progress:
+            if draft.budget < useful or sequence.work.background > background:
+                break
+            if sequence.asked_at == self._progress or sequence.work.background is not background:
                 index += 1
                 continue
-            result = self._open(sequence, now, reuse=not sequence.work.wants_prompt_rows)
-            if result is Wait:
-                sequence.asked_at = self._progress
-                index += 1
-            elif result is Opened:
-                self._add_chunk(sequence, draft)
-            else:
+            if len(self._running) >= self.limits.seats and not self._push_out(sequence, now):
                 break
-        if self._waiting and not self._running:
-            self._admit_alone(self._waiting[0], draft, now)
+            result = self._open(sequence, now, reuse=not sequence.work.wants_prompt_rows)
+            if isinstance(result, Wait):
+                sequence.asked_at = self._progress
+                self._lend_rank(sequence, result.leader, draft)
+                index += 1
+            elif isinstance(result, Opened):
+                self._add_chunk(sequence, draft)
+            elif not self._push_out(sequence, now):
+                break
+        first = self._waiting[0] if self._waiting and not self._running else None
+        if first is not None and first.work.background is background and not draft.flush:
+            self._admit_alone(first, draft, now)
+
+    def _push_out(self, sequence: Sequence, now: float) -> bool:
+        """Background work gives its seat and its blocks to a sequence that is none."""
+        if not self._running or self._running[-1].work.background <= sequence.work.background:
+            return False
+        self._preempt(self._running[-1], now)
+        return True
+
+    def _lend_rank(self, follower: Sequence, leader: Lease, draft: _Draft) -> None:
+        """Nobody waits for background work: what a live request needs is computed as if it were
+        its own."""
+        for sequence in self._running:
+            work = sequence.work
+            if sequence.lease is leader and work.background and not follower.work.background:
+                work.background = False
+                self._running.sort(key=_order)
+                self._waiting.sort(key=_order)
+                if draft.budget > 0 and sequence.sequence_id not in draft.rows:
+                    self._add_chunk(sequence, draft)
+                return
 
     def _admit_alone(self, sequence: Sequence, draft: _Draft, now: float) -> None:
         """Nothing runs, yet the oldest was not admitted. Without reuse it fits, once the blocks
         that were given up before their first step have passed one; or else it never will."""
-        if self._open(sequence, now, reuse=False) is Opened:
+        if isinstance(self._open(sequence, now, reuse=False), Opened):
             self._add_chunk(sequence, draft)
         elif not self._flushed:
             draft.flush = True
         else:
             self._failures.append(self._fail(sequence.work, "no room in an empty KV pool", now))
 
-    def _open(self, sequence: Sequence, now: float, *, reuse: bool) -> type:
-        """Open a lease for all wanted tokens; returns the class of the cache's answer."""
+    def _open(self, sequence: Sequence, now: float, *, reuse: bool) -> OpenResult:
+        """Open a lease for all wanted tokens."""
         work, params = sequence.work, sequence.work.request.params
         result = self._cache.open(
             sequence.tokens,
@@ -291,7 +338,7 @@ class Scheduler:
             namespace=work.request.namespace,
             store=params.use_cache,
             reuse=reuse and params.use_cache,
-            spare=len(self._running),
+            spare=self._rivals(work),
             now=now,
         )
         if isinstance(result, Opened):
@@ -304,7 +351,11 @@ class Scheduler:
             if not work.started:
                 self._leave_queue(work)
                 work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
-        return type(result)
+        return result
+
+    def _rivals(self, work: Work) -> int:
+        """Running sequences that would not give up their blocks for this work."""
+        return sum(one.work.background <= work.background for one in self._running)
 
     # ---- apply
 
@@ -341,11 +392,23 @@ class Scheduler:
         work.computed_prompt_tokens += max(0, min(work.prompt_length - first, count))
         work.prompt_logprobs.extend(outcome.prompt_logprobs)
         self._cache.commit(sequence.lease, sequence.computed, now)
+        if work.max_tokens == 0 and sequence.missing == 0:
+            return self._end_prompt(sequence, now)
         if not outcome.tokens:
             return []
         if work.prompt_done:
             return [self._accept_token(sequence, outcome.tokens[0], now)]
         return self._accept_prompt(sequence, outcome.tokens, now)
+
+    def _end_prompt(self, sequence: Sequence, now: float) -> list[Output]:
+        """The prompt is computed, and nothing else was asked for."""
+        work = sequence.work
+        work.prompt_done = True
+        self._end(sequence, now, finished=True)
+        return [
+            PromptComputed(work.handle),
+            ChoiceEnded(work.handle, sequence.choice, "length"),
+        ]
 
     def _accept_prompt(
         self, sequence: Sequence, tokens: tuple[SampledToken, ...], now: float
@@ -382,7 +445,7 @@ class Scheduler:
         work.completion_tokens += 1
         finish, reason = self._finish(sequence, token.token_id)
         if finish is not None:
-            self._end(sequence, now)
+            self._end(sequence, now, finished=True)
         elif not work.request.params.use_cache and sequence.lease is not None:
             self._give_up_blocks(sequence, now)
             self._enqueue(sequence)
@@ -417,10 +480,12 @@ class Scheduler:
             sequence.work.prompt_logprobs.clear()
         self._enqueue(sequence)
 
-    def _give_up_blocks(self, sequence: Sequence, now: float) -> None:
-        """Release the lease; what was committed stays cached."""
+    def _give_up_blocks(self, sequence: Sequence, now: float, *, finished: bool = False) -> None:
+        """Release the lease; what was committed stays cached. Only what finished belongs to its
+        session: neither a cut turn nor one that computes again later does."""
         assert sequence.lease is not None
         self._cache.release(sequence.lease, keep=True, now=now)
+        sequence.work.note_stored(sequence.lease.stored)
         sequence.lease = None
         sequence.computed = []
         sequence.sequence_id = next(self._sequence_ids)
@@ -428,10 +493,10 @@ class Scheduler:
         self._running.remove(sequence)
         self._progress += 1
 
-    def _end(self, sequence: Sequence, now: float) -> None:
+    def _end(self, sequence: Sequence, now: float, *, finished: bool) -> None:
         work = sequence.work
         if sequence.lease is not None:
-            self._give_up_blocks(sequence, now)
+            self._give_up_blocks(sequence, now, finished=finished)
         else:
             self._waiting.remove(sequence)
         del work.sequences[sequence.choice]

@@ -32,12 +32,14 @@ class Work:
     max_tokens: int
     end_ids: frozenset[int]  # ids that end a choice as end of text
     sequences: dict[int, Sequence] = field(default_factory=dict)  # live choices
+    background: bool = False  # behind all others; until one of them waits for it
     started: bool = False  # blocks were held at least once
     prompt_done: bool = False
     cached_tokens: int = 0
     miss: Miss | None = None
     computed_prompt_tokens: int = 0
     completion_tokens: int = 0
+    stored_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -49,12 +51,18 @@ class Work:
         """True while log-probabilities of the prompt are still owed: nothing may be skipped."""
         return self.request.params.prompt_logprobs is not None and not self.prompt_done
 
+    def note_stored(self, stored: int) -> None:
+        """A lease on this prompt was released and left `stored` tokens from the start."""
+        ours = min(stored, self.prompt_length) - self.cached_tokens
+        self.stored_tokens = max(self.stored_tokens, ours)
+
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_length,
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
             computed_prompt_tokens=self.computed_prompt_tokens,
+            stored_tokens=self.stored_tokens,
         )
 
 
@@ -72,16 +80,19 @@ class Sequence:
     asked_at: int = -1  # scheduler progress when the cache last said Wait
 
     @property
-    def order(self) -> tuple[int, int]:
-        """First come, first served."""
-        return (self.work.arrival, self.choice)
+    def order(self) -> tuple[bool, int, int]:
+        """First come, first served; background work behind everything else."""
+        return (self.work.background, self.work.arrival, self.choice)
 
     @property
     def missing(self) -> int:
         return len(self.tokens) - len(self.computed)
 
     def sampling_plans(self) -> tuple[SamplingPlan, ...]:
-        """One plan; for the sequence that computes the prompt, one per choice."""
+        """One plan; for the sequence that computes the prompt, one per choice; none where nothing
+        is to be generated."""
+        if self.work.max_tokens == 0:
+            return ()
         if not self.work.prompt_done:
             return tuple(self._sampling_plan(k) for k in range(self.work.request.params.n))
         return (self._sampling_plan(self.choice),)
@@ -135,6 +146,14 @@ class TokenAccepted(NamedTuple):
     stop_reason: int | None
 
 
+class ChoiceEnded(NamedTuple):
+    """A choice that was to have no token ended."""
+
+    handle: int
+    choice: int
+    finish: FinishReason
+
+
 class WorkFailed(NamedTuple):
     """The request is over; every block it held has been given back."""
 
@@ -142,4 +161,4 @@ class WorkFailed(NamedTuple):
     message: str
 
 
-Output: TypeAlias = PromptComputed | TokenAccepted | WorkFailed
+Output: TypeAlias = PromptComputed | TokenAccepted | ChoiceEnded | WorkFailed

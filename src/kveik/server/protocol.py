@@ -200,7 +200,7 @@ class Generation(Body):
     logit_bias: LogitBias = Field(default_factory=dict)
     stop: Stops = ()
     seed: Annotated[int, _bounded("seed")] | None = None
-    max_tokens: Annotated[int, _bounded("max_tokens")] | None = None
+    max_tokens: Annotated[int, _bounded("max_tokens", low=1)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     top_k: Annotated[int, _bounded("top_k", low=-1)] | None = None
     min_p: Annotated[float, _bounded("min_p")] | None = None
@@ -226,7 +226,7 @@ class ChatCompletion(Generation):
     """POST /v1/chat/completions"""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, _bounded("max_tokens")] | None = None
+    max_completion_tokens: Annotated[int, _bounded("max_tokens", low=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, _bounded("logprobs")] | None = None
 
