@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from starlette.requests import Request
@@ -38,7 +39,7 @@ from kveik.server.protocol import (
     parse,
 )
 from kveik.server.service import Service, Serving
-from kveik.server.sse import EventStream, StreamRules, collect
+from kveik.server.sse import Chunks, Dialect, EventStream, StreamRules, collect
 
 Handler: TypeAlias = Callable[[Service, Request], Awaitable[Response]]
 
@@ -117,60 +118,61 @@ async def model(service: Service, request: Request) -> Response:
 
 async def chat_completions(service: Service, request: Request) -> Response:
     serving = service.serving
-    body = await _body(service, request, ChatCompletion)
-    job = await chat_job(serving.engine, body, _origin(request))
+    body = await read_body(service, request, ChatCompletion)
+    job = await chat_job(serving.engine, body, origin_of(request))
     answer = ChatAnswer(job, body.model, serving.engine.tokenizer)
-    return await _generate(service, serving, request, Work(body, job, answer, "messages"))
+    return await generate(service, serving, request, _work(body, job, answer, "messages"))
 
 
 async def completions(service: Service, request: Request) -> Response:
     serving = service.serving
-    body = await _body(service, request, Completion)
-    job = await completion_job(serving.engine, body, _origin(request))
+    body = await read_body(service, request, Completion)
+    job = await completion_job(serving.engine, body, origin_of(request))
     answer = CompletionAnswer(
         job,
         body.model,
         serving.engine.tokenizer,
         show_prompt_logprobs=body.prompt_logprobs is not None,
     )
-    return await _generate(service, serving, request, Work(body, job, answer, "prompt"))
+    return await generate(service, serving, request, _work(body, job, answer, "prompt"))
 
 
+@dataclass(frozen=True, slots=True)
 class Work:
-    """A job with what it came from and what it becomes. field: where the prompt was sent."""
+    """A job and how its answer is told. field: where the prompt was sent."""
 
-    def __init__(self, body: Generation, job: Job, answer: Answer, field: str) -> None:
-        self.body = body
-        self.job = job
-        self.answer = answer
-        self.field = field
+    job: Job
+    dialect: Dialect
+    field: str
+    streams: bool
 
 
-async def _generate(service: Service, serving: Serving, request: Request, work: Work) -> Response:
-    streams = bool(work.body.stream)
-    limit = service.config.send_buffer_bytes if streams else None
+def _work(body: Generation, job: Job, answer: Answer, field: str) -> Work:
+    options = body.stream_options
+    usage = bool(options and options.include_usage)
+    return Work(job, Chunks(answer, usage=usage), field, bool(body.stream))
+
+
+async def generate(service: Service, serving: Serving, request: Request, work: Work) -> Response:
+    """Submit the job and answer with it, whole or as a stream."""
+    limit = service.config.send_buffer_bytes if work.streams else None
     _ = service.serving  # draining may have begun while the body was read
     try:
         feed = serving.bridge.open(work.job.requests, limit)
     except KveikError as error:
         raise named(error, work.field) from None
-    if streams:
-        options = work.body.stream_options
-        rules = StreamRules(
-            usage=bool(options and options.include_usage),
-            ping_seconds=service.ping_seconds,
-            slow_reader_seconds=service.config.slow_reader_seconds,
-        )
-        return EventStream(feed, work.answer, rules, lambda: serving.bridge.close(feed))
+    if work.streams:
+        rules = StreamRules(service.ping_seconds, service.config.slow_reader_seconds)
+        return EventStream(feed, work.dialect, rules, lambda: serving.bridge.close(feed))
     try:
-        return json_response(await collect(feed, work.answer, request.receive))
+        return json_response(await collect(feed, work.dialect, request.receive))
     finally:
         serving.bridge.close(feed)
 
 
 async def tokenize(service: Service, request: Request) -> Response:
     engine = service.serving.engine
-    body = await _body(service, request, Tokenize)
+    body = await read_body(service, request, Tokenize)
     check_model(engine, body.model)
     tokenizer, messages, prompt = engine.tokenizer, body.messages, body.prompt or ""
     if messages is None:
@@ -197,7 +199,7 @@ async def tokenize(service: Service, request: Request) -> Response:
 
 async def detokenize(service: Service, request: Request) -> Response:
     engine = service.serving.engine
-    body = await _body(service, request, Detokenize)
+    body = await read_body(service, request, Detokenize)
     check_model(engine, body.model)
     if body.tokens and max(body.tokens) >= engine.info.vocab_size:
         raise InvalidRequest(
@@ -208,10 +210,10 @@ async def detokenize(service: Service, request: Request) -> Response:
     return json_response({"prompt": text})
 
 
-async def _body(service: Service, request: Request, kind: type[AnyBody]) -> AnyBody:
+async def read_body(service: Service, request: Request, kind: type[AnyBody]) -> AnyBody:
     value = await read_json_object(request, service.config.max_body_bytes)
     return parse(kind, value)
 
 
-def _origin(request: Request) -> Origin:
+def origin_of(request: Request) -> Origin:
     return Origin(caller_of(request).namespace, request.scope["request_id"])

@@ -5,7 +5,8 @@
     data: [DONE]                 or data: {"error": ...} and a closed connection: never both
 
 A client that leaves ends its requests in either form; one that stops reading loses them after
-`slow_reader_seconds`, or as soon as more than `send_buffer_bytes` wait for it.
+`slow_reader_seconds`, or as soon as more than `send_buffer_bytes` wait for it. How events look on
+the wire is a `Dialect`: OpenAI's chunks here, other APIs in their own files.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -33,33 +34,81 @@ PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
 
 
+class Dialect(Protocol):
+    """One generation in the words of one API. Either `take` and then `whole`, or `frames` and
+    then `ending`; `failure` ends a stream instead. `ping` is sent when nothing comes."""
+
+    @property
+    def ping(self) -> bytes: ...
+
+    def take(self, tagged: Tagged) -> object: ...
+
+    def whole(self) -> dict[str, Any]: ...
+
+    def frames(self, tagged: Tagged) -> bytes: ...
+
+    def ending(self) -> bytes: ...
+
+    def failure(self, error: KveikError) -> bytes: ...
+
+
+class Chunks:
+    """OpenAI's chat and text completions. usage: the client asked for a last chunk with usage."""
+
+    ping = PING
+
+    def __init__(self, answer: Answer, *, usage: bool) -> None:
+        self._answer = answer
+        self._usage = usage
+
+    def take(self, tagged: Tagged) -> object:
+        return self._answer.take(tagged)
+
+    def whole(self) -> dict[str, Any]:
+        return self._answer.whole()
+
+    def frames(self, tagged: Tagged) -> bytes:
+        return b"".join(
+            frame(self._answer.chunk([choice], usage=None, with_usage=self._usage))
+            for choice in self._answer.take(tagged)
+        )
+
+    def ending(self) -> bytes:
+        if not self._usage:
+            return DONE
+        usage = self._answer.totals.json()
+        return frame(self._answer.chunk([], usage=usage, with_usage=True)) + DONE
+
+    def failure(self, error: KveikError) -> bytes:
+        return frame(error.body())
+
+
 @dataclass(frozen=True, slots=True)
 class StreamRules:
-    """usage: the client asked for a last chunk with usage. Times in seconds."""
+    """Times in seconds."""
 
-    usage: bool
     ping_seconds: float
     slow_reader_seconds: float
 
 
-async def collect(feed: Feed, answer: Answer, receive: Receive) -> dict[str, Any]:
+async def collect(feed: Feed, dialect: Dialect, receive: Receive) -> dict[str, Any]:
     """Take every event and return the whole answer. Raises what ended the feed."""
     async with _leaving(feed, receive):
         while not feed.done:
             for tagged in await feed.batch():
-                answer.take(tagged)
-    return answer.whole()
+                dialect.take(tagged)
+    return dialect.whole()
 
 
 class EventStream(Response):
     """Answers with server-sent events. `close` is called in the end, whatever happens."""
 
     def __init__(
-        self, feed: Feed, answer: Answer, rules: StreamRules, close: Callable[[], None]
+        self, feed: Feed, dialect: Dialect, rules: StreamRules, close: Callable[[], None]
     ) -> None:
         super().__init__()
         self._feed = feed
-        self._answer = answer
+        self._dialect = dialect
         self._rules = rules
         self._close = close
 
@@ -86,9 +135,9 @@ class EventStream(Response):
             while not self._feed.done:
                 events = await self._feed.batch(self._rules.ping_seconds)
                 await self._send(send, self._frames(events))
-            await self._send(send, self._ending(), more=False)
+            await self._send(send, self._dialect.ending(), more=False)
         except KveikError as error:
-            await self._send(send, _frame(error.body()), more=False)
+            await self._send(send, self._dialect.failure(error), more=False)
 
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if body or not more:
@@ -97,25 +146,15 @@ class EventStream(Response):
 
     def _frames(self, events: list[Tagged]) -> bytes:
         if not events:
-            return PING
-        frames = []
-        for tagged in events:
-            for choice in self._answer.take(tagged):
-                chunk = self._answer.chunk([choice], usage=None, with_usage=self._rules.usage)
-                frames.append(_frame(chunk))
-        return b"".join(frames)
-
-    def _ending(self) -> bytes:
-        if not self._rules.usage:
-            return DONE
-        usage = self._answer.totals.json()
-        return _frame(self._answer.chunk([], usage=usage, with_usage=True)) + DONE
+            return self._dialect.ping
+        return b"".join(self._dialect.frames(tagged) for tagged in events)
 
 
-def _frame(value: dict[str, Any]) -> bytes:
-    return (
-        b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+def frame(value: dict[str, Any], event: str | None = None) -> bytes:
+    """One server-sent event; `event`: its name, where the API names its events."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    head = f"event: {event}\n".encode() if event else b""
+    return head + b"data: " + data + b"\n\n"
 
 
 @contextlib.asynccontextmanager
