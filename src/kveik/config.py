@@ -51,6 +51,11 @@ LIMITS: dict[str, Limit] = {
     "choice_count": Limit(1, 4096),  # prompts times n of one HTTP request
     "message_count": Limit(1, 4096),
     "token_id": Limit(0, 2**31 - 1),
+    "history_sessions": Limit(0, 1024),  # conversations kept for one namespace
+    "history_bytes": Limit(0, 32 * 1024 * 1024),  # of their messages
+    "named_caches": Limit(0, 1024),  # of one namespace
+    "named_tokens": Limit(0, 16 * 1024 * 1024),  # that they remember together
+    "gone_names": Limit(0, 1024),  # expired ones that are still told from unknown ones
     "chat_characters": Limit(0, 4 * 1024 * 1024),  # of a rendered conversation
 }
 """Every bounded number of every front end, in one place (invariant 9)."""

@@ -6,6 +6,7 @@ and no other (invariant 12). Nothing is sent after the ending.
 
 from __future__ import annotations
 
+from kveik.engine.history import Sessions, Turn
 from kveik.engine.request import (
     ChoiceDelta,
     ChoiceFinished,
@@ -28,9 +29,14 @@ from kveik.errors import KveikError
 class Delivery:
     """Sends the events of one request to its sink. Used by the engine's thread only."""
 
-    def __init__(self, request: Request, sink: EventSink, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, request: Request, sink: EventSink, tokenizer: Tokenizer, history: Sessions
+    ) -> None:
         params = request.params
         self.request = request
+        self._history = history
+        self._turn: Turn | None = None
+        self._said: list[str] = []  # by choice 0, where the turn is to be remembered
         self.work: Work | None = None  # set when the scheduler has taken the request
         self.ended = False
         self.finish_reasons: dict[int, FinishReason] = {}
@@ -48,6 +54,13 @@ class Delivery:
             for _ in range(params.n)
         ]
 
+    def accepted(self) -> None:
+        """The request is in the queue; from here on it ends in exactly one of three ways."""
+        request = self.request
+        self._turn = self._history.begin(
+            request.namespace, request.directive, request.messages, request.prompt_token_ids
+        )
+
     def prompt_ready(self) -> None:
         assert self.work is not None
         work, rows = self.work, None
@@ -63,6 +76,8 @@ class Delivery:
             return False
         piece = self._piece(accepted)
         logprobs = () if token.logprobs is None else (token.logprobs,)
+        if self._turn is not None and choice == 0:
+            self._said.append(piece.text)
         self._sink(ChoiceDelta(choice, piece.text, (token.token_id,), logprobs))
         if piece.stop is not None:
             self._finish(choice, "stop", piece.stop)
@@ -90,7 +105,18 @@ class Delivery:
         self.finish_reasons[choice] = reason
         if len(self.finish_reasons) == self.request.params.n:
             assert self.work is not None
+            self._close_turn(finished=self.work.max_tokens > 0)
             self._end(RequestFinished(self.work.usage()))
+
+    def _close_turn(self, *, finished: bool) -> None:
+        """Before the ending is told, so that whoever hears of it may go on from this turn."""
+        if self._turn is None:
+            return
+        if finished:
+            self._history.finish(self._turn, "".join(self._said))
+        else:
+            self._history.drop(self._turn)
+        self._turn = None
 
     def fail(self, error: KveikError) -> None:
         self._end(RequestFailed(error))
@@ -100,6 +126,7 @@ class Delivery:
         self._end(RequestAborted(self.work.usage()))
 
     def _end(self, event: Event) -> None:
+        self._close_turn(finished=False)
         if not self.ended:
             self.ended = True
             self._sink(event)

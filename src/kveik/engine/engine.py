@@ -24,6 +24,7 @@ from hashlib import blake2b
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
+from kveik.engine.history import Sessions
 from kveik.engine.parts import EngineInfo, EngineParts, Progress, engine_info, kv_specs, load_parts
 from kveik.engine.request import EventSink, Request
 from kveik.engine.runner import Runner
@@ -122,6 +123,7 @@ class Engine:
         self._runner = Runner(parts.model, parts.ops, store, parts.config.block_size)
         if progress is not None:
             progress("allocating the KV pool", 1.0)
+        self.history = Sessions(parts.config.session_idle, clock)
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival] = deque()
@@ -153,11 +155,12 @@ class Engine:
         for `abort`. Events arrive on the engine's thread."""
         _check_ids(request, self.info.vocab_size)
         self._scheduler.max_tokens_for(request)
-        delivery = Delivery(request, sink, self.tokenizer)
+        delivery = Delivery(request, sink, self.tokenizer, self.history)
         with self._inbox_changed:
             if not self._accepting:
                 raise Unavailable(self._failure or "the engine is stopping")
             self._check_queue(request)
+            delivery.accepted()
             handle = next(self._handles)
             self._deliveries[handle] = delivery
             self._inbox.append(_Arrival(handle, delivery, self._seed(request, handle)))
