@@ -37,6 +37,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "engine/sampler.py": (("kernels", "engine.plan", "errors"), ()),
     "engine/tokenizer.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
+    "engine/words.py": (("errors", "config"), ()),
+    "engine/manifest.py": (("cache.directive", "engine.words", "errors", "config"), ("yaml",)),
     "engine/special_tokens.py": (("engine", "errors", "config"), ("tokenizers",)),
     "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
     "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),

@@ -57,6 +57,14 @@ LIMITS: dict[str, Limit] = {
     "named_tokens": Limit(0, 16 * 1024 * 1024),  # that they remember together
     "gone_names": Limit(0, 1024),  # expired ones that are still told from unknown ones
     "chat_characters": Limit(0, 4 * 1024 * 1024),  # of a rendered conversation
+    "identifier_length": Limit(1, 128),  # of a session, context, tag, document, version or name
+    "tag_count": Limit(0, 16),
+    "salt_length": Limit(1, 1024),  # characters of a cache_salt
+    "ttl": Limit(1.0, 366 * 86400.0, integer=False),  # seconds
+    "breakpoint_count": Limit(0, 4),  # of cache_control in one request
+    "document_count": Limit(0, 256),  # labelled parts of one request
+    "age": Limit(0.0, 3660 * 86400.0, integer=False),  # seconds, of a selector
+    "listing_count": Limit(1, 1000),  # entries of a listing
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 
