@@ -59,6 +59,7 @@ class Directive:
     documents: tuple[DocumentSpan, ...] = ()
     name: str | None = None
     pin: bool = False
+    write_until: int | None = None  # None: everything may be
 
 
 PLAIN = Directive()

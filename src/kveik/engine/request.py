@@ -117,6 +117,7 @@ class Request:
     first_choice: int = 0
     directive: Directive = PLAIN
     salt: str = ""
+    reuse: bool = True  # False: nothing is taken from the cache
     background: bool = False
     explain: bool = False
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)

@@ -337,7 +337,7 @@ class Scheduler:
             len(sequence.tokens),
             namespace=work.request.namespace,
             store=params.use_cache,
-            reuse=reuse and params.use_cache,
+            reuse=reuse and params.use_cache and sequence.work.request.reuse,
             spare=self._rivals(work),
             now=now,
         )

@@ -174,17 +174,17 @@ async def tokenize(service: Service, request: Request) -> Response:
     engine = service.serving.engine
     body = await read_body(service, request, Tokenize)
     check_model(engine, body.model)
-    tokenizer, messages, prompt = engine.tokenizer, body.messages, body.prompt or ""
-    if messages is None:
+    tokenizer, conversation, prompt = engine.tokenizer, body.messages, body.prompt or ""
+    if conversation is None:
         special = body.add_special_tokens is not False
         ids = await beside_loop(
             len(prompt), lambda: tokenizer.encode(prompt, add_special_tokens=special)
         )
     else:
         turn = body.add_generation_prompt is not False
-        size = sum(len(message["content"]) for message in messages)
         ids = await beside_loop(
-            size, lambda: tokenizer.encode_chat(messages, add_generation_prompt=turn)
+            conversation.characters,
+            lambda: tokenizer.encode_chat(conversation.messages, add_generation_prompt=turn),
         )
     texts = [tokenizer.token_text(i) for i in ids] if body.return_token_strs else None
     return json_response(

@@ -6,15 +6,23 @@ Everything that can be refused is refused here or in `Engine.submit`, before an 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import ContextLengthExceeded, InvalidRequest, KveikError, NotFound
+from kveik.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    KveikError,
+    NotFound,
+    UnsupportedFeature,
+)
+from kveik.server.messages import Conversation
 from kveik.server.protocol import ChatCompletion, Completion, Generation, Prompt
+from kveik.server.retention_fields import Retention, retention
 
 LONG_TEXT = 8192  # characters from which text is encoded beside the event loop
 
@@ -53,21 +61,36 @@ async def chat_job(engine: Engine, body: ChatCompletion, origin: Origin) -> Job:
     wanted = body.max_completion_tokens or body.max_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _sampling(body, engine.info.defaults, wanted, logprobs, body.prompt_logprobs)
-    size = sum(len(message["content"]) for message in body.messages)
-    ids = await beside_loop(size, lambda: engine.tokenizer.encode_chat(body.messages))
-    return Job((_request(ids, params, origin),), params)
+    asked = retention(body, [mark for _, mark in body.messages.marks])
+    request = await chat_request(engine, body.messages, asked, params, origin)
+    return Job((request,), params)
+
+
+async def chat_request(
+    engine: Engine,
+    conversation: Conversation,
+    asked: Retention,
+    params: SamplingParams,
+    origin: Origin,
+) -> Request:
+    """A conversation as the engine takes it, with what it asks of the cache."""
+    if conversation.documents or asked.write_to_mark or asked.continues or asked.cached_content:
+        raise UnsupportedFeature("messages: this cache field is not served yet")
+    messages = conversation.messages
+    ids = await beside_loop(conversation.characters, lambda: engine.tokenizer.encode_chat(messages))
+    return _request(ids, params, origin, asked, messages)
 
 
 async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Job:
     check_model(engine, body.model)
     echoed = body.logprobs if body.echo else None
-    asked = [count for count in (echoed, body.prompt_logprobs) if count is not None]
+    counts = [count for count in (echoed, body.prompt_logprobs) if count is not None]
     params = _sampling(
         body,
         engine.info.defaults,
         body.max_tokens or SamplingParams().max_tokens,
         body.logprobs,
-        max(asked, default=None),
+        max(counts, default=None),
     )
     size = sum(len(prompt) for prompt in body.prompt)
     tokenizer = engine.tokenizer
@@ -75,7 +98,9 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     prompts: tuple[str, ...] = ()
     if body.echo:
         prompts = tuple(_text(tokenizer, one) for one in body.prompt)
-    return Job(tuple(_request(ids, params, origin) for ids in encoded), params, prompts)
+    asked = retention(body)
+    requests = tuple(_request(ids, params, origin, asked) for ids in encoded)
+    return Job(requests, params, prompts)
 
 
 def named(error: KveikError, field: str) -> KveikError:
@@ -101,8 +126,24 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
 
 
-def _request(ids: list[int], params: SamplingParams, origin: Origin) -> Request:
-    return Request(tuple(ids), params, namespace=origin.namespace, request_id=origin.request_id)
+def _request(
+    ids: list[int],
+    params: SamplingParams,
+    origin: Origin,
+    asked: Retention,
+    messages: Sequence[Mapping[str, Any]] = (),
+) -> Request:
+    return Request(
+        tuple(ids),
+        params,
+        namespace=origin.namespace,
+        request_id=origin.request_id,
+        directive=asked.directive,
+        salt=asked.salt,
+        reuse=asked.reuse,
+        explain=asked.explain,
+        messages=tuple(messages),
+    )
 
 
 def _sampling(

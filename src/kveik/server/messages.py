@@ -1,24 +1,75 @@
-"""Chat messages as they come over the wire, checked one by one so that an error names its place."""
+"""Chat messages as they come over the wire, checked one by one so that an error names its place.
+
+What a part says about the cache beside its text is kept apart: the document version that it comes
+from, and breakpoints (Anthropic's cache_control, OpenAI's prompt_cache_breakpoint).
+"""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
 
 from kveik.config import LIMITS, check_limit
 from kveik.errors import InvalidRequest, UnsupportedFeature
+from kveik.server.fields import document_version, duration
 from kveik.server.json_body import shown
+from kveik.server.retention_fields import Mark
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _UNSERVED_ROLES = ("tool", "function")
 _ECHOED = ("refusal", "audio", "tool_calls", "function_call", "annotations", "reasoning_content")
 """Fields of an answer that clients send back; empty, they say nothing."""
 
+_CACHE_CONTROL_SECONDS = {None: 300.0, "5m": 300.0, "1h": 3600.0}
+
 _TEXT_PART = {
     "type": "object",
-    "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "properties": {
+        "type": {"const": "text"},
+        "text": {"type": "string"},
+        "document": {"type": "string", "pattern": "^[a-z0-9]{1,40}@[a-z0-9]{1,40}$"},
+        "cache_control": {
+            "type": "object",
+            "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}},
+            "required": ["type"],
+            "additionalProperties": False,
+        },
+        "prompt_cache_breakpoint": {
+            "type": "object",
+            "properties": {"mode": {"const": "explicit"}, "ttl": {"enum": ["30m", "12h"]}},
+            "required": ["mode"],
+            "additionalProperties": False,
+        },
+    },
     "required": ["type", "text"],
     "additionalProperties": False,
 }
+
+Place = tuple[int, int]
+"""(index of the message, index of its part)"""
+
+Value = TypeVar("Value")
+
+
+@dataclass(slots=True)
+class Conversation:
+    """messages: role and content; a content is a string, or text parts where one is labelled.
+
+    documents: (place, document, version). marks: breakpoints, in the order of the prompt."""
+
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    documents: list[tuple[Place, str, str]] = field(default_factory=list)
+    marks: list[tuple[Place, Mark]] = field(default_factory=list)
+
+    @property
+    def characters(self) -> int:
+        """About the size of the texts."""
+        return sum(
+            len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+            for content in (message["content"] for message in self.messages)
+        )
+
 
 SCHEMA: dict[str, Any] = {
     "type": "array",
@@ -41,17 +92,22 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def check_messages(value: object) -> list[dict[str, str]]:
-    """`[{"role", "content"}, ...]` with the text parts of each content joined.
-
-    The role developer is the newer name of system. Raises InvalidRequest naming the place."""
+def check_messages(value: object) -> Conversation:
+    """Raises InvalidRequest naming the place. The role developer is the newer name of system."""
     if not isinstance(value, list):
         _refuse("messages", "expected a list of messages")
     check_limit("message_count", len(value), param="messages")
-    return [_message(item, f"messages[{index}]") for index, item in enumerate(value)]
+    conversation = Conversation()
+    for index, item in enumerate(value):
+        conversation.messages.append(_message(item, index, conversation))
+    check_limit("document_count", len(conversation.documents), param="messages")
+    controls = [mark for _, mark in conversation.marks if mark.field == "cache_control"]
+    check_limit("breakpoint_count", len(controls), param="messages")
+    return conversation
 
 
-def _message(item: object, place: str) -> dict[str, str]:
+def _message(item: object, index: int, conversation: Conversation) -> dict[str, Any]:
+    place = f"messages[{index}]"
     if not isinstance(item, dict):
         _refuse(place, "expected an object with role and content")
     for name, content in item.items():
@@ -62,7 +118,7 @@ def _message(item: object, place: str) -> dict[str, str]:
         _refuse(f"{place}.{shown(name)}", "unknown field")
     return {
         "role": _role(item.get("role"), f"{place}.role"),
-        "content": _content(item.get("content"), f"{place}.content"),
+        "content": _content(item.get("content"), index, conversation),
     }
 
 
@@ -74,15 +130,24 @@ def _role(role: object, place: str) -> str:
     return _ROLES[role]
 
 
-def _content(content: object, place: str) -> str:
+def _content(content: object, index: int, conversation: Conversation) -> str | list[dict[str, str]]:
+    """Joined text, or the parts where one is labelled: labels need to know where a part ends."""
+    place = f"messages[{index}].content"
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         _refuse(place, "expected a string or a list of text parts")
-    return "".join(_part(part, f"{place}[{index}]") for index, part in enumerate(content))
+    labels = len(conversation.documents) + len(conversation.marks)
+    texts = []
+    for number, part in enumerate(content):
+        texts.append(_text(part, f"{place}[{number}]"))
+        _labels(part, (index, number), f"{place}[{number}]", conversation)
+    if labels == len(conversation.documents) + len(conversation.marks):
+        return "".join(texts)
+    return [{"type": "text", "text": text} for text in texts]
 
 
-def _part(part: object, place: str) -> str:
+def _text(part: object, place: str) -> str:
     if not isinstance(part, dict):
         _refuse(place, "expected an object with type and text")
     kind = part.get("type")
@@ -91,14 +156,62 @@ def _part(part: object, place: str) -> str:
     if kind != "text":
         _unsupported(place, "only text parts are served by this model")
     for name in part:
-        if name == "cache_control":
-            _unsupported(f"{place}.{name}", "is not served; leave it out")
-        if name not in ("type", "text"):
+        if name not in ("type", "text", *_LABELS):
             _refuse(f"{place}.{shown(name)}", "unknown field")
     text = part.get("text")
     if not isinstance(text, str):
         _refuse(f"{place}.text", "expected a string")
     return text
+
+
+def _labels(part: dict[str, Any], where: Place, place: str, conversation: Conversation) -> None:
+    for name, read in _LABELS.items():
+        if part.get(name) is None:
+            continue
+        found = _checked(read, part[name], f"{place}.{name}")
+        if isinstance(found, Mark):
+            conversation.marks.append((where, found))
+        else:
+            conversation.documents.append((where, *found))
+
+
+def _checked(read: Callable[[object], Value], value: object, place: str) -> Value:
+    try:
+        return read(value)
+    except ValueError as error:
+        _refuse(place, str(error))
+
+
+def cache_control(value: object) -> Mark:
+    """Anthropic's breakpoint. ValueError says what is expected."""
+    if (
+        not isinstance(value, dict)
+        or value.get("type") != "ephemeral"
+        or not set(value) <= {"type", "ttl"}
+        or not isinstance(value.get("ttl"), str | None)
+        or value.get("ttl") not in _CACHE_CONTROL_SECONDS
+    ):
+        raise ValueError('expected {"type": "ephemeral"} with a ttl of "5m" or "1h", or without')
+    return Mark("cache_control", _CACHE_CONTROL_SECONDS[value.get("ttl")])
+
+
+def cache_breakpoint(value: object) -> Mark:
+    """OpenAI's breakpoint. ValueError says what is expected."""
+    if (
+        not isinstance(value, dict)
+        or value.get("mode") != "explicit"
+        or not set(value) <= {"mode", "ttl"}
+    ):
+        raise ValueError('expected {"mode": "explicit"}, with or without a ttl such as "30m"')
+    ttl = value.get("ttl")
+    return Mark("prompt_cache_breakpoint", None if ttl is None else duration(ttl))
+
+
+_LABELS: dict[str, Callable[[object], Any]] = {
+    "document": document_version,
+    "cache_control": cache_control,
+    "prompt_cache_breakpoint": cache_breakpoint,
+}
 
 
 def _refuse(place: str, why: str) -> NoReturn:

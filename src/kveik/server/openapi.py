@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from kveik import __version__
-from kveik.server.protocol import Body
+from kveik.server.fields import Body
 from kveik.server.schemas import ERROR, Schema
 
 _REF = "#/components/schemas/{model}"

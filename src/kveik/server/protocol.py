@@ -7,14 +7,17 @@ whose `param` is the path of the field. null stands for a field that was left ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema
+from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 
 from kveik.config import LIMITS, check_limit
 from kveik.errors import InvalidRequest
 from kveik.server import messages, unserved
+from kveik.server.fields import Body, bounded, refuse
 from kveik.server.json_body import shown
+from kveik.server.messages import Conversation
+from kveik.server.retention_fields import CacheFields
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """One prompt: text, or token ids."""
@@ -26,21 +29,13 @@ _INTEGER_IDS = {
 }
 
 
-def _bounded(name: str, low: int | None = None) -> Any:
-    """A pydantic field with the bounds of LIMITS[name]; booleans and strings are no numbers."""
-    limit = LIMITS[name]
-    kind = int if limit.integer else float
-    least = kind(limit.low) if low is None else low
-    return Field(strict=True, ge=least, le=kind(limit.high))
-
-
 def _stops(value: object) -> tuple[str, ...]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list | None):
-        _refuse("stop", "expected a string or a list of strings")
+        refuse("stop", "expected a string or a list of strings")
     for text in texts or ():
         if not isinstance(text, str) or not text:
-            _refuse("stop", "every stop string must be a string with at least one character")
+            refuse("stop", "every stop string must be a string with at least one character")
         check_limit("stop_length", len(text), param="stop")
     check_limit("stop_count", len(texts or ()), param="stop")
     return tuple(texts or ())
@@ -48,10 +43,10 @@ def _stops(value: object) -> tuple[str, ...]:
 
 def _token_ids(value: object, name: str) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(item) is int for item in value):
-        _refuse(name, "expected a list of token ids")
+        refuse(name, "expected a list of token ids")
     low, high = int(LIMITS["token_id"].low), int(LIMITS["token_id"].high)
     if value and not (low <= min(value) and max(value) <= high):
-        _refuse(name, f"a token id is outside {low} .. {high}")
+        refuse(name, f"a token id is outside {low} .. {high}")
     return tuple(value)
 
 
@@ -63,11 +58,11 @@ def _stop_token_ids(value: object) -> tuple[int, ...]:
 
 def _logit_bias(value: object) -> dict[int, float]:
     if not isinstance(value, dict | None):
-        _refuse("logit_bias", "expected an object of token ids and numbers")
+        refuse("logit_bias", "expected an object of token ids and numbers")
     biases: dict[int, float] = {}
     for key, bias in (value or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10):
-            _refuse("logit_bias", f"the key {shown(key)} is not a token id")
+            refuse("logit_bias", f"the key {shown(key)} is not a token id")
         check_limit("logit_bias", bias, param="logit_bias")
         biases[int(key)] = float(bias)
     check_limit("logit_bias_count", len(biases), param="logit_bias")
@@ -79,7 +74,7 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
-        _refuse("prompt", "expected a string, strings, token ids or lists of token ids")
+        refuse("prompt", "expected a string, strings, token ids or lists of token ids")
     if isinstance(value[0], int):
         return (_token_ids(value, "prompt"),)
     check_limit("prompt_count", len(value), param="prompt")
@@ -90,7 +85,7 @@ def _one_prompt(item: object, place: str) -> Prompt:
     if isinstance(item, str):
         return item
     if not isinstance(item, list):
-        _refuse(place, "expected a string or a list of token ids")
+        refuse(place, "expected a string or a list of token ids")
     return _token_ids(item, place)
 
 
@@ -165,16 +160,10 @@ TokenIds: TypeAlias = Annotated[
     WithJsonSchema({"type": "array", "items": _INTEGER_IDS}),
 ]
 Messages: TypeAlias = Annotated[
-    list[dict[str, str]],
+    Conversation,
     PlainValidator(messages.check_messages),
     WithJsonSchema(messages.SCHEMA),
 ]
-
-
-class Body(BaseModel):
-    """Every request body: unknown fields and loose types are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class StreamOptions(Body):
@@ -184,7 +173,7 @@ class StreamOptions(Body):
     include_obfuscation: Annotated[bool | None, WithJsonSchema({"enum": [False, None]})] = None
 
 
-class Generation(Body):
+class Generation(CacheFields):
     """What chat and completions share. `user` is accepted and has no effect on the answer.
 
     From top_k on: extensions, named as vLLM names them."""
@@ -192,50 +181,50 @@ class Generation(Body):
     model: Annotated[str, Field(max_length=512)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, _bounded("n")] | None = None
-    temperature: Annotated[float, _bounded("temperature")] | None = None
-    top_p: Annotated[float, _bounded("top_p")] | None = None
-    presence_penalty: Annotated[float, _bounded("presence_penalty")] | None = None
-    frequency_penalty: Annotated[float, _bounded("frequency_penalty")] | None = None
+    n: Annotated[int, bounded("n")] | None = None
+    temperature: Annotated[float, bounded("temperature")] | None = None
+    top_p: Annotated[float, bounded("top_p")] | None = None
+    presence_penalty: Annotated[float, bounded("presence_penalty")] | None = None
+    frequency_penalty: Annotated[float, bounded("frequency_penalty")] | None = None
     logit_bias: LogitBias = Field(default_factory=dict)
     stop: Stops = ()
-    seed: Annotated[int, _bounded("seed")] | None = None
-    max_tokens: Annotated[int, _bounded("max_tokens", low=1)] | None = None
+    seed: Annotated[int, bounded("seed")] | None = None
+    max_tokens: Annotated[int, bounded("max_tokens", low=1)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
-    top_k: Annotated[int, _bounded("top_k", low=-1)] | None = None
-    min_p: Annotated[float, _bounded("min_p")] | None = None
-    repetition_penalty: Annotated[float, _bounded("repetition_penalty")] | None = None
-    min_tokens: Annotated[int, _bounded("min_tokens")] | None = None
+    top_k: Annotated[int, bounded("top_k", low=-1)] | None = None
+    min_p: Annotated[float, bounded("min_p")] | None = None
+    repetition_penalty: Annotated[float, bounded("repetition_penalty")] | None = None
+    min_tokens: Annotated[int, bounded("min_tokens")] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: StopTokenIds = ()
-    prompt_logprobs: Annotated[int, _bounded("prompt_logprobs")] | None = None
+    prompt_logprobs: Annotated[int, bounded("prompt_logprobs")] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
 
     def check(self) -> None:
-        """Rules between fields."""
+        super().check()
         if self.stream_options is not None and not self.stream:
-            _refuse("stream_options", "is allowed only with stream: true")
+            refuse("stream_options", "is allowed only with stream: true")
         if self.stream_options is not None and self.stream_options.include_obfuscation:
-            _refuse("stream_options.include_obfuscation", "is not served; send false")
+            refuse("stream_options.include_obfuscation", "is not served; send false")
         if self.stream and self.prompt_logprobs is not None:
-            _refuse("prompt_logprobs", "is not available with stream: true")
+            refuse("prompt_logprobs", "is not available with stream: true")
 
 
 class ChatCompletion(Generation):
     """POST /v1/chat/completions"""
 
     messages: Messages
-    max_completion_tokens: Annotated[int, _bounded("max_tokens", low=1)] | None = None
+    max_completion_tokens: Annotated[int, bounded("max_tokens", low=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, _bounded("logprobs")] | None = None
+    top_logprobs: Annotated[int, bounded("logprobs")] | None = None
 
     def check(self) -> None:
         super().check()
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            _refuse("max_tokens", "send max_tokens or max_completion_tokens, not both")
+            refuse("max_tokens", "send max_tokens or max_completion_tokens, not both")
         if self.top_logprobs is not None and not self.logprobs:
-            _refuse("top_logprobs", "needs logprobs: true")
+            refuse("top_logprobs", "needs logprobs: true")
 
 
 class Completion(Generation):
@@ -243,10 +232,12 @@ class Completion(Generation):
 
     prompt: Prompts
     echo: bool | None = None
-    logprobs: Annotated[int, _bounded("completion_logprobs")] | None = None
+    logprobs: Annotated[int, bounded("completion_logprobs")] | None = None
 
     def check(self) -> None:
         super().check()
+        if self.kveik is not None and self.kveik.continues:
+            refuse("kveik.continue", "goes with messages only; use /v1/chat/completions")
         check_limit("choice_count", len(self.prompt) * (self.n or 1), param="n")
 
 
@@ -262,11 +253,13 @@ class Tokenize(Body):
 
     def check(self) -> None:
         if (self.prompt is None) == (self.messages is None):
-            _refuse("prompt", "send either prompt or messages")
+            refuse("prompt", "send either prompt or messages")
         if self.prompt is not None and self.add_generation_prompt is not None:
-            _refuse("add_generation_prompt", "goes with messages only")
+            refuse("add_generation_prompt", "goes with messages only")
         if self.messages is not None and self.add_special_tokens is not None:
-            _refuse("add_special_tokens", "goes with prompt only")
+            refuse("add_special_tokens", "goes with prompt only")
+        if self.messages is not None and (self.messages.documents or self.messages.marks):
+            refuse("messages", "labels for the cache have no effect on token ids; leave them out")
 
 
 class Detokenize(Body):
@@ -274,9 +267,6 @@ class Detokenize(Body):
 
     model: Annotated[str, Field(max_length=512)] | None = None
     tokens: TokenIds
-
-    def check(self) -> None:
-        """Nothing between fields."""
 
 
 AnyBody = TypeVar("AnyBody", ChatCompletion, Completion, Tokenize, Detokenize)
@@ -294,7 +284,7 @@ def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
     fields = unserved.served(body, known)
     for name in fields:
         if name not in kind.model_fields:
-            _refuse(shown(name), "unknown field")
+            refuse(shown(name), "unknown field")
     try:
         record = kind.model_validate(fields)
     except ValidationError as error:
@@ -315,6 +305,8 @@ def _explained(error: ValidationError) -> InvalidRequest:
     elif first["type"] in ("greater_than_equal", "less_than_equal"):
         bound = f"less than {context['ge']}" if "ge" in context else f"more than {context['le']}"
         why = f"{_number(value)} is {bound}"
+    elif first["type"] == "value_error":
+        why = str(context["error"])
     else:
         why = first["msg"][:1].lower() + first["msg"][1:]
     return InvalidRequest(f"{place}: {why}", param=place)
@@ -336,7 +328,3 @@ def _path(places: tuple[int | str, ...]) -> str:
         else:
             path += f".{shown(place)}" if path else shown(place)
     return path or "body"
-
-
-def _refuse(place: str, why: str) -> NoReturn:
-    raise InvalidRequest(f"{place}: {why}", param=place)

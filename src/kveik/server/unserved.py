@@ -14,10 +14,7 @@ from kveik.errors import UnsupportedFeature
 _SHARED: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "cache_control": (),
-    "cache_salt": (),
     "metadata": ({},),
-    "prompt_cache_key": (),
-    "prompt_cache_retention": (),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
     "service_tier": ("auto", "default"),

@@ -1,0 +1,197 @@
+"""What a request says about the cache, native or in the words of another API, as one Directive.
+
+    "kveik": {...}, prompt_cache_*, cache_control, cache_salt, cache_prompt -> Retention
+
+docs/CACHE_FIELDS.md has one line per field. Two fields that say the same thing differently are
+refused: which of them would win is nobody's guess. Salts are hashed here, at the edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+from kveik.cache.directive import PLAIN, Clock, Directive, Priority, Relevance, Ttl, TtlMode, Write
+from kveik.config import LIMITS, check_limit
+from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
+
+_WRITE: dict[bool | str, Write] = {True: "all", "low": "low", False: "none"}
+_RETENTION_SECONDS = {"in_memory": 3600.0, "in-memory": 3600.0, "24h": 86400.0}
+
+Salt: TypeAlias = Annotated[
+    str,
+    Field(min_length=int(LIMITS["salt_length"].low), max_length=int(LIMITS["salt_length"].high)),
+]
+
+
+def _writes(value: object) -> Write:
+    if isinstance(value, bool) or value == "low":
+        return _WRITE[value]
+    raise ValueError('expected true, false or "low"')
+
+
+Writes: TypeAlias = Annotated[
+    Write, PlainValidator(_writes), WithJsonSchema({"enum": [True, False, "low"]})
+]
+
+
+class Native(Body):
+    """The object "kveik" of a request; every field may be left out."""
+
+    session: Identifier | None = None
+    continues: bool | None = Field(None, alias="continue")
+    context: Identifier | None = None
+    relevance: Relevance | None = None
+    tags: Tags | None = None
+    ttl: Duration | None = None
+    ttl_mode: TtlMode | None = None
+    clock: Clock | None = None
+    priority: Priority | None = None
+    write: Writes | None = None
+    explain: bool | None = None
+
+
+class CacheOptions(Body):
+    """OpenAI's prompt_cache_options. ttl is the shortest time for which a prefix is kept."""
+
+    mode: Literal["implicit", "explicit"] | None = None
+    ttl: Duration | None = None
+
+
+class CacheFields(Body):
+    """The cache fields that every generation request may carry."""
+
+    kveik: Native | None = None
+    cached_content: Identifier | None = None
+    prompt_cache_key: Identifier | None = None
+    prompt_cache_options: CacheOptions | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    cache_salt: Salt | None = None
+    cache_prompt: bool | None = None
+
+    def check(self) -> None:
+        retention(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A breakpoint on a part of a message. seconds None: it says nothing about how long."""
+
+    field: Literal["cache_control", "prompt_cache_breakpoint"]
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """directive: without what depends on tokens (documents, write_until). salt: a digest, or "".
+
+    reuse False: computed cold. continues: the finished turns of the session come first.
+    write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored."""
+
+    directive: Directive = PLAIN
+    salt: str = ""
+    reuse: bool = True
+    continues: bool = False
+    explain: bool = False
+    cached_content: str | None = None
+    write_to_mark: bool = False
+
+
+def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
+    """Raises InvalidRequest where fields contradict each other or lack what they need."""
+    native = fields.kveik or Native.model_construct()
+    _check_native(native)
+    explicit = fields.prompt_cache_options is not None and (
+        fields.prompt_cache_options.mode == "explicit"
+    )
+    to_mark = explicit and any(mark.field == "prompt_cache_breakpoint" for mark in marks)
+    directive = Directive(
+        session=native.session,
+        context=native.context,
+        relevance=native.relevance,
+        tags=_tags(native, fields.prompt_cache_key),
+        ttl=_ttl(native, fields, marks),
+        priority=native.priority or "normal",
+        write=_write(native, fields, explicit and not to_mark),
+    )
+    return Retention(
+        directive=directive,
+        salt=salt_digest(fields.cache_salt),
+        reuse=fields.cache_prompt is not False,
+        continues=bool(native.continues),
+        explain=bool(native.explain),
+        cached_content=fields.cached_content,
+        write_to_mark=to_mark,
+    )
+
+
+def salt_digest(salt: str | None) -> str:
+    """What the engine is told instead of a salt ("" for none)."""
+    if salt is None:
+        return ""
+    return blake2b(salt.encode(), digest_size=16, person=b"kveik-salt").hexdigest()
+
+
+def _check_native(native: Native) -> None:
+    if native.session is None:
+        for name, value in (
+            ("context", native.context),
+            ("relevance", native.relevance),
+            ("continue", native.continues or None),
+        ):
+            if value is not None:
+                refuse(f"kveik.{name}", "needs kveik.session: it is about what a session computed")
+    if native.ttl is None:
+        for name, value in (("ttl_mode", native.ttl_mode), ("clock", native.clock)):
+            if value is not None:
+                refuse(f"kveik.{name}", "needs kveik.ttl")
+
+
+def _tags(native: Native, key: str | None) -> tuple[str, ...]:
+    tags = tuple(dict.fromkeys((*(native.tags or ()), *(() if key is None else (key,)))))
+    check_limit("tag_count", len(tags), param="kveik.tags")
+    return tags
+
+
+def _write(native: Native, fields: CacheFields, unmarked: bool) -> Write:
+    """unmarked: only marked prefixes are to be stored, and none is marked."""
+    for name, is_off in (
+        ("cache_prompt", fields.cache_prompt is False),
+        ("prompt_cache_options.mode", unmarked),
+    ):
+        if is_off and native.write not in (None, "none"):
+            refuse("kveik.write", f"contradicts {name}, which stores nothing; send one of them")
+        if is_off:
+            return "none"
+    return native.write or "all"
+
+
+def _ttl(native: Native, fields: CacheFields, marks: Sequence[Mark]) -> Ttl | None:
+    """The time to live; of several breakpoints the longest."""
+    found: dict[str, Ttl] = {}
+    if native.ttl is not None:
+        found["kveik.ttl"] = Ttl(
+            native.ttl, native.clock or "last_use", native.ttl_mode or "delete"
+        )
+    if fields.prompt_cache_retention is not None:  # how long at most
+        seconds = _RETENTION_SECONDS[fields.prompt_cache_retention]
+        found["prompt_cache_retention"] = Ttl(seconds, "last_use", "delete")
+    if (seconds_kept := _kept(fields.prompt_cache_options, marks)) is not None:  # at least
+        found["prompt_cache_options.ttl"] = Ttl(seconds_kept, "last_use", "demote")
+    lifetimes = [mark.seconds for mark in marks if mark.field == "cache_control" and mark.seconds]
+    if lifetimes:
+        found["cache_control"] = Ttl(max(lifetimes), "last_use", "delete")
+    if len(found) > 1:
+        one, other = list(found)[:2]
+        refuse(one, f"contradicts {other}: both say how long the prompt is kept; send one of them")
+    return next(iter(found.values()), None)
+
+
+def _kept(options: CacheOptions | None, marks: Sequence[Mark]) -> float | None:
+    whole = options.ttl if options is not None else None
+    parts = [mark.seconds for mark in marks if mark.field == "prompt_cache_breakpoint"]
+    return max((value for value in (whole, *parts) if value is not None), default=None)
