@@ -11,6 +11,7 @@
       MethodNotAllowed              405   code method_not_allowed
       RequestTimeout                408   code request_timeout (the body did not arrive)
       Conflict                      409   code conflict (cannot be done now)
+        PinBudgetExceeded           409   code pin_budget_exceeded (more pins than the pool allows)
       RequestTooLarge               413   code request_too_large
       UnsupportedMediaType          415   code unsupported_media_type
       HeadersTooLarge               431   code request_too_large
@@ -110,6 +111,20 @@ class Conflict(KveikError):
     status = 409
     type = "invalid_request_error"
     code = "conflict"
+
+
+class PinBudgetExceeded(Conflict):
+    """More blocks would be pinned than the pool sets aside for pins."""
+
+    code = "pin_budget_exceeded"
+
+    def __init__(self, asked: int, left: int) -> None:
+        super().__init__(
+            f"pin: {asked} more blocks are asked for and {left} are left in the budget of pins: "
+            "unpin another cache, or give the engine more --kv-memory or a larger pin share",
+            param="pin",
+        )
+        self.asked, self.left = asked, left
 
 
 class UnsupportedMediaType(KveikError):

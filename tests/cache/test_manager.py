@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from books import FULL, Books, blocks_of
 
+from kveik.cache.directive import Selector
 from kveik.cache.manager import CacheManager, Miss, NoRoom, Opened, Wait
 from kveik.cache.segments import CopyPrefix, KvGroup
 from kveik.errors import ConfigError, InvalidRequest
@@ -85,7 +86,7 @@ def test_a_request_that_may_not_reuse_does_not_wait_and_still_publishes() -> Non
 def test_a_leader_whose_work_is_invalidated_leads_no_longer() -> None:
     books = small()
     books.start(PROMPT)
-    books.invalidate(namespace="")
+    books.invalidate(Selector(""))
     assert isinstance(books.open(PROMPT, 40), Opened)
     books.check()
 
@@ -94,7 +95,7 @@ def test_a_selector_that_ends_in_the_next_block_stops_the_leader_in_time() -> No
     books = small()
     leader = books.start(PROMPT)
     books.commit(leader, PROMPT[:4])
-    books.invalidate(namespace="", tokens=PROMPT[:6])
+    books.invalidate(Selector("", prefix=tuple(PROMPT[:6])))
     assert isinstance(books.open(PROMPT, 40), Wait)  # not known to match yet
     books.commit(leader, PROMPT[:7])
     assert isinstance(books.open(PROMPT, 40), Opened)
@@ -247,19 +248,19 @@ def test_invalidation_removes_the_subtree_and_nothing_else() -> None:
     other = [*PROMPT[:8], *range(800, 810)]
     books.end(books.run(PROMPT))
     books.end(books.run(other))
-    assert books.invalidate(namespace="", tokens=PROMPT[:10]) == 8
+    assert books.invalidate(Selector("", prefix=tuple(PROMPT[:10]))).blocks == 8
     books.check()
     assert books.cached([*PROMPT, 1]) == 8
     assert books.why([*PROMPT, 1]) == (8, "invalidated")
     assert books.cached([*other, 1]) == 18
-    assert books.invalidate(namespace="nobody") == 0
-    assert books.invalidate(namespace="", tokens=[5]) == 0
+    assert books.invalidate(Selector("nobody")).blocks == 0
+    assert books.invalidate(Selector("", prefix=(5,))).blocks == 0
 
 
 def test_a_running_reader_finishes_and_publishes_nothing_below() -> None:
     books = small()
     lease = books.run(PROMPT)
-    assert books.invalidate(namespace="", tokens=PROMPT[:2]) == 10
+    assert books.invalidate(Selector("", prefix=tuple(PROMPT[:2]))).blocks == 10
     books.check()
     assert books.extend(lease, 44)
     books.commit(lease, [*PROMPT, 1, 2, 3, 4])
@@ -273,7 +274,7 @@ def test_a_lease_opened_before_publishes_nothing_that_matches(computed: int) -> 
     books = small()
     lease = books.start(PROMPT)
     books.commit(lease, PROMPT[:computed])
-    books.invalidate(namespace="", tokens=PROMPT[:2])
+    books.invalidate(Selector("", prefix=tuple(PROMPT[:2])))
     if computed != 1:
         books.commit(lease, PROMPT[: computed + 3])
     books.end(lease)
@@ -283,8 +284,8 @@ def test_a_lease_opened_before_publishes_nothing_that_matches(computed: int) -> 
 def test_a_lease_that_does_not_match_publishes_as_before() -> None:
     books = small()
     lease = books.start(PROMPT)
-    books.invalidate(namespace="", tokens=[0, 1, 2, 99])
-    books.invalidate(namespace="other")
+    books.invalidate(Selector("", prefix=(0, 1, 2, 99)))
+    books.invalidate(Selector("other"))
     books.commit(lease, PROMPT)
     assert books.cached([*PROMPT, 1]) == 40
 
@@ -293,7 +294,7 @@ def test_invalidation_removes_every_recipe_of_the_namespace() -> None:
     books = small()
     books.end(books.run([7, 8, 9, 10], lineage=b"recipe"))
     running = books.start([1, 2, 3, 4], lineage=b"recipe")
-    assert books.invalidate(namespace="", tokens=[500]) == 1
+    assert books.invalidate(Selector("", prefix=(500,))).blocks == 1
     books.commit(running, [1, 2, 3, 4])
     books.end(running)
     assert len(books.tree) == 0

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from kveik.cache.directive import Selector
 from kveik.cache.manager import CacheManager, Lease, NoRoom, Opened, Wait
 from kveik.cache.prefix import Identity
 from kveik.cache.segments import EXACT, CopyPrefix, KvGroup, Move
@@ -369,7 +370,7 @@ class World:
         blocks = sum(block is not None for key in gone for block in self.cached[key])
         for key in gone:
             del self.cached[key]
-        assert self.manager.invalidate(namespace=namespace, tokens=selector) == blocks
+        assert self.manager.invalidate(Selector(namespace, prefix=selector)).blocks == blocks
         for run in self.runs:
             if run.identity.namespace == namespace:
                 run.selectors.append(selector if run.identity.lineage == EXACT else ())

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kveik.cache.directive import PLAIN, Directive
 from kveik.cache.prefix import Identity
 from kveik.cache.segments import BlockTable, Move
 
@@ -58,6 +59,7 @@ class Lease:
         "cached_tokens",
         "capacity",
         "committed",
+        "directive",
         "identity",
         "leading",
         "limit",
@@ -74,7 +76,8 @@ class Lease:
         "unstored",
     )
 
-    def __init__(self, identity: Identity, groups: int) -> None:
+    def __init__(self, identity: Identity, groups: int, directive: Directive = PLAIN) -> None:
+        self.directive = directive
         self.identity = identity
         self.tables: tuple[BlockTable, ...] = ()
         self.cached_tokens = 0

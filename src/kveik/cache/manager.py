@@ -10,13 +10,23 @@ import secrets
 from collections.abc import Collection, Mapping, Sequence
 
 from kveik.cache.audit import audit
+from kveik.cache.directive import (
+    PLAIN,
+    BlockView,
+    Directive,
+    Divergence,
+    Receipt,
+    Relevance,
+    Selector,
+    Ttl,
+)
 from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
 from kveik.cache.lookup import Found, Lookup
 from kveik.cache.policy import IdleQueues, make_policy
 from kveik.cache.pool import SEALED, BlockPool, StepFence
 from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens
 from kveik.cache.reclaim import Reclaimer
-from kveik.cache.segments import EXACT, CopyPrefix, KvGroup, Move, Segment
+from kveik.cache.segments import EXACT, CopyPrefix, Erase, KvGroup, Move, Segment
 from kveik.errors import ConfigError
 
 __all__ = [
@@ -51,11 +61,15 @@ class CacheManager:
         policy: str = "lru",
         enable_prefix_caching: bool = True,
         ghosts: int = 4096,
+        session_idle: float = 1800.0,  # seconds without a use after which a session ends
+        pin_share: float = 0.5,  # of the blocks of every group
+        relevance: Relevance = "demote",  # where a directive says nothing
     ) -> None:
         _check_sizes(groups, num_blocks, block_size)
         self.groups = tuple(groups)
         self.block_size = block_size
         self.caching = enable_prefix_caching
+        self.session_idle, self.pin_share, self.relevance = session_idle, pin_share, relevance
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.idle = tuple(IdleQueues(count, make_policy(policy)) for count in num_blocks)
         self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
@@ -89,21 +103,54 @@ class CacheManager:
 
     # --- lookup
 
-    def lookup(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
+    def lookup(
+        self,
+        tokens: Sequence[int],
+        *,
+        namespace: str = "",
+        adapter: int = 0,
+        salt: str = "",
+        now: float = 0.0,
+    ) -> Match:
         """Longest exact match, token-granular, capped at len(tokens) - 1."""
+        self._now = max(self._now, now)
         data = pack_tokens(tokens)
-        identity = Identity(namespace, adapter)
+        identity = Identity(namespace, adapter, EXACT, salt)
         found = self.search.find(identity, data, self.search.cap(len(tokens)))
         self._touch(found)
         return self.search.match(found, identity, data)
 
-    def explain(self, tokens: Sequence[int], *, namespace: str = "", adapter: int = 0) -> Match:
+    def explain(
+        self,
+        tokens: Sequence[int],
+        *,
+        namespace: str = "",
+        adapter: int = 0,
+        salt: str = "",
+        now: float = 0.0,
+    ) -> Match:
         """Like lookup, without touching recency or counters."""
+        self._now = max(self._now, now)
         data = pack_tokens(tokens)
-        identity = Identity(namespace, adapter)
+        identity = Identity(namespace, adapter, EXACT, salt)
         return self.search.match(
             self.search.find(identity, data, self.search.cap(len(tokens))), identity, data
         )
+
+    def divergence(
+        self,
+        tokens: Sequence[int],
+        *,
+        namespace: str = "",
+        adapter: int = 0,
+        salt: str = "",
+        now: float = 0.0,
+    ) -> Divergence:
+        """Where the prompt leaves what is cached, and what the nearest continuation has there."""
+        match = self.explain(tokens, namespace=namespace, adapter=adapter, salt=salt, now=now)
+        reason = match.miss.reason if match.miss else "too_short"
+        wanted = tuple(tokens[match.cached_tokens : match.cached_tokens + 512])
+        return Divergence(match.cached_tokens, reason, (), wanted)
 
     def _touch(self, found: Found) -> None:
         """Count the found path as used now; tail before head, as when a lease lets it go."""
@@ -128,11 +175,13 @@ class CacheManager:
         *,
         namespace: str = "",
         adapter: int = 0,
+        salt: str = "",
         store: bool = True,
         reuse: bool = True,
         lineage: bytes = EXACT,
         spare: int = 0,
         now: float = 0.0,
+        directive: Directive = PLAIN,
     ) -> OpenResult:
         """Look up `tokens`, hold what matches, reserve slots so that `wanted` tokens fit.
 
@@ -143,7 +192,8 @@ class CacheManager:
         for the growth of those that run already; otherwise NoRoom."""
         self._now = max(self._now, now)
         data = pack_tokens(tokens)
-        identity = Identity(namespace, adapter, lineage)
+        identity = Identity(namespace, adapter, lineage, salt)
+        store = store and directive.write != "none"
         found = self.search.find(identity, data, self.search.cap(len(tokens)) if reuse else 0)
         if reuse and (leader := self.leaders.get(self.search.next_key(found, data))):
             return Wait(leader)
@@ -153,7 +203,7 @@ class CacheManager:
             found = self.search.whole_blocks(found)
             if not self._fits(found, wanted, spare):
                 return NoRoom()
-        lease = Lease(identity, len(self.groups))
+        lease = Lease(identity, len(self.groups), directive)
         cached = found.blocks * self.block_size + found.extra
         lease.miss = (
             self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
@@ -313,7 +363,7 @@ class CacheManager:
         partial = lease.committed - lease.sealed * self.block_size
         if partial and any(not self.pools[g].free and not self.idle[g].count for g in self._range):
             return None
-        child = Lease(lease.identity, len(self.groups))
+        child = Lease(lease.identity, len(self.groups), lease.directive)
         child.cached_tokens, child.miss = lease.cached_tokens, lease.miss
         child.committed, child.sealed, child.tail = lease.committed, lease.sealed, lease.tail
         child.starts = list(lease.starts)
@@ -438,9 +488,12 @@ class CacheManager:
         self._let_go(lease, leaving)
         return True
 
-    def release(self, lease: Lease, *, keep: bool = True, now: float = 0.0) -> None:
+    def release(
+        self, lease: Lease, *, keep: bool = True, finished: bool = True, now: float = 0.0
+    ) -> None:
         """End the lease. keep: what was committed stays cached and the partial tail is sealed, so
-        that a later prompt reuses it token-granularly. Tails are freed before heads."""
+        that a later prompt reuses it token-granularly. Tails are freed before heads. finished
+        False: an aborted turn, what it wrote does not enter its session."""
         self._known(lease)
         self._now = max(self._now, now)
         self._tick += 1
@@ -519,21 +572,105 @@ class CacheManager:
 
     # --- invalidation
 
-    def invalidate(self, *, namespace: str, tokens: Sequence[int] = ()) -> int:
-        """Remove the subtree below the prefix `tokens` (empty: the whole namespace); returns
-        blocks removed. In-flight readers finish; what they compute from it is not published.
+    def invalidate(self, selector: Selector, now: float = 0.0) -> Receipt:
+        """Remove what the selector matches, with the subtree below it. In-flight readers finish;
+        what they compute from it is not published.
 
-        A block is removed when the tokens up to its end begin with `tokens`. Recipes of the
+        A block is removed when the tokens up to its end begin with the prefix. Recipes of the
         namespace may contain what is forgotten, so they all go."""
-        selector = pack_tokens(tokens)
+        self._now = max(self._now, now)
+        prefix = pack_tokens(selector.prefix)
         removed = 0
         for identity, root in list(self.tree.roots.items()):
-            if identity.namespace == namespace:
-                removed += self._forget(root, selector if identity.lineage == EXACT else b"")
+            if identity.namespace == selector.namespace:
+                removed += self._forget(root, prefix if identity.lineage == EXACT else b"")
         for lease in self.leases:
-            if lease.identity.namespace == namespace and lease.limit:
-                self._restrict(lease, selector if lease.lineage == EXACT else b"")
-        return removed
+            if lease.identity.namespace == selector.namespace and lease.limit:
+                self._restrict(lease, prefix if lease.lineage == EXACT else b"")
+        return Receipt(blocks=removed, tokens=removed * self.block_size)
+
+    def end_session(self, namespace: str, session: str, now: float = 0.0) -> Receipt | None:
+        """End the claim of a session; None when there is none of that name."""
+        return None
+
+    def announce_document(
+        self, namespace: str, document: str, version: str, now: float = 0.0
+    ) -> Receipt:
+        """Every other version of the document goes, and what depends on it."""
+        return Receipt()
+
+    def switch_context(
+        self,
+        namespace: str,
+        session: str,
+        context: str,
+        mode: Relevance | None = None,
+        live_tokens: Sequence[int] = (),
+        now: float = 0.0,
+    ) -> Receipt:
+        """The session is about `context` from now on: what it computed under others is demoted
+        or deleted, but for what the live prompt contains."""
+        return Receipt()
+
+    # --- names, pins, time
+
+    def check_pin(self, tokens: int) -> None:
+        """PinBudgetExceeded unless that many tokens could be pinned beside what is."""
+
+    def name(
+        self,
+        namespace: str,
+        name: str,
+        tokens: Sequence[int],
+        *,
+        ttl: Ttl | None = None,
+        pin: bool = False,
+        adapter: int = 0,
+        salt: str = "",
+        now: float = 0.0,
+    ) -> int:
+        """The named cache holds the path of `tokens`; returns how many of them are there."""
+        return 0
+
+    def unname(self, namespace: str, name: str, now: float = 0.0) -> Receipt:
+        """End the claims of a named cache and of its pin."""
+        return Receipt()
+
+    def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float = 0.0) -> None:
+        """Another deadline for what the named cache holds."""
+
+    def set_pin(self, namespace: str, name: str, pinned: bool, now: float = 0.0) -> None:
+        """Pin what the named cache holds, or let it be evicted again."""
+
+    def tick(self, now: float, budget: int = 128) -> bool:
+        """Expire deadlines, end idle sessions, free at most `budget` nodes that are out of reach;
+        True while there are more."""
+        self._now = max(self._now, now)
+        return False
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do at the latest; None: not before the next call."""
+        return None
+
+    def take_erasures(self) -> tuple[Erase, ...]:
+        """Blocks freed since the last call whose bytes must be overwritten first of all."""
+        return ()
+
+    def sessions(
+        self, namespace: str | None = None, now: float = 0.0
+    ) -> list[tuple[str, str, float, int, int]]:
+        """(namespace, session, idle seconds, blocks, tokens) of every session."""
+        return []
+
+    def listing(
+        self,
+        namespace: str | None = None,
+        now: float = 0.0,
+        top: int = 100,
+        with_path: bool = False,
+    ) -> list[BlockView]:
+        """Cached blocks, the hottest first (of one namespace)."""
+        return []
 
     def _forget(self, root: int, selector: bytes) -> int:
         removed = 0
@@ -594,7 +731,7 @@ class CacheManager:
                 return False
         names = {identity.namespace for identity in self.tree.roots}
         for name in names if namespace is None else names & {namespace}:
-            self.invalidate(namespace=name)
+            self.invalidate(Selector(namespace=name))
         return True
 
     # --- sizes, counters, proof

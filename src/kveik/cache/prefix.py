@@ -57,11 +57,13 @@ def shared_tokens(left: bytes, right: bytes) -> int:
 
 
 class Identity(NamedTuple):
-    """What separates trees that must never see each other. lineage: EXACT or a recipe digest."""
+    """What separates trees that must never see each other. lineage: EXACT or a recipe digest;
+    salt: a narrower circle within the namespace (hashed before it comes here)."""
 
     namespace: str
     adapter: int = 0
     lineage: bytes = EXACT
+    salt: str = ""
 
 
 class SortedKeys:
@@ -390,7 +392,9 @@ class PrefixTree:
 
     def _root_digest(self, identity: Identity) -> bytes:
         name = identity.namespace.encode("utf-8", "surrogatepass")
-        parts = (name, identity.adapter.to_bytes(8, "big", signed=True), identity.lineage)
+        salt = identity.salt.encode("utf-8", "surrogatepass")
+        adapter = identity.adapter.to_bytes(8, "big", signed=True)
+        parts = (name, adapter, identity.lineage, salt)
         framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return hashlib.blake2b(
             framed, digest_size=_DIGEST, key=self._secret, person=b"kveik root"
