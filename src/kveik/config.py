@@ -65,6 +65,7 @@ LIMITS: dict[str, Limit] = {
     "document_count": Limit(0, 256),  # labelled parts of one request
     "age": Limit(0.0, 3660 * 86400.0, integer=False),  # seconds, of a selector
     "listing_count": Limit(1, 1000),  # entries of a listing
+    "tenant_count": Limit(1, 10_000),  # entries of a keys file
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

@@ -1,17 +1,19 @@
-"""Who is calling: API keys, compared in constant time, each its own cache namespace.
+"""Who is calling: API keys, compared in constant time, each with a cache namespace.
 
-A key is kept as its SHA-256 digest only. The namespace is another digest of the key, so neither
-logs nor labels nor the cache ever hold the key itself.
+A key is kept as its SHA-256 digest only. The namespace is a digest of the tenant's name where a
+keys file names one (a rotated key keeps its cache), else another digest of the key: neither logs
+nor labels nor the cache ever hold the key itself.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 
-from kveik.errors import ConfigError, PermissionDenied, Unauthorized
+from kveik.errors import ConfigError, NotFound, PermissionDenied, Unauthorized
+from kveik.server.keys_file import Tenant
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -41,17 +43,39 @@ class KeyRing:
 
     Without any key every caller is the operator of one namespace. Else an operator holds an admin
     key, or, where no admin key is configured, the only key: what concerns every namespace then
-    concerns nobody else."""
+    concerns nobody else. `replace` puts other tenants in the place of those of the keys file."""
 
-    def __init__(self, api_keys: Iterable[str], admin_keys: Iterable[str]) -> None:
-        plain, admin = dict.fromkeys(api_keys), dict.fromkeys(admin_keys)
-        if any(not key.strip() for key in (*plain, *admin)):
+    def __init__(
+        self,
+        api_keys: Iterable[str],
+        admin_keys: Iterable[str],
+        tenants: Sequence[Tenant] = (),
+    ) -> None:
+        self._plain, self._admin = tuple(dict.fromkeys(api_keys)), tuple(dict.fromkeys(admin_keys))
+        if any(not key.strip() for key in (*self._plain, *self._admin)):
             raise ConfigError("api_key: a key is empty", param="api_key")
-        alone = len(plain) == 1 and not admin
-        self._keys = [
+        self._keys: list[_Key] = []
+        self._namespaces: dict[str, str] = {}
+        self.replace(tenants)
+
+    def replace(self, tenants: Sequence[Tenant]) -> None:
+        """Keys that are gone are refused from now on; what they started goes on."""
+        plain, admin = self._plain, self._admin
+        alone = len(plain) + len(tenants) == 1 and not admin
+        keys = [
             _Key(_digest(key), Caller(_namespace(key), key in admin or alone))
             for key in dict.fromkeys((*plain, *admin))
         ]
+        for one in tenants:
+            caller = Caller(tenant_namespace(one.name), one.admin or alone)
+            keys.append(_Key(_digest(one.key), caller))
+        if len({key.digest for key in keys}) < len(keys):
+            raise ConfigError(
+                "keys_file: a key is configured as --api-key or --admin-key too; give it once",
+                param="keys_file",
+            )
+        self._keys = keys
+        self._namespaces = {one.name: tenant_namespace(one.name) for one in tenants}
 
     @property
     def open(self) -> bool:
@@ -73,6 +97,23 @@ class KeyRing:
             )
         return found
 
+    def namespace_of(self, name: str) -> str:
+        """Of a tenant by its name in the keys file. Raises NotFound."""
+        try:
+            return self._namespaces[name]
+        except KeyError:
+            raise NotFound(
+                "namespace: the keys file has no tenant of this name", param="namespace"
+            ) from None
+
+    def name_of(self, namespace: str) -> str | None:
+        """What an operator is told instead of a namespace; None: it has no name."""
+        return next((name for name, own in self._namespaces.items() if own == namespace), None)
+
+
+def tenant_namespace(name: str) -> str:
+    return _hexdigest(name, b"kveik-tenant")
+
 
 def _given_key(headers: Headers) -> bytes:
     """The key sent, b"" if there is none or the headers contradict each other."""
@@ -91,4 +132,8 @@ def _digest(key: str | bytes) -> bytes:
 
 
 def _namespace(key: str) -> str:
-    return blake2b(key.encode(), digest_size=16, person=b"kveik-namespace").hexdigest()
+    return _hexdigest(key, b"kveik-namespace")
+
+
+def _hexdigest(text: str, person: bytes) -> str:
+    return blake2b(text.encode(), digest_size=16, person=person).hexdigest()

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from kveik.config import LIMITS, check_limit
+from kveik.engine.words import document_version, duration
 from kveik.errors import InvalidRequest, UnsupportedFeature
-from kveik.server.fields import document_version, duration
 from kveik.server.json_body import shown
 from kveik.server.retention_fields import Mark
 

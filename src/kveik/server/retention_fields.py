@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from kveik.cache.directive import PLAIN, Clock, Directive, Priority, Relevance, Ttl, TtlMode, Write
 from kveik.config import LIMITS, check_limit
+from kveik.engine.words import salt_digest
 from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
 
 _WRITE: dict[bool | str, Write] = {True: "all", "low": "low", False: "none"}
@@ -120,20 +120,13 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
     )
     return Retention(
         directive=directive,
-        salt=salt_digest(fields.cache_salt),
+        salt="" if fields.cache_salt is None else salt_digest(fields.cache_salt),
         reuse=fields.cache_prompt is not False,
         continues=bool(native.continues),
         explain=bool(native.explain),
         cached_content=fields.cached_content,
         write_to_mark=to_mark,
     )
-
-
-def salt_digest(salt: str | None) -> str:
-    """What the engine is told instead of a salt ("" for none)."""
-    if salt is None:
-        return ""
-    return blake2b(salt.encode(), digest_size=16, person=b"kveik-salt").hexdigest()
 
 
 def _check_native(native: Native) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import signal
 import socket
 import sys
 import threading
@@ -34,8 +35,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises ConfigError (taken port, open door on a network
     address, empty key) and whatever `Engine.load` raises."""
-    service = Service.of(server_config)
     refuse_open_door(server_config)
+    service = Service.of(server_config)
     listener = bind(server_config)
     logs.configure(server_config.log_format)
     with listener:
@@ -44,12 +45,16 @@ def serve(
 
 def refuse_open_door(config: ServerConfig) -> None:
     """A network address without a key would let anybody in."""
-    if not (config.api_keys or config.admin_keys) and not is_loopback(config.host):
+    if not _has_keys(config) and not is_loopback(config.host):
         raise ConfigError(
             f"host: {config.host} can be reached from other machines, so a key is needed: add "
-            "--api-key KEY, or listen on --host 127.0.0.1",
+            "--api-key KEY or --keys-file FILE, or listen on --host 127.0.0.1",
             param="host",
         )
+
+
+def _has_keys(config: ServerConfig) -> bool:
+    return bool(config.api_keys or config.admin_keys or config.keys_file)
 
 
 def bind(config: ServerConfig) -> socket.socket:
@@ -86,6 +91,8 @@ async def _serve(
     service: Service, engine_config: EngineConfig, listener: socket.socket, out: TextIO
 ) -> None:
     server = HttpServer(service)
+    if service.config.keys_file is not None:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload_keys)
     outcome: list[Engine | Exception] = []
 
     def loaded(result: Engine | Exception) -> None:
@@ -125,7 +132,7 @@ def greeting(info: EngineInfo, config: ServerConfig, address: tuple[str, int]) -
     """What a started server prints: address, model, pool, kernel and one line to try."""
     host = f"[{config.host.strip('[]')}]" if ":" in config.host else config.host
     url = f"http://{host}:{address[1]}"
-    key = " -H 'Authorization: Bearer YOUR_KEY'" if config.api_keys or config.admin_keys else ""
+    key = " -H 'Authorization: Bearer YOUR_KEY'" if _has_keys(config) else ""
     body = json.dumps(
         {
             "model": info.model_id,

@@ -8,15 +8,19 @@ Event loop only. Nothing here is global: two servers in one process do not see e
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 from typing import Literal
 
 from kveik.config import ServerConfig
 from kveik.engine.engine import Engine
-from kveik.errors import Unavailable
+from kveik.errors import ConfigError, Unavailable
 from kveik.server.auth import KeyRing
 from kveik.server.bridge import Bridge
+from kveik.server.keys_file import Tenant, read_keys_file
 from kveik.server.metrics import Metrics
+
+_log = logging.getLogger("kveik.server")
 
 PING_SECONDS = 15.0
 """A stream that says nothing for so long gets a comment, so that proxies keep it open."""
@@ -38,11 +42,14 @@ class Service:
     ping_seconds: float = PING_SECONDS
     phase: Literal["loading", "ready", "draining"] = "loading"
     active: int = 0  # requests being answered
+    tenants: tuple[Tenant, ...] = ()  # of the keys file
     _serving: Serving | None = None
 
     @classmethod
     def of(cls, config: ServerConfig) -> Service:
-        return cls(config, KeyRing(config.api_keys, config.admin_keys))
+        """Raises ConfigError for keys that cannot be used."""
+        tenants = read_keys_file(config.keys_file) if config.keys_file else ()
+        return cls(config, KeyRing(config.api_keys, config.admin_keys, tenants), tenants=tenants)
 
     @property
     def serving(self) -> Serving:
@@ -59,6 +66,20 @@ class Service:
         self.metrics.watch(engine)
         if self.phase == "loading":
             self.phase = "ready"
+
+    def reload_keys(self) -> None:
+        """Read the keys file again. A broken one changes nothing and is told in one log line;
+        requests that run go on, whatever became of their key."""
+        if self.config.keys_file is None:
+            return
+        try:
+            tenants = read_keys_file(self.config.keys_file)
+            self.keys.replace(tenants)
+        except ConfigError as error:
+            _log.error("the keys stay as they were: %s", error.message)
+            return
+        self.tenants = tenants
+        _log.info("keys file read again: %d keys", len(tenants))
 
     async def drain(self) -> None:
         """Refuse what is new, let what runs end for `drain_seconds`, then end it with an error."""
