@@ -11,6 +11,7 @@ special string passes through untouched, so its ids are the ordinary ones.
 
 from __future__ import annotations
 
+import itertools
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -58,6 +59,24 @@ class SpecialTokens:
                 shielded = self._substitute(normalized)
         return shielded
 
+    def shielded_ranges(self, texts: Sequence[str], shielded: str) -> list[tuple[int, int]] | None:
+        """Where each of `texts` lies in `shielded`, which is `shield` of all of them joined.
+
+        A special string that two texts make together belongs to both. None: the text had to be
+        normalised, and nobody can tell any more."""
+        joined = "".join(texts)
+        if self._pattern is None or self._substitute(joined) != shielded:
+            return None if self._pattern else _ranges(texts)
+        swaps = [
+            (m.start(), m.end(), len(self._stand_ins[m[0]])) for m in self._pattern.finditer(joined)
+        ]
+        return [(_moved(start, swaps, 0), _moved(end, swaps, 1)) for start, end in _ranges(texts)]
+
+    def expanded_positions(self, token_ids: Sequence[int]) -> list[int]:
+        """Index of each id, and of the end, in what `expand` makes of them."""
+        widths = (len(self._plain_ids.get(token_id, (token_id,))) for token_id in token_ids)
+        return list(itertools.accumulate(widths, initial=0))
+
     def expand(self, token_ids: Sequence[int]) -> list[int]:
         """Replace the ids of stand-ins by the plain-text ids of what they stand for."""
         if self._plain_ids.keys().isdisjoint(token_ids):
@@ -79,6 +98,23 @@ class SpecialTokens:
     def _substitute(self, text: str) -> str:
         assert self._pattern is not None
         return self._pattern.sub(lambda match: self._stand_ins[match[0]], text)
+
+
+def _ranges(texts: Sequence[str]) -> list[tuple[int, int]]:
+    ends = list(itertools.accumulate(map(len, texts), initial=0))
+    return list(itertools.pairwise(ends))
+
+
+def _moved(at: int, swaps: Sequence[tuple[int, int, int]], side: int) -> int:
+    """Position `at` after every (start, end, new length) was swapped; a position inside a swap
+    goes to its start (side 0) or its end (side 1)."""
+    shift = 0
+    for start, end, length in swaps:
+        if end <= at:
+            shift += length - (end - start)
+        elif start < at:
+            return start + shift + side * length
+    return at + shift
 
 
 def _unguessable_names(count: int) -> list[str]:

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Backend
 from kveik.config import check_limit
 from kveik.engine.chat_template import ChatTemplate, load_chat_template
 from kveik.engine.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
+from kveik.engine.part_spans import Marks, covering_tokens, place
 from kveik.engine.special_tokens import SpecialTokens
 from kveik.errors import InvalidRequest, ModelLoadError, UnsupportedFeature
 
@@ -134,6 +135,28 @@ class Tokenizer:
         text = self._render(messages, add_generation_prompt)
         return self._special.expand(self._backend.encode(text, add_special_tokens=False).ids)
 
+    def encode_chat_with_spans(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parts: Sequence[tuple[int, int]],
+        *,
+        add_generation_prompt: bool = True,
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `encode_chat`, and for each of `parts` the tokens `start .. end` that cover
+        its text as the template rendered it.
+
+        parts: (index of the message, index of the content part; 0 where content is a string).
+        Raises InvalidRequest naming a part that is blank or that the template leaves out."""
+        text = self._render(messages, add_generation_prompt)
+        distinct = tuple(dict.fromkeys(parts))
+        ranges = self._part_ranges(messages, distinct, text, add_generation_prompt)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        positions, offsets = self._special.expanded_positions(encoding.ids), encoding.offsets
+        tokens = [covering_tokens(offsets, wanted) for wanted in ranges]
+        spans = [(positions[first], positions[last]) for first, last in tokens]
+        of_part = dict(zip(distinct, spans, strict=True))
+        return self._special.expand(encoding.ids), [of_part[part] for part in parts]
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:
@@ -171,6 +194,62 @@ class Tokenizer:
             self._variables,
             add_generation_prompt=add_generation_prompt,
         )
+
+    def _part_ranges(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parts: Sequence[tuple[int, int]],
+        text: str,
+        add_generation_prompt: bool,
+    ) -> list[tuple[int, int]]:
+        """Where each part lies in the rendered `text`, in characters."""
+        assert self._chat_template is not None
+        copies, marks = self._shielded_messages(messages), Marks(len(parts))
+        inner: list[str] = []
+        marked: dict[int, dict[int, tuple[int, int]]] = {}
+        for number, (index, part) in enumerate(parts):
+            start, end = self._part_in_content(messages, copies, index, part)
+            marked.setdefault(index, {})[number] = (start, end)
+            inner.append(copies[index]["content"][start:end])
+        for index, ranges in marked.items():
+            copies[index]["content"] = marks.around(copies[index]["content"], ranges)
+        again, places = marks.remove(
+            self._chat_template.render(
+                copies, self._variables, add_generation_prompt=add_generation_prompt
+            )
+        )
+        found = []
+        for number, (index, part) in enumerate(parts):
+            marked_at = places.get(number, ((), ())) if again == text else None
+            where = place(text, inner[number], marked_at)
+            if where is None:
+                _refuse(_part_field(messages, index, part), "the chat template leaves it out")
+            found.append(where)
+        return found
+
+    def _part_in_content(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        copies: Sequence[Mapping[str, Any]],
+        index: int,
+        part: int,
+    ) -> tuple[int, int]:
+        """Where a part lies in the shielded content of its message."""
+        field = _part_field(messages, index, part)
+        content = messages[index].get("content") if 0 <= index < len(messages) else None
+        texts = [content] if isinstance(content, str) else [p["text"] for p in content or ()]
+        if not 0 <= part < len(texts):
+            _refuse(field, "there is no such part")
+        if not texts[part].strip():
+            _refuse(field, "is blank: give it a text")
+        shielded: str = copies[index]["content"]
+        ranges = self._special.shielded_ranges(texts, shielded)
+        if ranges is not None:
+            return ranges[part]
+        where = place(shielded, self._special.shield(texts[part]), None)
+        if where is None:
+            _refuse(field, "holds a look-alike of a special token: write it in plain characters")
+        return where
 
     def _shielded_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Checked copies of the messages in which no string holds a special-token string."""
@@ -325,6 +404,12 @@ def _text_content(content: Any, field: str) -> str | None:
             _refuse(f"{field}[{index}].text", "expected a string")
         texts.append(part["text"])
     return "".join(texts)
+
+
+def _part_field(messages: Sequence[Mapping[str, Any]], index: int, part: int) -> str:
+    if 0 <= index < len(messages) and isinstance(messages[index].get("content"), str):
+        return f"messages[{index}].content"
+    return f"messages[{index}].content[{part}]"
 
 
 def _refuse(field: str, why: str) -> NoReturn:
