@@ -49,12 +49,16 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "": (
         (
             "llm",
+            "managed",
             "outputs",
+            "prompting",
+            "session",
             "batch",
             "batch_lines",
             "memory_plan",
             "commands",
             "cli",
+            "cache.directive",
             "engine",
             "server",
             "config",

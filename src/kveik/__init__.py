@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         UnsupportedFeature,
     )
     from kveik.llm import LLM
+    from kveik.managed import CacheOptions
     from kveik.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, StreamDelta
 
 __all__ = [
     "LLM",
+    "CacheOptions",
     "CompletionOutput",
     "ConfigError",
     "ContextLengthExceeded",
@@ -46,7 +48,11 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {"LLM": "kveik.llm", "SamplingParams": "kveik.engine.request"} | dict.fromkeys(
+_HOMES = {
+    "LLM": "kveik.llm",
+    "CacheOptions": "kveik.managed",
+    "SamplingParams": "kveik.engine.request",
+} | dict.fromkeys(
     ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
 )
 

@@ -22,8 +22,9 @@ from kveik.engine.request import (
     SamplingParams,
 )
 from kveik.errors import InvalidRequest, KveikError, NotFound, Unavailable, UnsupportedFeature
-from kveik.llm import LLM, Prompt, RequestSink
+from kveik.llm import LLM, RequestSink
 from kveik.outputs import LogprobsAt
+from kveik.prompting import Prompt
 
 if TYPE_CHECKING:
     from kveik.server.answers import Answer

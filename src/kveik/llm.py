@@ -14,15 +14,15 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
 from kveik.engine.request import Event, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest, KveikError, Overloaded
+from kveik.managed import PLAIN_USE, CacheOptions
 from kveik.outputs import (
     DeltaCollector,
     OutputCollector,
@@ -30,19 +30,7 @@ from kveik.outputs import (
     ScoreOutput,
     StreamDelta,
 )
-
-
-class TextPrompt(TypedDict):
-    prompt: str
-
-
-class TokensPrompt(TypedDict):
-    prompt_token_ids: Sequence[int]
-
-
-Prompt: TypeAlias = str | TextPrompt | TokensPrompt
-Message: TypeAlias = Mapping[str, Any]
-Conversation: TypeAlias = Sequence[Message]
+from kveik.prompting import Conversation, Prompt, chat_request, is_conversation, prompt_request
 
 
 class RequestSink(Protocol):
@@ -93,15 +81,18 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | None = None,
+        *,
+        cache: CacheOptions | None = None,
     ) -> list[RequestOutput]:
         """Complete prompts; outputs in their order.
 
         sampling_params: one for all, or one per prompt; None: `get_default_sampling_params()`.
-        use_tqdm: a progress bar; None: where there are several prompts and a terminal. Raises
-        InvalidRequest and its kin for the first prompt that cannot be served."""
+        use_tqdm: a progress bar; None: where there are several prompts and a terminal. cache: what
+        becomes of what is computed; None: plain use. Raises InvalidRequest and its kin for the
+        first prompt that cannot be served."""
         listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
         requests = [
-            self.request(prompt, one)
+            self.request(prompt, one, cache)
             for prompt, one in zip(listed, self._params_for(listed, sampling_params), strict=True)
         ]
         return self._complete_all(requests, use_tqdm)
@@ -111,11 +102,13 @@ class LLM:
         messages: Conversation | Sequence[Conversation],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: bool | None = None,
+        *,
+        cache: CacheOptions | None = None,
     ) -> list[RequestOutput]:
         """The next turn of one conversation, or of each of several."""
-        conversations = [messages] if _is_conversation(messages) else list(messages)
+        conversations = [messages] if is_conversation(messages) else list(messages)
         requests = [
-            self.chat_request(conversation, one)  # type: ignore[arg-type]
+            self.chat_request(conversation, one, cache)  # type: ignore[arg-type]
             for conversation, one in zip(
                 conversations, self._params_for(conversations, sampling_params), strict=True
             )
@@ -123,14 +116,18 @@ class LLM:
         return self._complete_all(requests, use_tqdm)
 
     def stream(
-        self, prompt: Prompt | Conversation, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: SamplingParams | None = None,
+        *,
+        cache: CacheOptions | None = None,
     ) -> Iterator[StreamDelta]:
         """Text as it is computed. Closing the iterator aborts the request; its computed prefix
         stays cached. The request is checked at once, before the first delta is asked for."""
-        if _is_conversation(prompt):
-            request = self.chat_request(prompt, sampling_params)  # type: ignore[arg-type]
+        if is_conversation(prompt):
+            request = self.chat_request(prompt, sampling_params, cache)  # type: ignore[arg-type]
         else:
-            request = self.request(prompt, sampling_params)  # type: ignore[arg-type]
+            request = self.request(prompt, sampling_params, cache)  # type: ignore[arg-type]
         collector = DeltaCollector()
         return self._deltas(self.engine.submit(request, collector), collector)
 
@@ -171,31 +168,25 @@ class LLM:
     ) -> None:
         self.close()
 
-    def request(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        cache: CacheOptions | None = None,
+    ) -> Request:
         """The tokenised request of one prompt; raises InvalidRequest."""
         params = params or self.get_default_sampling_params()
-        fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
-        if isinstance(prompt, Mapping):
-            fields = prompt
-        if "prompt_token_ids" in fields:
-            return Request(_checked_ids(fields["prompt_token_ids"]), params)
-        text = fields.get("prompt")
-        if not isinstance(text, str):
-            raise InvalidRequest(
-                'prompt: expected a string, {"prompt": str} or {"prompt_token_ids": [...]}, '
-                f"got {type(prompt).__name__}",
-                param="prompt",
-            )
-        return Request(tuple(self.engine.tokenizer.encode(text)), params, prompt=text)
+        return prompt_request(self.engine, prompt, params, cache or PLAIN_USE)
 
-    def chat_request(self, messages: Conversation, params: SamplingParams | None = None) -> Request:
+    def chat_request(
+        self,
+        messages: Conversation,
+        params: SamplingParams | None = None,
+        cache: CacheOptions | None = None,
+    ) -> Request:
         """The tokenised request of one conversation; raises InvalidRequest."""
-        tokenizer = self.engine.tokenizer
-        return Request(
-            tuple(tokenizer.encode_chat(messages)),
-            params or self.get_default_sampling_params(),
-            prompt=tokenizer.render_chat(messages),
-        )
+        params = params or self.get_default_sampling_params()
+        return chat_request(self.engine, messages, params, cache or PLAIN_USE)
 
     def run(self, work: Iterable[tuple[Request, Sink]]) -> Generator[Sink, None, None]:
         """Compute a stream of requests together; their sinks come in the order in which they end.
@@ -295,21 +286,6 @@ def _interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if caught:
         raise KeyboardInterrupt
-
-
-def _is_conversation(value: object) -> bool:
-    """A list of messages: its first item is an object with a role."""
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
-        return False
-    return isinstance(value[0], Mapping) and "role" in value[0]
-
-
-def _checked_ids(token_ids: object) -> tuple[int, ...]:
-    if isinstance(token_ids, Sequence) and not isinstance(token_ids, str | bytes):
-        ids = tuple(token_ids)
-        if all(isinstance(one, Integral) and not isinstance(one, bool) for one in ids):
-            return tuple(int(one) for one in ids)
-    raise InvalidRequest("prompt_token_ids: expected a list of integers", param="prompt_token_ids")
 
 
 def _score(output: RequestOutput) -> ScoreOutput:

@@ -19,7 +19,8 @@ from kveik import __version__
 from kveik.commands.info import machine
 from kveik.engine.request import SamplingParams
 from kveik.errors import ConfigError
-from kveik.llm import LLM, TokensPrompt
+from kveik.llm import LLM
+from kveik.prompting import TokensPrompt
 
 
 @dataclass(frozen=True, slots=True)

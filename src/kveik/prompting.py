@@ -1,0 +1,84 @@
+"""From what a Python caller writes to the request that the engine computes. No state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any, TypeAlias, TypedDict
+
+from kveik.engine.engine import Engine
+from kveik.engine.request import Request, SamplingParams
+from kveik.errors import InvalidRequest
+from kveik.managed import CacheOptions
+
+Message: TypeAlias = Mapping[str, Any]
+
+
+class TextPrompt(TypedDict):
+    prompt: str
+
+
+class TokensPrompt(TypedDict):
+    prompt_token_ids: Sequence[int]
+
+
+Prompt: TypeAlias = str | TextPrompt | TokensPrompt
+Conversation: TypeAlias = Sequence[Message]
+
+
+def prompt_request(
+    engine: Engine, prompt: Prompt, params: SamplingParams, cache: CacheOptions
+) -> Request:
+    """The tokenised request of one prompt; raises InvalidRequest."""
+    fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
+    if isinstance(prompt, Mapping):
+        fields = prompt
+    if "prompt_token_ids" in fields:
+        ids = checked_ids(fields["prompt_token_ids"])
+        return _request(ids, params, cache)
+    text = fields.get("prompt")
+    if not isinstance(text, str):
+        raise InvalidRequest(
+            'prompt: expected a string, {"prompt": str} or {"prompt_token_ids": [...]}, '
+            f"got {type(prompt).__name__}",
+            param="prompt",
+        )
+    return _request(tuple(engine.tokenizer.encode(text)), params, cache, text)
+
+
+def chat_request(
+    engine: Engine, messages: Conversation, params: SamplingParams, cache: CacheOptions
+) -> Request:
+    """The tokenised request of one conversation; raises InvalidRequest."""
+    tokenizer = engine.tokenizer
+    ids = tuple(tokenizer.encode_chat(messages))
+    return _request(ids, params, cache, tokenizer.render_chat(messages))
+
+
+def is_conversation(value: object) -> bool:
+    """A list of messages: its first item is an object with a role."""
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
+        return False
+    return isinstance(value[0], Mapping) and "role" in value[0]
+
+
+def checked_ids(token_ids: object) -> tuple[int, ...]:
+    if isinstance(token_ids, Sequence) and not isinstance(token_ids, str | bytes):
+        ids = tuple(token_ids)
+        if all(isinstance(one, Integral) and not isinstance(one, bool) for one in ids):
+            return tuple(int(one) for one in ids)
+    raise InvalidRequest("prompt_token_ids: expected a list of integers", param="prompt_token_ids")
+
+
+def _request(
+    ids: tuple[int, ...], params: SamplingParams, cache: CacheOptions, text: str | None = None
+) -> Request:
+    return Request(
+        ids,
+        params,
+        namespace=cache.namespace,
+        prompt=text,
+        directive=cache.directive(),
+        salt=cache.salt(),
+        explain=cache.explain,
+    )
