@@ -100,11 +100,15 @@ class ChatTemplate:
         variables: Mapping[str, str],
         *,
         add_generation_prompt: bool = True,
+        moment: datetime | None = None,
     ) -> str:
-        """The text of a conversation. Raises InvalidRequest when the template refuses it or the
-        text is longer than LIMITS["chat_characters"]."""
+        """The text of a conversation, as it is rendered now or at another moment.
+
+        Raises InvalidRequest when the template refuses it or the text is longer than
+        LIMITS["chat_characters"]."""
         pieces: list[str] = []
         length = 0
+        clock = {} if moment is None else {"strftime_now": moment.strftime}
         try:
             for piece in self._template.generate(
                 messages=messages,
@@ -112,6 +116,7 @@ class ChatTemplate:
                 tools=None,
                 documents=None,
                 **variables,
+                **clock,
             ):
                 length += len(piece)
                 if length > _MAX_CHARACTERS:

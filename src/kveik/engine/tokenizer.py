@@ -12,6 +12,7 @@ import functools
 import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -126,13 +127,18 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", errors="replace")
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        moment: datetime | None = None,
     ) -> list[int]:
         """Render the chat template and encode it: the ids of transformers' `apply_chat_template`
-        where no message holds a special-token string.
+        where no message holds a special-token string. moment: what a template that writes the
+        date takes for now.
 
         Raises InvalidRequest where the model has no template or the template refuses."""
-        text = self._render(messages, add_generation_prompt)
+        text = self._render(messages, add_generation_prompt, moment)
         return self._special.expand(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_chat_with_spans(
@@ -182,7 +188,12 @@ class Tokenizer:
             prompt_token_ids=prompt_token_ids,
         )
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        moment: datetime | None = None,
+    ) -> str:
         if self._chat_template is None:
             raise InvalidRequest(
                 "messages: this model has no chat template; start with "
@@ -193,6 +204,7 @@ class Tokenizer:
             self._shielded_messages(messages),
             self._variables,
             add_generation_prompt=add_generation_prompt,
+            moment=moment,
         )
 
     def _part_ranges(
