@@ -16,6 +16,9 @@ Priority: TypeAlias = Literal["high", "normal", "low"]
 Write: TypeAlias = Literal["all", "low", "none"]
 Relevance: TypeAlias = Literal["off", "demote", "delete"]
 
+PUBLIC = "(public)"
+"""The namespace of the operator's public blocks: no identifier, so that no tenant is called so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ttl:

@@ -67,7 +67,7 @@ class Delivery:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *work.prompt_logprobs)
         miss = MissReason(work.miss.position, work.miss.reason) if work.miss else None
-        self._sink(PromptReady(work.cached_tokens, miss, rows))
+        self._sink(PromptReady(work.cached_tokens, miss, rows, work.divergence))
 
     def token(self, accepted: TokenAccepted) -> bool:
         """Send what the token adds. True: a stop string ended the choice."""

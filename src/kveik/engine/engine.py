@@ -11,20 +11,24 @@ request and no other (invariant 12).
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from typing import NamedTuple
 
+from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
 from kveik.engine.history import Sessions
+from kveik.engine.named import NamedCaches, Workshop
 from kveik.engine.parts import EngineInfo, EngineParts, Progress, engine_info, kv_specs, load_parts
 from kveik.engine.request import EventSink, Request
 from kveik.engine.runner import Runner
@@ -47,6 +51,9 @@ Clock = Callable[[], float]
 CHECK_INTERVAL = 10.0
 """Seconds between two self-checks of an idle engine."""
 
+MIN_SLEEP = 0.01
+"""Seconds that an idle engine waits at least; a deadline is met that much late at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
@@ -62,6 +69,20 @@ class EngineStats:
     requests_finished: dict[str, int]  # by finish reason, "abort" and "error" included
     steps: int
     step_seconds: float
+    stored_tokens: int  # prompt tokens that finished requests computed and left in the cache
+    named_caches: int
+    conversations: int  # finished turns are kept of so many sessions
+    conversation_bytes: int
+
+
+class SessionView(NamedTuple):
+    """A session that holds blocks. idle: seconds since its last use."""
+
+    namespace: str
+    session: str
+    idle: float
+    blocks: int
+    tokens: int
 
 
 @dataclass(slots=True)
@@ -73,6 +94,7 @@ class _Totals:
     computed_tokens: int = 0
     steps: int = 0
     step_seconds: float = 0.0
+    stored_tokens: int = 0
     finished: Counter[str] = field(default_factory=Counter)
 
 
@@ -93,9 +115,15 @@ class Engine:
     tokenizer: Tokenizer
 
     @classmethod
-    def load(cls, config: EngineConfig, *, progress: Progress | None = None) -> Engine:
+    def load(
+        cls,
+        config: EngineConfig,
+        *,
+        clock: Clock = time.monotonic,
+        progress: Progress | None = None,
+    ) -> Engine:
         """Load the model and build the pool. progress(stage, share done 0..1)."""
-        return cls(load_parts(config, progress), progress=progress)
+        return cls(load_parts(config, progress), clock=clock, progress=progress)
 
     def __init__(
         self,
@@ -115,6 +143,9 @@ class Engine:
             parts.config.block_size,
             policy=parts.config.policy,
             enable_prefix_caching=parts.config.enable_prefix_caching,
+            session_idle=parts.config.session_idle,
+            pin_share=parts.config.pin_share,
+            relevance=parts.config.relevance,
         )
         self._scheduler = Scheduler(self._cache, self._limits(), parts.end_ids)
         if progress is not None:
@@ -130,14 +161,28 @@ class Engine:
         self._deliveries: dict[int, Delivery] = {}  # accepted and not yet ended
         self._queued_requests = 0  # in the inbox
         self._queued_tokens = 0  # their prompts
+        self._disturbed = False  # a verb may have left something to do
         self._accepting = True
         self._stopping = False
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
         self._handles = itertools.count()
+        self.named = self._named_caches(parts)
         self._totals = _Totals()
         self._checked_at = clock()
         self._checked_steps = 0
+
+    def _named_caches(self, parts: EngineParts) -> NamedCaches:
+        workshop = Workshop(
+            submit=self.submit,
+            abort=self.abort,
+            clock=self._clock,
+            wall=time.time,
+            block_size=parts.config.block_size,
+            block_bytes=sum(group.bytes_per_block for group in parts.model.groups),
+            public=PUBLIC,
+        )
+        return NamedCaches(self._cache, self.tokenizer, self._state, workshop)
 
     def _limits(self) -> SchedulerLimits:
         return SchedulerLimits(
@@ -180,6 +225,7 @@ class Engine:
     def stats(self) -> EngineStats:
         with self._state:
             totals, scheduler = self._totals, self._scheduler
+            conversations, conversation_bytes = self.history.sizes()
             return EngineStats(
                 cache=self._cache.stats(),
                 running=scheduler.running,
@@ -191,17 +237,80 @@ class Engine:
                 requests_finished=dict(totals.finished),
                 steps=totals.steps,
                 step_seconds=totals.step_seconds,
+                stored_tokens=totals.stored_tokens,
+                named_caches=len(self.named),
+                conversations=conversations,
+                conversation_bytes=conversation_bytes,
             )
 
-    def explain(self, token_ids: Sequence[int], namespace: str = "") -> Match:
+    def explain(self, token_ids: Sequence[int], namespace: str = "", salt: str = "") -> Match:
         """What a request with this prompt would find now, and why not more."""
         with self._state:
-            return self._cache.explain(token_ids, namespace=namespace)
+            now = self._clock()
+            return self._cache.explain(token_ids, namespace=namespace, salt=salt, now=now)
+
+    def divergence(
+        self, token_ids: Sequence[int], namespace: str = "", salt: str = ""
+    ) -> Divergence:
+        """Where this prompt leaves what is cached, and how the nearest cached prompt goes on."""
+        with self._state:
+            now = self._clock()
+            return self._cache.divergence(token_ids, namespace=namespace, salt=salt, now=now)
 
     def reset_cache(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False, and nothing changed, while requests hold blocks."""
+        with self._changing():
+            done = self._cache.reset(namespace)
+            if done:
+                self.history.reset(namespace)
+            return done
+
+    def invalidate(self, selector: Selector) -> Receipt:
+        """Forget what the selector names: blocks, names and conversations. Nothing of it is found
+        by any request from now on; its bytes are overwritten in the next steps."""
+        with self._changing() as now:
+            receipt = self._cache.invalidate(selector, now)
+            self.named.invalidate(selector)
+            self.history.invalidate(selector)
+            return receipt
+
+    def end_session(self, namespace: str, session: str) -> Receipt | None:
+        """What only this conversation computed goes; None: there is no such session."""
+        with self._changing() as now:
+            receipt = self._cache.end_session(namespace, session, now)
+            known = self.history.end(namespace, session)
+            return Receipt() if receipt is None and known else receipt
+
+    def announce_document(self, namespace: str, document: str, version: str) -> Receipt:
+        """What came from another version of the document goes, and only that."""
+        with self._changing() as now:
+            receipt = self._cache.announce_document(namespace, document, version, now)
+            others = Selector(namespace, document=document, not_version=version)
+            self.named.invalidate(others)
+            self.history.invalidate(others)
+            return receipt
+
+    def cache_listing(
+        self, namespace: str | None = None, *, top: int = 100, with_path: bool = False
+    ) -> list[BlockView]:
+        """Cached blocks, the hottest first; None: of every namespace."""
         with self._state:
-            return self._cache.reset(namespace)
+            return self._cache.listing(namespace, self._clock(), top, with_path)
+
+    def sessions(self, namespace: str | None = None) -> list[SessionView]:
+        """The sessions that hold blocks; None: of every namespace."""
+        with self._state:
+            found = self._cache.sessions(namespace, self._clock())
+            return [SessionView(*one) for one in found]
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[float]:
+        """The books are about to change: the lock, the time, and a nudge for an idle engine."""
+        with self._state:
+            yield self._clock()
+        with self._inbox_changed:
+            self._disturbed = True
+            self._inbox_changed.notify_all()
 
     def check(self) -> None:
         """Conservation of blocks (CacheManager.check); called when idle."""
@@ -244,7 +353,10 @@ class Engine:
     # ---- the engine's thread
 
     def step(self) -> bool:
-        """One plan, run, apply. False when there was nothing to do."""
+        """One plan, run, apply. False when there was nothing to do.
+
+        What has expired is deleted here: an engine that nobody steps deletes when it is stepped
+        again (and never serves what has expired)."""
         if self._failure is not None:
             return False
         try:
@@ -257,11 +369,13 @@ class Engine:
         started = self._clock()
         with self._state:
             drained = self._drain_inbox(started)
+            self.named.tick()
+            self.history.tick()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
             self._deliver(failures, started)
         if plan is None:
-            return drained or bool(failures)
+            return drained or bool(failures) or self._scheduler.sweeping
         result = self._runner.run(plan)
         with self._state:
             now = self._clock()
@@ -326,6 +440,8 @@ class Engine:
 
     def _forget_finished(self, delivery: Delivery, handle: int) -> None:
         if delivery.ended and handle in self._deliveries:
+            assert delivery.work is not None
+            self._totals.stored_tokens += delivery.work.stored_tokens
             reasons = delivery.finish_reasons.values()
             self._forget(handle, "length" if "length" in reasons else "stop")
 
@@ -400,11 +516,24 @@ class Engine:
             if self.step():
                 continue
             self._check_when_due()
+            idle = self._idle_seconds()
             with self._inbox_changed:
                 if self._stopping and not self._inbox:
                     return
-                if not self._inbox and not self._stopping:
-                    self._inbox_changed.wait(CHECK_INTERVAL)
+                if not (self._inbox or self._stopping or self._disturbed):
+                    self._inbox_changed.wait(idle)
+                self._disturbed = False
+
+    def _idle_seconds(self) -> float:
+        """How long there is nothing to do but to wait for requests: until a deadline at most."""
+        with self._state:
+            deadlines = (
+                self._cache.next_deadline(),
+                self.named.next_deadline(),
+                self.history.next_deadline(),
+            )
+            first = min((one for one in deadlines if one is not None), default=math.inf)
+            return min(CHECK_INTERVAL, max(MIN_SLEEP, first - self._clock()))
 
     def _check_when_due(self) -> None:
         """The idle self-check. A violation is logged and shows in the metrics; it never exits."""

@@ -255,15 +255,15 @@ def _matches(directive: Directive, age: float, selector: Selector) -> bool:
 
 def _size(turn: Turn) -> int:
     said = (*turn.messages, *turn.answer)
-    return sum(map(_text_size, said)) + _MESSAGE_BYTES * len(said) + _TOKEN_BYTES * len(turn.prompt)
+    return sum(map(text_bytes, said)) + _MESSAGE_BYTES * len(said) + _TOKEN_BYTES * len(turn.prompt)
 
 
-def _text_size(value: object) -> int:
+def text_bytes(value: object) -> int:
     """Bytes of all strings in a message."""
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, Mapping):
-        return sum(map(_text_size, value.values()))
+        return sum(map(text_bytes, value.values()))
     if isinstance(value, Sequence):
-        return sum(map(_text_size, value))
+        return sum(map(text_bytes, value))
     return 0

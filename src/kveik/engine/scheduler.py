@@ -110,6 +110,7 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.preemptions = 0
+        self.sweeping = False  # the cache has more to free than one step takes
         self.waiting_requests = 0  # requests that never held a block
         self.waiting_tokens = 0  # their prompts
         self._cache = cache
@@ -205,9 +206,10 @@ class Scheduler:
 
     def plan_step(self, now: float = 0.0) -> StepPlan | None:
         """The next step, or None when nothing can be computed. Its id is already announced to the
-        cache; `apply` must follow."""
+        cache; `apply` must follow. What was deleted is overwritten first of all."""
         if self._step is not None:
             raise RuntimeError("plan_step: the result of the step before was not applied")
+        self.sweeping = self._cache.tick(now)
         draft = _Draft(self.limits.max_num_batched_tokens)
         for background in (False, True):
             if background and draft.plans:
@@ -219,9 +221,10 @@ class Scheduler:
             if not draft.preempted or not draft.plans:
                 self._admit(draft, now, background)
         self._flushed = draft.flush
-        if not (draft.plans or self._moves or draft.flush):
+        moves = (*self._cache.take_erasures(), *self._moves)
+        if not (draft.plans or moves or draft.flush):
             return None
-        step_id, moves = next(self._step_ids), tuple(self._moves)
+        step_id = next(self._step_ids)
         self._moves.clear()
         self._step = (step_id, draft.rows)
         self._cache.launched(step_id)
@@ -332,10 +335,19 @@ class Scheduler:
     def _open(self, sequence: Sequence, now: float, *, reuse: bool) -> OpenResult:
         """Open a lease for all wanted tokens."""
         work, params = sequence.work, sequence.work.request.params
+        if work.request.explain and not work.started:
+            work.divergence = self._cache.divergence(
+                sequence.tokens,
+                namespace=work.request.namespace,
+                salt=work.request.salt,
+                now=now,
+            )
         result = self._cache.open(
             sequence.tokens,
             len(sequence.tokens),
             namespace=work.request.namespace,
+            salt=work.request.salt,
+            directive=work.request.directive,
             store=params.use_cache,
             reuse=reuse and params.use_cache and sequence.work.request.reuse,
             spare=self._rivals(work),
@@ -484,7 +496,7 @@ class Scheduler:
         """Release the lease; what was committed stays cached. Only what finished belongs to its
         session: neither a cut turn nor one that computes again later does."""
         assert sequence.lease is not None
-        self._cache.release(sequence.lease, keep=True, now=now)
+        self._cache.release(sequence.lease, keep=True, finished=finished, now=now)
         sequence.work.note_stored(sequence.lease.stored)
         sequence.lease = None
         sequence.computed = []

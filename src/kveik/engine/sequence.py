@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+from kveik.cache.directive import Divergence
 from kveik.cache.manager import Lease, Miss
 from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
 from kveik.engine.request import FinishReason, Request, Usage
@@ -37,6 +38,7 @@ class Work:
     prompt_done: bool = False
     cached_tokens: int = 0
     miss: Miss | None = None
+    divergence: Divergence | None = None  # where the request asked for it
     computed_prompt_tokens: int = 0
     completion_tokens: int = 0
     stored_tokens: int = 0
