@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 
@@ -42,6 +43,10 @@ class RunningServer:
     def openai(self, key: str = "none", **options: Any) -> openai.OpenAI:
         options.setdefault("max_retries", 0)
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, timeout=60, **options)
+
+    def anthropic(self, key: str = "none", **options: Any) -> anthropic.Anthropic:
+        options.setdefault("max_retries", 0)
+        return anthropic.Anthropic(base_url=self.url, api_key=key, timeout=60, **options)
 
     def http(self, **options: Any) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=60, trust_env=False, **options)

@@ -51,7 +51,9 @@ def test_every_route_needs_a_key(locked: RunningServer, route) -> None:  # type:
                 continue
             assert response.status_code == 401, path
             assert response.headers["www-authenticate"] == "Bearer"
-            assert response.json()["error"]["code"] == "invalid_api_key"
+            error = response.json()["error"]
+            code = error["details"]["error_code"] if route.operation.anthropic else error["code"]
+            assert code == "invalid_api_key"
         for headers in (bearer(ADMIN), {"x-api-key": ADMIN}, {"authorization": f"bearer {ADMIN}"}):
             assert http.request(route.method, path, headers=headers).status_code != 401
 

@@ -6,7 +6,9 @@ by a ValueError: who knows the field's path turns it into an InvalidRequest that
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NoReturn, TypeAlias
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, NoReturn, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
@@ -16,9 +18,12 @@ from kveik.errors import InvalidRequest
 
 
 class Body(BaseModel):
-    """Every request body: unknown fields and loose types are refused."""
+    """Every request body: unknown fields and loose types are refused.
+
+    unserved: fields that are known and not served, with the values that are let pass (unserved)."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+    unserved: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({})
 
     def check(self) -> None:
         """Rules between fields. Raises InvalidRequest."""

@@ -3,8 +3,8 @@
     request id -> header cap -> Host -> Origin -> CORS preflight -> key -> route -> errors -> log
 
 Access is decided on the path that the router matches, and denied by default. Every error leaves in
-OpenAI's shape with the request id; a fault of ours is a 500 without a trace. Neither prompt text,
-keys nor paths as sent are logged.
+OpenAI's shape, or Anthropic's on its paths, with the request id; a fault of ours is a 500 without
+a trace. Neither prompt text, keys nor paths as sent are logged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from kveik.errors import (
     Unavailable,
     fault,
 )
-from kveik.server import origin
+from kveik.server import anthropic_errors, origin
 from kveik.server.auth import Caller
 from kveik.server.bridge import ClientGoneError, SlowReaderError
 from kveik.server.routes import PUBLIC_PATHS, build_router
@@ -105,6 +105,8 @@ class Gate:
             (b"x-content-type-options", b"nosniff"),
             *origin.cors_headers(scope["headers"], self._service.config.cors_origins),
         ]
+        if anthropic_errors.speaks(scope["path"]):
+            headers.append((b"request-id", request_id.encode()))
         scope["request_id"] = request_id
         scope["app"] = self
         return Exchange(scope, request_id, headers, time.monotonic())
@@ -172,7 +174,11 @@ async def _refuse(exchange: Exchange, error: KveikError, send: Send, extra: obje
     if exchange.status is not None:
         exchange.scope["state"].get("abort", lambda: None)()
         return
-    body = json.dumps(error.body(), ensure_ascii=False).encode()
+    status, told = error.status, error.body()
+    if anthropic_errors.speaks(exchange.scope["path"]):
+        status = anthropic_errors.status(error)
+        told = anthropic_errors.body(error, exchange.request_id)
+    body = json.dumps(told, ensure_ascii=False).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -180,7 +186,7 @@ async def _refuse(exchange: Exchange, error: KveikError, send: Send, extra: obje
     ]
     if isinstance(extra, dict):
         headers += [(name.lower().encode(), value.encode()) for name, value in extra.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 

@@ -153,22 +153,9 @@ def _sampling(
     logprobs: int | None,
     prompt_logprobs: int | None,
 ) -> SamplingParams:
-    """What the client sent, else generation_config.json, else OpenAI's defaults."""
-    plain = SamplingParams()
-
-    def value(name: str) -> float:
-        sent = getattr(body, name)
-        return sent if sent is not None else defaults.get(name, getattr(plain, name))
-
     return SamplingParams(
+        **preferences(body, defaults),
         n=body.n or 1,
-        temperature=value("temperature"),
-        top_k=int(value("top_k")),
-        top_p=value("top_p"),
-        min_p=value("min_p"),
-        repetition_penalty=value("repetition_penalty"),
-        presence_penalty=value("presence_penalty"),
-        frequency_penalty=value("frequency_penalty"),
         logit_bias=body.logit_bias,
         seed=body.seed,
         max_tokens=max_tokens,
@@ -181,3 +168,25 @@ def _sampling(
         prompt_logprobs=prompt_logprobs,
         skip_special_tokens=body.skip_special_tokens is not False,
     )
+
+
+def preferences(body: object, defaults: Mapping[str, float]) -> dict[str, Any]:
+    """How to sample: what the client sent, else generation_config.json, else OpenAI's defaults."""
+    chosen = {name: getattr(body, name, None) for name in _PREFERENCES}
+    plain = SamplingParams()
+    values = {
+        name: defaults.get(name, getattr(plain, name)) if value is None else value
+        for name, value in chosen.items()
+    }
+    return {**values, "top_k": int(values["top_k"])}
+
+
+_PREFERENCES = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)

@@ -23,18 +23,20 @@ _ECHOED = ("refusal", "audio", "tool_calls", "function_call", "annotations", "re
 
 _CACHE_CONTROL_SECONDS = {None: 300.0, "5m": 300.0, "1h": 3600.0}
 
+DOCUMENT_SCHEMA = {"type": "string", "pattern": "^[a-z0-9]{1,40}@[a-z0-9]{1,40}$"}
+CACHE_CONTROL_SCHEMA = {
+    "type": "object",
+    "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
 _TEXT_PART = {
     "type": "object",
     "properties": {
         "type": {"const": "text"},
         "text": {"type": "string"},
-        "document": {"type": "string", "pattern": "^[a-z0-9]{1,40}@[a-z0-9]{1,40}$"},
-        "cache_control": {
-            "type": "object",
-            "properties": {"type": {"const": "ephemeral"}, "ttl": {"enum": ["5m", "1h"]}},
-            "required": ["type"],
-            "additionalProperties": False,
-        },
+        "document": DOCUMENT_SCHEMA,
+        "cache_control": CACHE_CONTROL_SCHEMA,
         "prompt_cache_breakpoint": {
             "type": "object",
             "properties": {"mode": {"const": "explicit"}, "ttl": {"enum": ["30m", "12h"]}},

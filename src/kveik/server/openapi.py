@@ -10,7 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from kveik import __version__
 from kveik.server.fields import Body
-from kveik.server.schemas import ERROR, Schema
+from kveik.server.schemas import ANTHROPIC_ERROR, ERROR, Schema
 
 _REF = "#/components/schemas/{model}"
 
@@ -33,13 +33,14 @@ _ERRORS = {
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a route takes and answers."""
+    """What a route takes and answers. anthropic: its errors are in Anthropic's shape."""
 
     summary: str
     answer: Schema
     body: type[Body] | None = None
     streams: bool = False
     query: list[Schema] = field(default_factory=list)
+    anthropic: bool = False
 
 
 def document(operations: Sequence[tuple[str, str, Operation]]) -> dict[str, Any]:
@@ -55,7 +56,11 @@ def document(operations: Sequence[tuple[str, str, Operation]]) -> dict[str, Any]
         "info": {"title": "kveik", "version": __version__},
         "paths": paths,
         "components": {
-            "schemas": {**schemas.get("$defs", {}), "Error": ERROR},
+            "schemas": {
+                **schemas.get("$defs", {}),
+                "Error": ERROR,
+                "AnthropicError": ANTHROPIC_ERROR,
+            },
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
         },
     }
@@ -64,7 +69,7 @@ def document(operations: Sequence[tuple[str, str, Operation]]) -> dict[str, Any]
 def _operation(path: str, operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "summary": operation.summary,
-        "responses": {"200": _answer(operation), **_error_answers()},
+        "responses": {"200": _answer(operation), **_error_answers(operation)},
     }
     parameters = [*operation.query, *_path_parameters(path)]
     if parameters:
@@ -84,9 +89,13 @@ def _answer(operation: Operation) -> dict[str, Any]:
     return {"description": operation.summary, "content": content}
 
 
-def _error_answers() -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    return {code: {"description": text, "content": content} for code, text in _ERRORS.items()}
+def _error_answers(operation: Operation) -> dict[str, Any]:
+    name = "AnthropicError" if operation.anthropic else "Error"
+    content = {"application/json": {"schema": {"$ref": _REF.format(model=name)}}}
+    answers = {code: {"description": text, "content": content} for code, text in _ERRORS.items()}
+    if operation.anthropic:
+        answers["529"] = answers.pop("503")
+    return answers
 
 
 def _path_parameters(path: str) -> list[Schema]:

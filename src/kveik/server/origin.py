@@ -19,7 +19,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9._~!$&'()*+,;=%-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 """RFC 3986: reg-name, IPv4 or [IPv6], and a port."""
 
-_EXPOSED = b"x-request-id, retry-after"
+_EXPOSED = b"x-request-id, request-id, retry-after"
 
 
 def header(headers: Headers, name: bytes) -> str | None:
@@ -86,6 +86,10 @@ def is_preflight(method: str, headers: Headers) -> bool:
 
 PREFLIGHT_HEADERS = [
     (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
-    (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id"),
+    (
+        b"access-control-allow-headers",
+        b"authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, "
+        b"anthropic-dangerous-direct-browser-access",
+    ),
     (b"access-control-max-age", b"600"),
 ]

@@ -13,11 +13,12 @@ from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 
 from kveik.config import LIMITS, check_limit
 from kveik.errors import InvalidRequest
-from kveik.server import messages, unserved
+from kveik.server import messages
 from kveik.server.fields import Body, bounded, refuse
 from kveik.server.json_body import shown
 from kveik.server.messages import Conversation
 from kveik.server.retention_fields import CacheFields
+from kveik.server.unserved import CHAT, COMPLETION, refuse_unserved, served
 
 Prompt: TypeAlias = str | tuple[int, ...]
 """One prompt: text, or token ids."""
@@ -214,6 +215,7 @@ class Generation(CacheFields):
 class ChatCompletion(Generation):
     """POST /v1/chat/completions"""
 
+    unserved = CHAT
     messages: Messages
     max_completion_tokens: Annotated[int, bounded("max_tokens", low=1)] | None = None
     logprobs: bool | None = None
@@ -230,6 +232,7 @@ class ChatCompletion(Generation):
 class Completion(Generation):
     """POST /v1/completions"""
 
+    unserved = COMPLETION
     prompt: Prompts
     echo: bool | None = None
     logprobs: Annotated[int, bounded("completion_logprobs")] | None = None
@@ -269,19 +272,13 @@ class Detokenize(Body):
     tokens: TokenIds
 
 
-AnyBody = TypeVar("AnyBody", ChatCompletion, Completion, Tokenize, Detokenize)
-
-_UNSERVED: Mapping[type[Body], Mapping[str, tuple[object, ...]]] = {
-    ChatCompletion: unserved.CHAT,
-    Completion: unserved.COMPLETION,
-}
+AnyBody = TypeVar("AnyBody", bound=Body)
 
 
 def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
     """The body as a checked record. Raises InvalidRequest (UnsupportedFeature) naming the field."""
-    known = _UNSERVED.get(kind, {})
-    unserved.refuse_unserved(body, known)
-    fields = unserved.served(body, known)
+    refuse_unserved(body, kind.unserved)
+    fields = served(body, kind.unserved)
     for name in fields:
         if name not in kind.model_fields:
             refuse(shown(name), "unknown field")

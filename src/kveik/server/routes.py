@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
-from kveik.server import handlers, schemas
+from kveik.server import anthropic_handlers, handlers, schemas
+from kveik.server.anthropic_fields import CountTokens, Messages
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
 from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Tokenize
@@ -56,6 +57,24 @@ ROUTES: tuple[Route, ...] = (
         "/v1/completions",
         handlers.completions,
         Operation("Continue a text", schemas.COMPLETION, Completion, streams=True),
+    ),
+    Route(
+        "POST",
+        "/v1/messages",
+        anthropic_handlers.messages,
+        Operation(
+            "Continue a conversation (Anthropic)",
+            schemas.MESSAGE,
+            Messages,
+            streams=True,
+            anthropic=True,
+        ),
+    ),
+    Route(
+        "POST",
+        "/v1/messages/count_tokens",
+        anthropic_handlers.count_tokens,
+        Operation("Tokens of a prompt", schemas.TOKEN_COUNT, CountTokens, anthropic=True),
     ),
     Route(
         "POST",

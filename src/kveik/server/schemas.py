@@ -107,6 +107,48 @@ COMPLETION = _completion(
     ),
 )
 
+ANTHROPIC_ERROR = _object(
+    {
+        "type": {"const": "error"},
+        "error": _object(
+            {
+                "type": _STRING,
+                "message": _STRING,
+                "details": _object(
+                    {"error_code": _STRING, "param": _STRING}, optional=("error_code", "param")
+                ),
+            },
+            optional=("details",),
+        ),
+        "request_id": _STRING,
+    }
+)
+MESSAGE = _object(
+    {
+        "id": _STRING,
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": _STRING,
+        "content": _list(_object({"type": {"const": "text"}, "text": _STRING})),
+        "stop_reason": {
+            "enum": ["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"]
+        },
+        "stop_sequence": _NULL_STRING,
+        "usage": _object(
+            {
+                "input_tokens": _INTEGER,
+                "cache_creation_input_tokens": _INTEGER,
+                "cache_read_input_tokens": _INTEGER,
+                "cache_creation": _object(
+                    {"ephemeral_5m_input_tokens": _INTEGER, "ephemeral_1h_input_tokens": _INTEGER}
+                ),
+                "output_tokens": _INTEGER,
+            }
+        ),
+    }
+)
+TOKEN_COUNT = _object({"input_tokens": _INTEGER})
+
 SCOPE: list[Schema] = [
     {
         "name": "scope",
