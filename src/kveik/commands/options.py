@@ -46,7 +46,6 @@ _TYPES: Mapping[str, Any] = {
     "integer": int | None,
     "number": float | None,
     "bytes": str | None,
-    "duration": str | None,
     "switch": bool | None,
     "list": list[str] | None,
 }

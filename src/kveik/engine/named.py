@@ -28,6 +28,7 @@ from kveik.cache.directive import Directive, DocumentSpan, Priority, Receipt, Se
 from kveik.cache.lease import Match
 from kveik.config import LIMITS
 from kveik.engine.chat_prefix import chat_prefix
+from kveik.engine.documents import document_parts, encode_with_documents
 from kveik.engine.history import Message, text_bytes
 from kveik.engine.request import (
     Event,
@@ -60,8 +61,8 @@ KEEP = Keep.KEEP
 class NamedSpec:
     """What to keep under a name: exactly one of messages, prompt and tokens.
 
-    background: computed when nobody else needs the engine. documents: spans of `tokens` (or of the
-    rendered messages) that come from a version of a document."""
+    background: computed when nobody else needs the engine. documents: spans of the tokens that come
+    from a version of a document; those that content parts name are found."""
 
     namespace: str
     name: str
@@ -272,6 +273,7 @@ class NamedCaches:
         Conflict for other content or too many names, InvalidRequest for content that cannot be
         kept, PinBudgetExceeded, and what Engine.submit raises."""
         ids = array("I", self._tokens(spec))
+        spec = self._labelled(spec)
         namespace = self._shop.public if spec.public else spec.namespace
         with self._lock:
             self._expire()
@@ -453,6 +455,12 @@ class NamedCaches:
         if spec.kind == "messages":
             return chat_prefix(self._tokenizer, spec.messages)
         return spec.tokens or self._tokenizer.encode(spec.prompt or "")
+
+    def _labelled(self, spec: NamedSpec) -> NamedSpec:
+        """The spec with the documents that its messages name."""
+        if spec.documents or not document_parts(spec.messages):
+            return spec
+        return replace(spec, documents=encode_with_documents(self._tokenizer, spec.messages)[1])
 
     def _compute(self, entry: _Entry, *, background: bool) -> None:
         if entry.handle is not None:
