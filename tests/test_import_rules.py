@@ -40,6 +40,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/words.py": (("errors", "config"), ()),
     "engine/manifest.py": (("cache.directive", "engine.words", "errors", "config"), ("yaml",)),
     "engine/special_tokens.py": (("engine", "errors", "config"), ("tokenizers",)),
+    "engine/cuts.py": (("engine", "errors", "config"), ("tokenizers",)),
     "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
     "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),
     "server/": (

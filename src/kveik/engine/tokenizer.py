@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer as Backend
 
 from kveik.config import check_limit
 from kveik.engine.chat_template import ChatTemplate, load_chat_template
+from kveik.engine.cuts import Cuts
 from kveik.engine.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
 from kveik.engine.part_spans import Marks, covering_tokens, place
 from kveik.engine.special_tokens import SpecialTokens
@@ -58,6 +59,7 @@ class Tokenizer:
         self._backend = backend
         self._decoder_types = _decoder_types(backend)
         self._special = SpecialTokens(backend, unknown=named_tokens.get("unk_token"))
+        self._cuts = Cuts(backend)
         self._chat_template = chat_template
         opening = backend.encode("").ids
         variables = dict.fromkeys(("bos_token", "eos_token"), "") | dict(named_tokens)
@@ -138,7 +140,17 @@ class Tokenizer:
         date takes for now.
 
         Raises InvalidRequest where the model has no template or the template refuses."""
-        text = self._render(messages, add_generation_prompt, moment)
+        return self.encode_piece(self._render(messages, add_generation_prompt, moment))
+
+    def chat_pieces(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
+    ) -> list[str]:
+        """What `encode_chat` encodes, in pieces whose ids (`encode_piece`) joined are its ids; one
+        piece where the vocabulary guarantees nothing. Special strings of users are shielded."""
+        return list(self._cuts.pieces(self._render(messages, add_generation_prompt)))
+
+    def encode_piece(self, text: str) -> list[int]:
+        """The ids of a piece of a rendered chat."""
         return self._special.expand(self._backend.encode(text, add_special_tokens=False).ids)
 
     def encode_chat_with_spans(
@@ -153,9 +165,14 @@ class Tokenizer:
 
         parts: (index of the message, index of the content part; 0 where content is a string).
         Raises InvalidRequest naming a part that is blank or that the template leaves out."""
-        text = self._render(messages, add_generation_prompt)
+        moment = datetime.now()
+        text = self._render(messages, add_generation_prompt, moment)
         distinct = tuple(dict.fromkeys(parts))
-        ranges = self._part_ranges(messages, distinct, text, add_generation_prompt)
+
+        def render(copies: Sequence[Mapping[str, Any]]) -> str:
+            return self._render_shielded(copies, add_generation_prompt, moment)
+
+        ranges = self._part_ranges(messages, distinct, text, render)
         encoding = self._backend.encode(text, add_special_tokens=False)
         positions, offsets = self._special.expanded_positions(encoding.ids), encoding.offsets
         tokens = [covering_tokens(offsets, wanted) for wanted in ranges]
@@ -194,6 +211,16 @@ class Tokenizer:
         add_generation_prompt: bool,
         moment: datetime | None = None,
     ) -> str:
+        return self._render_shielded(
+            self._shielded_messages(messages), add_generation_prompt, moment
+        )
+
+    def _render_shielded(
+        self,
+        copies: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+        moment: datetime | None,
+    ) -> str:
         if self._chat_template is None:
             raise InvalidRequest(
                 "messages: this model has no chat template; start with "
@@ -201,7 +228,7 @@ class Tokenizer:
                 param="messages",
             )
         return self._chat_template.render(
-            self._shielded_messages(messages),
+            copies,
             self._variables,
             add_generation_prompt=add_generation_prompt,
             moment=moment,
@@ -212,10 +239,9 @@ class Tokenizer:
         messages: Sequence[Mapping[str, Any]],
         parts: Sequence[tuple[int, int]],
         text: str,
-        add_generation_prompt: bool,
+        render: Callable[[Sequence[Mapping[str, Any]]], str],
     ) -> list[tuple[int, int]]:
         """Where each part lies in the rendered `text`, in characters."""
-        assert self._chat_template is not None
         copies, marks = self._shielded_messages(messages), Marks(len(parts))
         inner: list[str] = []
         marked: dict[int, dict[int, tuple[int, int]]] = {}
@@ -225,11 +251,7 @@ class Tokenizer:
             inner.append(copies[index]["content"][start:end])
         for index, ranges in marked.items():
             copies[index]["content"] = marks.around(copies[index]["content"], ranges)
-        again, places = marks.remove(
-            self._chat_template.render(
-                copies, self._variables, add_generation_prompt=add_generation_prompt
-            )
-        )
+        again, places = marks.remove(render(copies))
         found = []
         for number, (index, part) in enumerate(parts):
             marked_at = places.get(number, ((), ())) if again == text else None

@@ -1,0 +1,300 @@
+"""The memory of tokenised texts: never other ids, never another namespace's text, never too much.
+
+A counting tokenizer shows what was encoded and what was remembered; no test measures time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import vocabularies
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from kveik.engine.cuts import MIN_PIECE, Cuts
+from kveik.engine.token_memory import TokenMemory
+from kveik.engine.tokenizer import Tokenizer
+from kveik.errors import InvalidRequest
+
+TEMPLATE = (
+    "{% for m in messages %}{{ eos_token }}{{ m.role }}\n{{ m.content }}{{ eos_token }}\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ eos_token }}assistant\n{% endif %}"
+)
+
+
+def folder_of(path: Path, kind: str) -> Path:
+    vocabularies.KINDS[kind](path)
+    config = json.loads((path / "tokenizer_config.json").read_text())
+    config["chat_template"] = TEMPLATE
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    return path
+
+
+def byte_level_with(path: Path, change: Any) -> Tokenizer:
+    vocabularies.byte_level(path)
+    backend = Backend.from_file(str(path / "tokenizer.json"))
+    change(backend)
+    return Tokenizer(backend, named_tokens={"eos_token": "<|im_end|>"})
+
+
+class Counting(Tokenizer):
+    """Counts the characters that are really encoded."""
+
+    encoded = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self.encoded += len(text)
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_piece(self, text: str) -> list[int]:
+        self.encoded += len(text)
+        return super().encode_piece(text)
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Counting:
+    return Counting.from_folder(folder_of(tmp_path, "byte_level"))  # type: ignore[return-value]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def history(turns: int, words: int = 100) -> list[dict[str, str]]:
+    return [user(f"turn {turn}: " + "the cat sat " * words) for turn in range(turns)]
+
+
+# ---- the same ids
+
+
+LONG = "the cats sat on the mat, and then some more of it. " * 8
+WORDS = st.sampled_from(
+    ["the cat ", "<|im_end|>", "</s>", "<s>", "<|im_", "end|>", "漢🙂", "3.14", "don't", "é"]
+) | st.sampled_from([" ", "\n", "\n\n", "  ", LONG])
+TEXTS = st.lists(WORDS, max_size=8).map("".join)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
+    return {
+        kind: Tokenizer.from_folder(folder_of(tmp_path_factory.mktemp(kind), kind))
+        for kind in vocabularies.KINDS
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(chats=st.lists(st.lists(TEXTS, min_size=1, max_size=4), min_size=1, max_size=4))
+@pytest.mark.parametrize("kind", [*vocabularies.KINDS])
+def test_ids_are_those_of_the_tokenizer(
+    tokenizers: dict[str, Tokenizer], kind: str, chats: list[list[str]]
+) -> None:
+    tokenizer = tokenizers[kind]
+    memory = TokenMemory(tokenizer)
+    for contents in [*chats, *chats]:
+        for length in range(1, len(contents) + 1):
+            messages = [user(content) for content in contents[:length]]
+            assert list(memory.encode_chat(messages).token_ids) == tokenizer.encode_chat(messages)
+        for special in (True, False):
+            text = "".join(contents)
+            encoded = memory.encode(text, add_special_tokens=special)
+            assert list(encoded.token_ids) == tokenizer.encode(text, add_special_tokens=special)
+
+
+AROUND = st.sampled_from(["x", " ", "\n", "<", "|", ">", "a", "ab", "<<", "<|", "|>"])
+SPECIAL = ["<|a|>", "<|a|>b", "a|>", "<<", "<|", "ab", "<|im_end|>", " <x>"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_overlapping_added_tokens_are_cut_only_where_it_is_safe(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    flags = st.fixed_dictionaries({"lstrip": st.booleans(), "rstrip": st.booleans()})
+    tokens = data.draw(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=3, unique=True))
+    backend = vocabularies.byte_level(tmp_path_factory.mktemp("overlap"))
+    backend.add_special_tokens(
+        [AddedToken(token, normalized=False, **data.draw(flags)) for token in tokens]
+    )
+    words = st.sampled_from([*tokens, *tiny.SPECIAL_TOKENS]) | AROUND
+    text = "".join(data.draw(st.lists(words, max_size=12)))
+    whole = backend.encode(text, add_special_tokens=False).ids
+    cuts = Cuts(backend)
+    pattern = cuts._pattern
+    ends = [match.end() for match in pattern.finditer(text)] if pattern is not None else []
+    for end in ends:
+        pieces = [text[:end], text[end:]]
+        ids = [backend.encode(piece, add_special_tokens=False).ids for piece in pieces]
+        assert ids[0] + ids[1] == whole
+
+
+def test_the_property_can_fail() -> None:
+    """Where a cut is not safe the ids do differ: the conditions are not idle."""
+    backend = Backend.from_str('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
+    backend.add_special_tokens([AddedToken(t, normalized=False) for t in ("xa", "ax", "x")])
+    whole = backend.encode("axa").ids
+    assert whole != backend.encode("axa"[:1]).ids + backend.encode("axa"[1:]).ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda b: setattr(b, "normalizer", normalizers.NFC()),
+        lambda b: setattr(b, "pre_tokenizer", pre_tokenizers.Metaspace(prepend_scheme="first")),
+        lambda b: setattr(b.model, "dropout", 0.1),
+        lambda b: b.add_tokens([AddedToken("word", single_word=True)]),
+    ],
+)
+def test_what_guarantees_nothing_is_not_cut(tmp_path: Path, change: Any) -> None:
+    text = ("the cat " * MIN_PIECE + "<|im_end|>") * 3
+    vocabularies.byte_level(tmp_path)
+    whole = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    assert len(list(Cuts(whole).pieces(text))) == 3
+    change(whole)
+    assert list(Cuts(whole).pieces(text)) == [text]
+
+
+# ---- what is encoded again
+
+
+def test_a_repeated_text_is_not_encoded(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    text = "the cat " * 100
+    first = memory.encode(text)
+    assert (first.remembered, tokenizer.encoded) == (0, len(text))
+    again = memory.encode(text)
+    assert again.remembered == len(again.token_ids) == len(first.token_ids)
+    assert tokenizer.encoded == len(text)
+
+
+def test_a_grown_chat_encodes_only_what_is_new(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    memory.encode_chat(history(5))
+    before = tokenizer.encoded
+    grown = memory.encode_chat(history(6))
+    new = len(history(6)[-1]["content"])
+    assert new <= tokenizer.encoded - before < new + MIN_PIECE
+    assert grown.remembered >= len(grown.token_ids) * 5 // 6 - MIN_PIECE
+
+
+def test_a_changed_character_is_seen(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    text = "the cat " * 100
+    for at in (0, 400, len(text) - 1):
+        other = text[:at] + "X" + text[at + 1 :]
+        memory.encode(text)
+        assert list(memory.encode(other).token_ids) == tokenizer.encode(other)
+
+
+def test_special_tokens_and_chats_are_kept_apart(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    text = "the cat " * 100
+    assert memory.encode(text).token_ids != memory.encode(text, add_special_tokens=False).token_ids
+    typed = memory.encode(tokenizer.render_chat(history(1)), add_special_tokens=False)
+    assert typed.token_ids != memory.encode_chat(history(1)).token_ids
+
+
+# ---- for whom, and how long
+
+
+def remembered(memory: TokenMemory, text: str, **scope: Any) -> bool:
+    return memory.encode(text, remember=False, **scope).remembered > 0
+
+
+TEXT = "the cat " * 100
+
+
+def test_namespaces_and_salts_see_their_own_texts_only(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    memory.encode(TEXT, namespace="a")
+    memory.encode(TEXT, namespace="b", salt="s")
+    assert remembered(memory, TEXT, namespace="a")
+    assert remembered(memory, TEXT, namespace="b", salt="s")
+    assert not remembered(memory, TEXT, namespace="b")
+    assert not remembered(memory, TEXT, namespace="c")
+    memory.forget("a")
+    assert not remembered(memory, TEXT, namespace="a")
+    assert remembered(memory, TEXT, namespace="b", salt="s")
+    memory.forget()
+    assert memory.size == 0
+    assert not remembered(memory, TEXT, namespace="b", salt="s")
+
+
+def test_what_must_not_be_remembered_is_not(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    memory.encode(TEXT, remember=False)
+    assert memory.size == 0
+    memory.encode("short")
+    assert memory.size == 0
+    with pytest.raises(InvalidRequest):
+        memory.encode("\ud800" * MIN_PIECE)
+    assert memory.size == 0
+
+
+def test_a_text_that_is_encoded_while_its_namespace_is_forgotten_is_not_remembered(
+    tokenizer: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = TokenMemory(tokenizer)
+    encode = tokenizer.encode
+
+    def forgetting(text: str, **options: Any) -> Sequence[int]:
+        memory.forget("a")
+        return encode(text, **options)
+
+    monkeypatch.setattr(tokenizer, "encode", forgetting)
+    memory.encode(TEXT, namespace="a")
+    assert memory.size == 0
+
+
+def test_idle_texts_go(tokenizer: Counting) -> None:
+    clock = Clock()
+    memory = TokenMemory(tokenizer, idle_seconds=10, clock=clock)
+    memory.encode(TEXT)
+    clock.now = 9.0
+    assert remembered(memory, TEXT)
+    clock.now = 18.0
+    assert remembered(memory, TEXT)
+    clock.now = 30.0
+    memory.prune()
+    assert memory.size == 0
+
+
+def test_bytes_are_bounded_and_the_least_recently_used_text_goes(tokenizer: Counting) -> None:
+    texts = [f"{number} " + "the cat " * 100 for number in range(10)]
+    one = TokenMemory(tokenizer)
+    one.encode(texts[0])
+    memory = TokenMemory(tokenizer, max_bytes=3 * one.size + 50)
+    for text in texts[:3]:
+        memory.encode(text)
+    memory.encode(texts[0])
+    memory.encode(texts[3])
+    assert [remembered(memory, text) for text in texts[:4]] == [True, False, True, True]
+    assert memory.size <= 3 * one.size + 50
+    tiny_memory = TokenMemory(tokenizer, max_bytes=100)
+    tiny_memory.encode(TEXT)
+    assert tiny_memory.size == 0
+
+
+def test_a_flood_costs_another_namespace_nothing_below_its_share(tokenizer: Counting) -> None:
+    texts = [f"{number} " + "the cat " * 100 for number in range(40)]
+    one = TokenMemory(tokenizer)
+    one.encode(texts[0])
+    memory = TokenMemory(tokenizer, max_bytes=8 * one.size + 400)
+    for text in texts[:4]:
+        memory.encode(text, namespace="quiet")
+    for text in texts:
+        memory.encode(text, namespace="flood")
+    assert all(remembered(memory, text, namespace="quiet") for text in texts[:4])
