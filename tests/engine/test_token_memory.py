@@ -17,8 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+from toy_model import toy_engine
 
+from kveik.cache.directive import Selector, Ttl
 from kveik.engine.cuts import MIN_PIECE, Cuts
+from kveik.engine.engine import Engine
+from kveik.engine.named import NamedSpec
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest
@@ -298,3 +302,44 @@ def test_a_flood_costs_another_namespace_nothing_below_its_share(tokenizer: Coun
     for text in texts:
         memory.encode(text, namespace="flood")
     assert all(remembered(memory, text, namespace="quiet") for text in texts[:4])
+
+
+# ---- in the engine
+
+
+def named_with_deadline(engine: Engine, clock: Clock) -> None:
+    soon = Ttl(5.0, "first_use", "delete")
+    spec = NamedSpec(name="tv", namespace="", prompt=TEXT[:200], ttl=soon)
+    engine.named.create(spec)
+    while engine.step():
+        pass
+    clock.now += 6.0
+    engine.step()
+
+
+def idle(engine: Engine, clock: Clock) -> None:
+    clock.now += engine.config.session_idle + 1
+    engine.step()
+
+
+@pytest.mark.parametrize(
+    "forgetting",
+    [
+        lambda engine, clock: engine.reset_cache(""),
+        lambda engine, clock: engine.invalidate(Selector("", tag="news")),
+        lambda engine, clock: engine.end_session("", "s1"),
+        lambda engine, clock: engine.announce_document("", "faq", "2"),
+        named_with_deadline,
+        idle,
+    ],
+)
+def test_the_engine_forgets_texts_with_what_was_computed_from_them(forgetting: Any) -> None:
+    clock = Clock()
+    engine = toy_engine(clock=clock)
+    memory = engine.token_memory
+    memory.encode(TEXT)
+    memory.encode(TEXT, namespace="other")
+    assert remembered(memory, TEXT)
+    forgetting(engine, clock)
+    assert not remembered(memory, TEXT)
+    assert remembered(memory, TEXT, namespace="other") or forgetting is idle

@@ -40,6 +40,7 @@ from kveik.engine.sequence import (
     TokenAccepted,
     WorkFailed,
 )
+from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
 from kveik.store.arena import KvStore
@@ -155,6 +156,9 @@ class Engine:
         if progress is not None:
             progress("allocating the KV pool", 1.0)
         self.history = Sessions(parts.config.session_idle, clock)
+        self.token_memory = TokenMemory(
+            parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
+        )
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival] = deque()
@@ -181,6 +185,7 @@ class Engine:
             block_size=parts.config.block_size,
             block_bytes=sum(group.bytes_per_block for group in parts.model.groups),
             public=PUBLIC,
+            forget_texts=self.token_memory.forget,
         )
         return NamedCaches(self._cache, self.tokenizer, self._state, workshop)
 
@@ -263,6 +268,7 @@ class Engine:
             done = self._cache.reset(namespace)
             if done:
                 self.history.reset(namespace)
+                self.token_memory.forget(namespace)
             return done
 
     def invalidate(self, selector: Selector) -> Receipt:
@@ -272,6 +278,7 @@ class Engine:
             receipt = self._cache.invalidate(selector, now)
             self.named.invalidate(selector)
             self.history.invalidate(selector)
+            self.token_memory.forget(selector.namespace)
             return receipt
 
     def end_session(self, namespace: str, session: str) -> Receipt | None:
@@ -279,6 +286,7 @@ class Engine:
         with self._changing() as now:
             receipt = self._cache.end_session(namespace, session, now)
             known = self.history.end(namespace, session)
+            self.token_memory.forget(namespace)
             return Receipt() if receipt is None and known else receipt
 
     def announce_document(self, namespace: str, document: str, version: str) -> Receipt:
@@ -288,6 +296,7 @@ class Engine:
             others = Selector(namespace, document=document, not_version=version)
             self.named.invalidate(others)
             self.history.invalidate(others)
+            self.token_memory.forget(namespace)
             return receipt
 
     def cache_listing(
@@ -371,6 +380,7 @@ class Engine:
             drained = self._drain_inbox(started)
             self.named.tick()
             self.history.tick()
+            self.token_memory.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
             self._deliver(failures, started)

@@ -162,6 +162,7 @@ class Workshop:
     block_size: int
     block_bytes: int  # of one block in all groups
     public: str  # the namespace of the operator's public blocks
+    forget_texts: Callable[[str | None], None]  # tokenised texts of a namespace; None: of all
 
 
 @dataclass(slots=True, eq=False)
@@ -439,6 +440,8 @@ class NamedCaches:
         if entry.handle is not None:
             self._shop.abort(entry.handle)
         self._settle(entry, _gone_error(name))
+        public = entry.namespace == self._shop.public  # then anybody may have written it
+        self._shop.forget_texts(None if public else entry.namespace)
         return self._books.unname(entry.namespace, name, self._shop.clock())
 
     def _check_room(self, entry: _Entry) -> None:
