@@ -1,4 +1,4 @@
-"""The command line: `kveik serve | chat | generate | plan | info | bench`.
+"""The command line: `kveik serve | chat | generate | cache | plan | info | bench`.
 
 This file only wires Typer to `kveik.commands`; what a command needs is imported when it runs, so
 that `kveik --help` is quick. Errors are one line on stderr: exit code 2 for usage, configuration
@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from kveik import __version__
+from kveik.commands.cache_app import app as cache_app
 from kveik.commands.options import (
     SAMPLING_OPTIONS,
     given_sampling,
@@ -35,6 +36,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Every option can also come from KVEIK_* in the environment or from --config FILE.",
 )
+
+app.add_typer(cache_app, name="cache")
 
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model")]
 Config = Annotated[str | None, typer.Option("--config", help="TOML or JSON file of options")]

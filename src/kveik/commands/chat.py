@@ -13,12 +13,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 import typer
 
+from kveik.commands.remote import Remote
 from kveik.engine.request import SamplingParams
-from kveik.errors import ConfigError, KveikError, Unavailable
+from kveik.errors import KveikError
 from kveik.llm import LLM
 
 Messages = Sequence[Mapping[str, str]]
@@ -66,18 +66,10 @@ class RemotePartner:
     """A server with OpenAI's HTTP interface; answers come as server-sent events."""
 
     def __init__(self, url: str, api_key: str | None, sampling: Mapping[str, Any]) -> None:
-        parts = urlsplit(url if "//" in url else f"http://{url}")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--url: {url!r} is not an http address", param="url")
-        self._parts = parts
-        self._path = parts.path.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        self._remote = Remote(url, api_key)
         self._sampling = dict(sampling)
         self.facts = Facts()
-        with self._request("GET", "/v1/models") as response:
-            self.name = str(json.loads(response.read())["data"][0]["id"])
+        self.name = str(self._remote.json("GET", "/v1/models")["data"][0]["id"])
 
     def answer(self, messages: Messages) -> Iterator[str]:
         body = {
@@ -87,7 +79,7 @@ class RemotePartner:
             "stream_options": {"include_usage": True},
             **self._sampling,
         }
-        with self._request("POST", "/v1/chat/completions", body) as response:
+        with self._remote.request("POST", "/v1/chat/completions", body) as response:
             for event in _server_sent_events(response):
                 if "error" in event:
                     raise KveikError(str(event["error"].get("message")))
@@ -101,24 +93,6 @@ class RemotePartner:
             self.facts = Facts(
                 usage["prompt_tokens"], details.get("cached_tokens", 0), usage["completion_tokens"]
             )
-
-    @contextlib.contextmanager
-    def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
-    ) -> Iterator[http.client.HTTPResponse]:
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        connection = kinds[self._parts.scheme](self._parts.hostname or "", self._parts.port)
-        try:
-            content = None if body is None else json.dumps(body)
-            connection.request(method, self._path + path, content, self._headers)
-            response = connection.getresponse()
-            if response.status != 200:
-                raise KveikError(f"{response.status}: {_error_message(response.read())}")
-            yield response
-        except (OSError, http.client.HTTPException) as error:
-            raise Unavailable(f"--url: no answer from {self._parts.geturl()} ({error})") from None
-        finally:
-            connection.close()
 
 
 def chat(partner: Partner, *, system: str | None = None) -> None:
@@ -197,10 +171,3 @@ def _server_sent_events(response: http.client.HTTPResponse) -> Iterator[dict[str
         if field == "data":
             yield json.loads(value)
     raise KveikError("the stream ended in the middle of an answer")
-
-
-def _error_message(body: bytes) -> str:
-    try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return body[:200].decode("utf-8", errors="replace")

@@ -46,6 +46,7 @@ _TYPES: Mapping[str, Any] = {
     "integer": int | None,
     "number": float | None,
     "bytes": str | None,
+    "duration": str | None,
     "switch": bool | None,
     "list": list[str] | None,
 }

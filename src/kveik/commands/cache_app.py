@@ -1,0 +1,150 @@
+"""The options of `kveik cache ...`; what the commands do is in `kveik.commands.cache`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from kveik.commands.remote import Remote
+
+app = typer.Typer(
+    help="See and manage the cache of a running server.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Url = Annotated[str, typer.Option(envvar="KVEIK_URL", help="Of the server")]
+Key = Annotated[str | None, typer.Option("--api-key", envvar="KVEIK_API_KEY", help="Of the server")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the server's JSON")]
+Name = Annotated[str, typer.Argument(help="Of a named cache")]
+Top = Annotated[int, typer.Option(help="How many")]
+
+_URL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def ls(
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+    blocks: Annotated[bool, typer.Option("--blocks", help="The hottest blocks instead")] = False,
+    sessions: Annotated[bool, typer.Option("--sessions", help="Open sessions instead")] = False,
+    top: Top = 20,
+) -> None:
+    """List named caches."""
+    from kveik.commands import cache
+
+    remote = _remote(url, api_key)
+    if blocks:
+        cache.hottest(remote, top, as_json=as_json)
+    elif sessions:
+        cache.sessions(remote, as_json=as_json)
+    else:
+        cache.ls(remote, as_json=as_json)
+
+
+@app.command()
+def show(name: Name, url: Url = _URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """One named cache: size, hits, time left."""
+    from kveik.commands import cache
+
+    cache.show(_remote(url, api_key), name, as_json=as_json)
+
+
+@app.command()
+def warm(
+    file: Annotated[Path, typer.Argument(help="Manifest, YAML or JSON")],
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compute the entries of a manifest now."""
+    from kveik.commands import cache
+
+    cache.warm(_remote(url, api_key), file, as_json=as_json)
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Of named caches")],
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete named caches."""
+    from kveik.commands import cache
+
+    cache.rm(_remote(url, api_key), names, as_json=as_json)
+
+
+@app.command()
+def invalidate(
+    tag: Annotated[str | None, typer.Option(help="Everything with this tag")] = None,
+    document: Annotated[str | None, typer.Option(help="What came from this document")] = None,
+    version: Annotated[str | None, typer.Option(help="With --document: this version of it")] = None,
+    not_version: Annotated[
+        str | None, typer.Option(help="With --document: every version but this one")
+    ] = None,
+    session: Annotated[str | None, typer.Option(help="What this session computed")] = None,
+    context: Annotated[
+        str | None, typer.Option(help="What was computed under this context")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What this named cache holds")] = None,
+    prefix: Annotated[str | None, typer.Option(help="Prompts that begin with this text")] = None,
+    older_than: Annotated[
+        str | None, typer.Option(help="Computed before so long, as 90s or 1h")
+    ] = None,
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make cached content unreachable at once. Conditions add up: all must hold."""
+    from kveik.commands import cache
+    from kveik.config import parse_duration
+
+    selector = {
+        "tag": tag,
+        "document": document,
+        "version": version,
+        "not_version": not_version,
+        "session": session,
+        "context": context,
+        "name": name,
+        "prefix": prefix,
+        "older_than": None if older_than is None else parse_duration(older_than, "--older-than"),
+    }
+    cache.invalidate(_remote(url, api_key), selector, as_json=as_json)
+
+
+@app.command()
+def explain(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="FILE|TEXT", help='A file of messages or text, "-", or a prompt'),
+    ],
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much of a prompt would come from the cache now, and why not more."""
+    from kveik.commands import cache
+
+    cache.explain(_remote(url, api_key), source, as_json=as_json)
+
+
+@app.command()
+def manifest(top: Top = 20, url: Url = _URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """Write a manifest of what is hot now: kveik cache manifest --top 20 > warm.yaml"""
+    from kveik.commands import cache
+
+    cache.manifest(_remote(url, api_key), top, as_json=as_json)
+
+
+def _remote(url: str, api_key: str | None) -> Remote:
+    """KVEIK_API_KEY may list several keys, as the server reads it; the first one is used."""
+    from kveik.commands.remote import Remote
+
+    return Remote(url, None if api_key is None else api_key.partition(",")[0].strip())
