@@ -60,6 +60,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "commands",
             "cli",
             "cache.directive",
+            "cache.lease",
+            "caches",
             "engine",
             "server",
             "config",

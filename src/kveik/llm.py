@@ -17,12 +17,15 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
+from kveik.cache.directive import Receipt
+from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
 from kveik.engine.request import Event, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
+from kveik.engine.words import document_id, identifier
 from kveik.errors import InvalidRequest, KveikError, Overloaded
-from kveik.managed import PLAIN_USE, CacheOptions
+from kveik.managed import PLAIN_USE, CacheOptions, checked, selector
 from kveik.outputs import (
     DeltaCollector,
     OutputCollector,
@@ -30,7 +33,15 @@ from kveik.outputs import (
     ScoreOutput,
     StreamDelta,
 )
-from kveik.prompting import Conversation, Prompt, chat_request, is_conversation, prompt_request
+from kveik.prompting import (
+    Conversation,
+    Prompt,
+    chat_request,
+    checked_ids,
+    is_conversation,
+    prompt_request,
+)
+from kveik.session import Session, new_session_id
 
 
 class RequestSink(Protocol):
@@ -73,6 +84,8 @@ class LLM:
 
     def _attach(self, engine: Engine) -> None:
         self.engine = engine
+        self.caches = Caches(engine, self._step)
+        self.cache = Cache(engine, self._settle)
         self._stepping = threading.Lock()
         self._closed = False
 
@@ -139,6 +152,73 @@ class LLM:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         outputs = self._complete_all([self.request(text, params) for text in listed], use_tqdm)
         return [_score(output) for output in outputs]
+
+    def session(
+        self,
+        id: str | None = None,
+        *,
+        system: str | None = None,
+        messages: Conversation = (),
+        cache: CacheOptions | None = None,
+    ) -> Session:
+        """A conversation that sends only what is new; `with` ends it.
+
+        id: None for a new one. system, messages: what stands before the first turn. cache: options
+        of every turn (context, tags, ttl, ...)."""
+        options = replace(cache or PLAIN_USE, session=id or new_session_id())
+        opening = [{"role": "system", "content": system}] if system is not None else []
+        return Session(self, options, [*opening, *messages])
+
+    def end_session(self, id: str, *, namespace: str = "") -> Receipt | None:
+        """What only this conversation computed goes; None: there is no such session."""
+        receipt = self.engine.end_session(namespace, checked("id", identifier, id))
+        self._settle()
+        return receipt
+
+    def document(self, id: str, *, version: str, namespace: str = "") -> Receipt:
+        """From now on this version of a document is the valid one: what came from any other is
+        forgotten, and only that. Content parts name theirs: {"type": "text", "text": ...,
+        "document": "handbook@3"}."""
+        document, valid = checked("id", document_id, id), checked("version", identifier, version)
+        receipt = self.engine.announce_document(namespace, document, valid)
+        self._settle()
+        return receipt
+
+    def invalidate(
+        self,
+        *,
+        tag: str | None = None,
+        document: str | None = None,
+        version: str | None = None,
+        not_version: str | None = None,
+        session: str | None = None,
+        context: str | None = None,
+        name: str | None = None,
+        prefix: str | Sequence[int] | None = None,
+        older_than: float | str | None = None,
+        namespace: str = "",
+    ) -> Receipt:
+        """Nothing that fulfils all conditions is found any more. document: every version, or
+        "handbook@2"; prefix: text or token ids; older_than: since it was computed, as "1h"."""
+        ids: Sequence[int] = ()
+        if prefix is not None:
+            is_text = isinstance(prefix, str)
+            ids = self.engine.tokenizer.encode(prefix) if is_text else checked_ids(prefix)  # type: ignore[arg-type]
+        wanted = selector(
+            tag=tag,
+            document=document,
+            version=version,
+            not_version=not_version,
+            session=session,
+            context=context,
+            name=name,
+            prefix=tuple(ids),
+            older_than=older_than,
+            namespace=namespace,
+        )
+        receipt = self.engine.invalidate(wanted)
+        self._settle()
+        return receipt
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The sampling defaults of the model's generation_config.json."""
@@ -254,6 +334,15 @@ class LLM:
         """One step for every caller of this LLM, whichever thread it is on."""
         with self._stepping, _interrupts_held():
             self.engine.step()
+
+    def _settle(self) -> None:
+        """Do what is due and belongs to no request: deadlines, overwriting. Requests that are being
+        streamed go on when they are asked to."""
+        while True:
+            stats = self.engine.stats()
+            with self._stepping:
+                if stats.running or stats.waiting or not self.engine.step():
+                    return
 
     def _params_for(
         self, items: Sequence[object], params: SamplingParams | Sequence[SamplingParams] | None

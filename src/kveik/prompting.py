@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
+from kveik.cache.directive import DocumentSpan
+from kveik.engine.documents import encode_with_documents
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.errors import InvalidRequest
@@ -30,20 +32,13 @@ def prompt_request(
     engine: Engine, prompt: Prompt, params: SamplingParams, cache: CacheOptions
 ) -> Request:
     """The tokenised request of one prompt; raises InvalidRequest."""
-    fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
-    if isinstance(prompt, Mapping):
-        fields = prompt
-    if "prompt_token_ids" in fields:
-        ids = checked_ids(fields["prompt_token_ids"])
-        return _request(ids, params, cache)
-    text = fields.get("prompt")
-    if not isinstance(text, str):
-        raise InvalidRequest(
-            'prompt: expected a string, {"prompt": str} or {"prompt_token_ids": [...]}, '
-            f"got {type(prompt).__name__}",
-            param="prompt",
-        )
-    return _request(tuple(engine.tokenizer.encode(text)), params, cache, text)
+    content = _content(prompt)
+    if cache.cached_content is not None:
+        named = engine.named.expand(cache.namespace, cache.cached_content, prompt=content)
+        content = named.prompt
+    if not isinstance(content, str):
+        return _request(content, params, cache)
+    return _request(tuple(engine.tokenizer.encode(content)), params, cache, content)
 
 
 def chat_request(
@@ -51,8 +46,27 @@ def chat_request(
 ) -> Request:
     """The tokenised request of one conversation; raises InvalidRequest."""
     tokenizer = engine.tokenizer
-    ids = tuple(tokenizer.encode_chat(messages))
-    return _request(ids, params, cache, tokenizer.render_chat(messages))
+    if cache.cached_content is not None:
+        named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
+        messages = named.messages
+    ids, documents = encode_with_documents(tokenizer, messages)
+    return _request(tuple(ids), params, cache, tokenizer.render_chat(messages), documents)
+
+
+def _content(prompt: Prompt) -> str | tuple[int, ...]:
+    fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
+    if isinstance(prompt, Mapping):
+        fields = prompt
+    if "prompt_token_ids" in fields:
+        return checked_ids(fields["prompt_token_ids"])
+    text = fields.get("prompt")
+    if isinstance(text, str):
+        return text
+    raise InvalidRequest(
+        'prompt: expected a string, {"prompt": str} or {"prompt_token_ids": [...]}, '
+        f"got {type(prompt).__name__}",
+        param="prompt",
+    )
 
 
 def is_conversation(value: object) -> bool:
@@ -71,14 +85,18 @@ def checked_ids(token_ids: object) -> tuple[int, ...]:
 
 
 def _request(
-    ids: tuple[int, ...], params: SamplingParams, cache: CacheOptions, text: str | None = None
+    ids: tuple[int, ...],
+    params: SamplingParams,
+    cache: CacheOptions,
+    text: str | None = None,
+    documents: Sequence[DocumentSpan] = (),
 ) -> Request:
     return Request(
         ids,
         params,
         namespace=cache.namespace,
         prompt=text,
-        directive=cache.directive(),
+        directive=cache.directive(documents),
         salt=cache.salt(),
         explain=cache.explain,
     )

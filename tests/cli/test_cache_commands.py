@@ -19,7 +19,7 @@ RECEIPT = {"blocks": 1200, "tokens": 19200, "bytes": {"memory": 4096}, "deferred
 CACHE = {
     "object": "cache",
     "name": "faq",
-    "state": "ready",
+    "status": "ready",
     "kind": "messages",
     "tokens": 1234,
     "bytes": 2_500_000,
@@ -30,7 +30,7 @@ CACHE = {
     "time_left": 5400.0,
     "tags": ["shop", "tv"],
     "priority": "high",
-    "pin": True,
+    "pinned": True,
     "public": False,
     "error": None,
 }
@@ -126,13 +126,13 @@ def test_ls_shows_named_caches(server: Server, cache: Run) -> None:
     cells = dict(zip([head.strip() for head in heads], [c.strip() for c in row], strict=True))
     assert cells == {
         "name": "faq",
-        "state": "ready",
+        "status": "ready",
         "tokens": "1,234",
         "bytes": "2.50 MB",
         "hits": "3",
         "expires in": "90 min",
         "priority": "high",
-        "pin": "yes",
+        "pinned": "yes",
         "public": "no",
         "tags": "shop, tv",
     }

@@ -300,13 +300,13 @@ def _receipt(receipt: Json) -> str:
 
 _CACHE_COLUMNS: tuple[Column, ...] = (
     ("name", _field("name")),
-    ("state", _field("state")),
+    ("status", _field("status")),
     ("tokens", _field("tokens")),
     ("bytes", _size),
     ("hits", _field("hits")),
     ("expires in", _time("time_left")),
     ("priority", _field("priority")),
-    ("pin", _field("pin")),
+    ("pinned", _field("pinned")),
     ("public", _field("public")),
     ("tags", _field("tags")),
 )

@@ -1,0 +1,114 @@
+"""A conversation as an object: `with llm.session() as s`. Its end is an end for the cache too."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from kveik.cache.directive import Receipt
+from kveik.engine.request import SamplingParams
+from kveik.managed import CacheOptions, refuse
+from kveik.outputs import RequestOutput, StreamDelta
+from kveik.prompting import Message
+
+if TYPE_CHECKING:
+    from kveik.llm import LLM
+
+
+class Session:
+    """A conversation: each turn sends its new message only, and the end frees what was computed
+    for it alone. Made by `llm.session()`.
+
+        with llm.session(system="You help with televisions.") as s:
+            print(s.chat("How wide is the 55-inch TV?").outputs[0].text)
+            print(s.chat("And its warranty?").outputs[0].text)
+
+    messages: what was said so far; a turn that failed or was not read to its end is not in it."""
+
+    def __init__(self, llm: LLM, options: CacheOptions, messages: Sequence[Message] = ()) -> None:
+        self._llm = llm
+        self._options = options
+        self.messages: list[Message] = list(messages)
+        self._ended = False
+
+    @property
+    def id(self) -> str:
+        assert self._options.session is not None
+        return self._options.session
+
+    def chat(
+        self,
+        message: str | Message | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+    ) -> RequestOutput:
+        """The next turn. message: a text of the user, or one or more messages. context: what the
+        conversation is about from here on (another codebase, another order)."""
+        turn = self._turn(message)
+        conversation = [*self.messages, *turn]
+        output = self._llm.chat(conversation, sampling_params, cache=self._about(context))[0]
+        self._keep(turn, output.outputs[0].text)
+        return output
+
+    def stream(
+        self,
+        message: str | Message | Sequence[Message],
+        sampling_params: SamplingParams | None = None,
+        *,
+        context: str | None = None,
+    ) -> Iterator[StreamDelta]:
+        """The next turn as it is computed; it counts as said once it was read to its end."""
+        turn = self._turn(message)
+        conversation = [*self.messages, *turn]
+        deltas = self._llm.stream(conversation, sampling_params, cache=self._about(context))
+        return self._read(turn, deltas)
+
+    def _read(self, turn: list[Message], deltas: Iterator[StreamDelta]) -> Iterator[StreamDelta]:
+        answer = []
+        for delta in deltas:
+            if delta.index == 0:
+                answer.append(delta.text)
+            yield delta
+        self._keep(turn, "".join(answer))
+
+    def end(self) -> Receipt | None:
+        """Free what the session alone computed; what others share stays. None: nothing was kept
+        (any more). A second call does nothing."""
+        if self._ended:
+            return None
+        self._ended = True
+        return self._llm.end_session(self.id, namespace=self._options.namespace)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.end()
+
+    def _turn(self, message: str | Message | Sequence[Message]) -> list[Message]:
+        if self._ended:
+            refuse("session", f"{self.id} has ended; open another one")
+        if isinstance(message, str):
+            return [{"role": "user", "content": message}]
+        return [message] if isinstance(message, Mapping) else list(message)
+
+    def _about(self, context: str | None) -> CacheOptions:
+        if context is not None:
+            self._options = replace(self._options, context=context)
+        return self._options
+
+    def _keep(self, turn: list[Message], answer: str) -> None:
+        self.messages += [*turn, {"role": "assistant", "content": answer}]
+
+
+def new_session_id() -> str:
+    return "session-" + secrets.token_hex(8)
