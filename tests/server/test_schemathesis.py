@@ -38,6 +38,8 @@ PLAN = [
     ("/v1/chat/completions", "POST", NEGATIVE, 90),
     ("/v1/completions", "POST", POSITIVE, 90),
     ("/v1/completions", "POST", NEGATIVE, 90),
+    ("/v1/responses", "POST", POSITIVE, 60),
+    ("/v1/responses", "POST", NEGATIVE, 60),
     ("/v1/messages", "POST", POSITIVE, 60),
     ("/v1/messages", "POST", NEGATIVE, 60),
     ("/v1/messages/count_tokens", "POST", POSITIVE, 20),
@@ -73,6 +75,8 @@ def serve_here(path: str, body: Any) -> None:
         if path in GENERATES:
             body.pop("max_completion_tokens", None)
             body["max_tokens"] = 3
+        if path == "/v1/responses":
+            body["max_output_tokens"] = 3
 
 
 @pytest.mark.parametrize(

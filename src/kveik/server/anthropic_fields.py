@@ -14,10 +14,9 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import Field, PlainValidator, WithJsonSchema
 
 from kveik.config import LIMITS, check_limit
-from kveik.errors import InvalidRequest
 from kveik.server import messages
 from kveik.server.fields import Body, Identifier, bounded, refuse
-from kveik.server.messages import Conversation, Place, cache_control, check_messages
+from kveik.server.messages import Conversation, Place, cache_control, check_messages, told_of
 from kveik.server.retention_fields import CacheFields, Mark, Native, Retention, Salt, retention
 
 UNSERVED: dict[str, tuple[object, ...]] = {
@@ -44,12 +43,8 @@ _BETWEEN_TURNS = "\n\n"
 def _system(value: object) -> Conversation:
     if value is None or value == "":
         return Conversation()
-    try:
+    with told_of("messages[0].content", "system"):
         return _checked([{"role": "system", "content": value}])
-    except InvalidRequest as error:
-        place = (error.param or "").replace("messages[0].content", "system")
-        message = error.message.replace("messages[0].content", "system", 1)
-        raise type(error)(message, param=place, code=error.code) from None
 
 
 def _turns(value: object) -> Conversation:

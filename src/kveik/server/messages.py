@@ -6,7 +6,8 @@ from, and breakpoints (Anthropic's cache_control, OpenAI's prompt_cache_breakpoi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -30,6 +31,12 @@ CACHE_CONTROL_SCHEMA = {
     "required": ["type"],
     "additionalProperties": False,
 }
+PROMPT_CACHE_BREAKPOINT_SCHEMA = {
+    "type": "object",
+    "properties": {"mode": {"const": "explicit"}, "ttl": {"enum": ["30m", "12h"]}},
+    "required": ["mode"],
+    "additionalProperties": False,
+}
 _TEXT_PART = {
     "type": "object",
     "properties": {
@@ -37,12 +44,7 @@ _TEXT_PART = {
         "text": {"type": "string"},
         "document": DOCUMENT_SCHEMA,
         "cache_control": CACHE_CONTROL_SCHEMA,
-        "prompt_cache_breakpoint": {
-            "type": "object",
-            "properties": {"mode": {"const": "explicit"}, "ttl": {"enum": ["30m", "12h"]}},
-            "required": ["mode"],
-            "additionalProperties": False,
-        },
+        "prompt_cache_breakpoint": PROMPT_CACHE_BREAKPOINT_SCHEMA,
     },
     "required": ["type", "text"],
     "additionalProperties": False,
@@ -71,6 +73,25 @@ class Conversation:
             len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
             for content in (message["content"] for message in self.messages)
         )
+
+    def behind(self, message: dict[str, Any]) -> Conversation:
+        """This conversation with one more message in front."""
+        return Conversation(
+            [message, *self.messages],
+            [((at + 1, part), name, version) for (at, part), name, version in self.documents],
+            [((at + 1, part), mark) for (at, part), mark in self.marks],
+        )
+
+
+@contextlib.contextmanager
+def told_of(checked: str, sent: str) -> Iterator[None]:
+    """Errors about the place `checked` name what the client has sent."""
+    try:
+        yield
+    except InvalidRequest as error:
+        message = error.message.replace(checked, sent, 1)
+        place = (error.param or "").replace(checked, sent, 1)
+        raise type(error)(message, param=place, code=error.code) from None
 
 
 SCHEMA: dict[str, Any] = {

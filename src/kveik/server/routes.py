@@ -14,11 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
-from kveik.server import anthropic_handlers, handlers, schemas
+from kveik.server import anthropic_handlers, handlers, responses_handlers, schemas
 from kveik.server.anthropic_fields import CountTokens, Messages
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
 from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Tokenize
+from kveik.server.responses_fields import ResponseRequest
 from kveik.server.service import Service
 
 Json = dict[str, Any]
@@ -57,6 +58,12 @@ ROUTES: tuple[Route, ...] = (
         "/v1/completions",
         handlers.completions,
         Operation("Continue a text", schemas.COMPLETION, Completion, streams=True),
+    ),
+    Route(
+        "POST",
+        "/v1/responses",
+        responses_handlers.responses,
+        Operation("Answer to a text", schemas.RESPONSE, ResponseRequest, streams=True),
     ),
     Route(
         "POST",

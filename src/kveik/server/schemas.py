@@ -148,6 +148,37 @@ MESSAGE = _object(
     }
 )
 TOKEN_COUNT = _object({"input_tokens": _INTEGER})
+RESPONSE = _object(
+    {
+        "id": _STRING,
+        "object": {"const": "response"},
+        "created_at": _INTEGER,
+        "status": {"enum": ["completed", "incomplete"]},
+        "incomplete_details": {"type": ["object", "null"]},
+        "model": _STRING,
+        "output": _list(
+            _object(
+                {
+                    "id": _STRING,
+                    "type": {"const": "message"},
+                    "role": {"const": "assistant"},
+                    "status": _STRING,
+                    "content": _list(_object({"type": {"const": "output_text"}, "text": _STRING})),
+                }
+            )
+        ),
+        "usage": _object(
+            {
+                "input_tokens": _INTEGER,
+                "input_tokens_details": _object(
+                    {"cached_tokens": _INTEGER, "cache_write_tokens": _INTEGER}
+                ),
+                "output_tokens": _INTEGER,
+                "total_tokens": _INTEGER,
+            }
+        ),
+    }
+)
 
 SCOPE: list[Schema] = [
     {
