@@ -1,0 +1,256 @@
+"""The warm start: compute the prompts of a manifest in the background, one after the other.
+
+They are background requests, so that a user who comes while it warms waits for one step at most. An
+entry that fails is noted and the next one begins. What is hot now can be written as a manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kveik.cache.directive import BlockView, Directive, DocumentSpan
+from kveik.engine.documents import encode_with_documents
+from kveik.engine.engine import Engine
+from kveik.engine.manifest import Entry, Manifest
+from kveik.engine.named import NamedCache, NamedSpec
+from kveik.engine.request import (
+    Event,
+    Request,
+    RequestAborted,
+    RequestFailed,
+    RequestFinished,
+    SamplingParams,
+)
+from kveik.errors import KveikError, Overloaded, Unavailable, fault
+
+_log = logging.getLogger(__name__)
+
+_WARM = SamplingParams(max_tokens=0, temperature=0.0)
+_SCAN = 400  # hot blocks looked at for one manifest
+_CUT = 8  # tokens that the end of a text may lose so that it is the text of its tokens
+
+
+@dataclass(frozen=True, slots=True)
+class WarmProgress:
+    """How far it is. tokens: of the prompts that are computed; errors: label of the entry and what
+    went wrong."""
+
+    total: int
+    done: int = 0
+    tokens: int = 0
+    errors: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def failed(self) -> int:
+        return len(self.errors)
+
+    @property
+    def finished(self) -> bool:
+        return self.done + self.failed == self.total
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures only: nothing that a manifest says."""
+        return {
+            "total": self.total,
+            "done": self.done,
+            "failed": self.failed,
+            "tokens": self.tokens,
+            "finished": self.finished,
+        }
+
+
+class WarmStart:
+    """Warms one engine, whose thread must be running, from one manifest.
+
+    namespace_of: of a tenant by its name; None: of whoever has no name. Raises ConfigError at once
+    where a tenant is unknown."""
+
+    def __init__(
+        self, engine: Engine, manifest: Manifest, namespace_of: Callable[[str | None], str]
+    ) -> None:
+        self._engine = engine
+        self._manifest = manifest
+        self._namespaces = [namespace_of(entry.tenant) for entry in manifest.entries]
+        self._progress = WarmProgress(len(manifest.entries))
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, on a thread of its own. A second call does nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self.run, name="kveik-warm", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Begin no further entry; returns at once."""
+        self._stopping.set()
+
+    def progress(self) -> WarmProgress:
+        return self._progress
+
+    def run(self) -> None:
+        """Warm everything on this thread."""
+        for index, (entry, namespace) in enumerate(
+            zip(self._manifest.entries, self._namespaces, strict=True)
+        ):
+            if self._stopping.is_set():
+                return
+            self._progress = self._after(index, entry, namespace)
+        if self._progress.total:
+            _log.info(
+                "warmed %d of %d entries, %d tokens",
+                self._progress.done,
+                self._progress.total,
+                self._progress.tokens,
+            )
+
+    def _after(self, index: int, entry: Entry, namespace: str) -> WarmProgress:
+        """Compute one entry; the progress behind it."""
+        before = self._progress
+        try:
+            tokens = self._patiently(entry, namespace)
+        except KveikError as error:
+            message = error.message
+        except Exception as error:
+            _log.error("a warm entry failed: %s", fault(error))
+            message = f"failed ({type(error).__name__})"
+        else:
+            return replace(before, done=before.done + 1, tokens=before.tokens + tokens)
+        label = self._manifest.label(index)
+        _log.warning("%s: %s", label, message)
+        return replace(before, errors=(*before.errors, (label, message)))
+
+    def _patiently(self, entry: Entry, namespace: str) -> int:
+        """Wait while the queue is full: warming never takes a place that a user needs."""
+        while True:
+            try:
+                return self._compute(entry, namespace)
+            except Overloaded as error:
+                if self._stopping.wait(error.retry_after):
+                    raise
+
+    def _compute(self, entry: Entry, namespace: str) -> int:
+        """Tokens of the computed prompt."""
+        ended = _Ended()
+        if entry.name is not None:
+            self._engine.named.create(_spec(entry, entry.name, namespace), ended.named)
+        else:
+            request = warm_request(self._engine, entry, namespace)
+            self._engine.submit(request, ended.event)
+        return ended.wait()
+
+
+class _Ended:
+    """Waits for the end of a request or of a named cache. Events come on the engine's thread."""
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+        self._tokens = 0
+        self._error: KveikError | None = None
+
+    def event(self, event: Event) -> None:
+        match event:
+            case RequestFinished(usage):
+                self._tokens = usage.prompt_tokens
+            case RequestFailed(error):
+                self._error = error
+            case RequestAborted():
+                self._error = Unavailable("the request was aborted")
+            case _:
+                return
+        self._set.set()
+
+    def named(self, cache: NamedCache) -> None:
+        self._tokens, self._error = cache.tokens, cache.error
+        self._set.set()
+
+    def wait(self) -> int:
+        self._set.wait()
+        if self._error is not None:
+            raise self._error
+        return self._tokens
+
+
+def warm_request(engine: Engine, entry: Entry, namespace: str) -> Request:
+    """A request that only computes the prompt of an entry that has no name.
+
+    A conversation that ends with the user is computed up to where the answer begins; any other up
+    to where the next message begins."""
+    documents: tuple[DocumentSpan, ...] = ()
+    tokenizer = engine.tokenizer
+    if entry.messages is not None and entry.messages[-1]["role"] == "user":
+        ids, documents = encode_with_documents(tokenizer, entry.messages)
+    elif entry.messages is not None:
+        ids = tokenizer.encode_chat(entry.messages, add_generation_prompt=False)
+    else:
+        ids = list(entry.tokens or ()) or tokenizer.encode(entry.prompt or "")
+    directive = Directive(
+        tags=entry.tags, ttl=entry.ttl, priority=entry.priority, documents=documents
+    )
+    return Request(tuple(ids), _WARM, namespace, directive=directive, background=True)
+
+
+def _spec(entry: Entry, name: str, namespace: str) -> NamedSpec:
+    return NamedSpec(
+        namespace,
+        name,
+        messages=entry.messages or (),
+        prompt=entry.prompt,
+        tokens=entry.tokens or (),
+        ttl=entry.ttl,
+        tags=entry.tags,
+        priority=entry.priority,
+        pin=entry.pin,
+        public=entry.public,
+        background=True,
+    )
+
+
+# ---- writing one
+
+
+def hot_entries(engine: Engine, namespace: str, top: int) -> list[dict[str, Any]]:
+    """Entries of a manifest that computes again what is hot now in one namespace.
+
+    A prompt whose continuations are much less hot stands for itself. It is text where its text has
+    the same tokens, and token ids otherwise (chat templates put special tokens into a prompt, which
+    no text may name)."""
+    views = engine.cache_listing(namespace, top=_SCAN, with_path=True)
+    ends = [view for view in views if not any(_stands_for(other, view) for other in views)]
+    ends.sort(key=lambda view: (-view.hits, view.idle))
+    return [_entry(engine, view) for view in ends[:top]]
+
+
+def _stands_for(other: BlockView, view: BlockView) -> bool:
+    """`other` goes on from `view` and is about as hot: whoever computes it computes both."""
+    return (
+        other.depth > view.depth
+        and 2 * other.hits >= view.hits
+        and other.path[view.depth - 1] == view.path[-1]
+        and other.path[: view.depth] == view.path
+    )
+
+
+def _entry(engine: Engine, view: BlockView) -> dict[str, Any]:
+    entry = _content(engine, view.path)
+    tags = [claim.removeprefix("tag:") for claim in view.claims if claim.startswith("tag:")]
+    if tags:
+        entry["tags"] = tags
+    if view.priority != "normal":
+        entry["priority"] = view.priority
+    if view.time_left is not None:
+        entry["ttl"] = max(1, round(view.time_left))
+    return entry
+
+
+def _content(engine: Engine, path: Sequence[int]) -> dict[str, Any]:
+    tokenizer = engine.tokenizer
+    for end in range(len(path), max(0, len(path) - _CUT), -1):
+        text = tokenizer.decode(path[:end])
+        if text and tuple(tokenizer.encode(text)) == tuple(path[:end]):
+            return {"prompt": text}
+    return {"tokens": list(path)}
