@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -177,3 +178,19 @@ def test_only_models_with_positions_in_the_query_may_shift(
     refuse_shift(gpt2, [(segment(0),)])
     with pytest.raises(UnsupportedFeature, match="cannot shift positions"):
         refuse_shift(gpt2, tables)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_layer_parameters_are_all_matrices_but_embedding_and_head(
+    tmp_path: Path, family: str
+) -> None:
+    tiny.tiny_llama(tmp_path, model_type=family)
+    loaded = load_model(str(tmp_path), reference_ops())
+    config = json.loads((tmp_path / "config.json").read_text())
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    size = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query = config["num_attention_heads"] * size
+    kv = config["num_key_value_heads"] * size
+    one = 2 * hidden * query + 2 * hidden * kv + 3 * hidden * config["intermediate_size"]
+    assert loaded.layer_parameters == layers * one
+    assert loaded.attention_width == query

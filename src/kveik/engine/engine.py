@@ -29,9 +29,19 @@ from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
 from kveik.engine.history import Sessions
 from kveik.engine.named import NamedCaches, Workshop
-from kveik.engine.parts import EngineInfo, EngineParts, Progress, engine_info, kv_specs, load_parts
+from kveik.engine.parts import (
+    EngineInfo,
+    EngineParts,
+    Progress,
+    engine_info,
+    kv_specs,
+    load_parts,
+    model_facts,
+)
+from kveik.engine.plan import StepPlan
 from kveik.engine.request import EventSink, Request
 from kveik.engine.runner import Runner
+from kveik.engine.savings import SavingsMeter
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
 from kveik.engine.sequence import (
     ChoiceEnded,
@@ -74,6 +84,8 @@ class EngineStats:
     named_caches: int
     conversations: int  # finished turns are kept of so many sessions
     conversation_bytes: int
+    seconds_saved: float  # by hits, estimated (engine/savings.py)
+    remembered_tokens: int  # ids of prompts that were not encoded again
 
 
 class SessionView(NamedTuple):
@@ -96,6 +108,7 @@ class _Totals:
     steps: int = 0
     step_seconds: float = 0.0
     stored_tokens: int = 0
+    seconds_saved: float = 0.0
     finished: Counter[str] = field(default_factory=Counter)
 
 
@@ -173,6 +186,7 @@ class Engine:
         self._handles = itertools.count()
         self.named = self._named_caches(parts)
         self._totals = _Totals()
+        self._savings = SavingsMeter(model_facts(parts))
         self._checked_at = clock()
         self._checked_steps = 0
 
@@ -246,6 +260,8 @@ class Engine:
                 named_caches=len(self.named),
                 conversations=conversations,
                 conversation_bytes=conversation_bytes,
+                seconds_saved=totals.seconds_saved,
+                remembered_tokens=self.token_memory.remembered_tokens,
             )
 
     def explain(self, token_ids: Sequence[int], namespace: str = "", salt: str = "") -> Match:
@@ -386,9 +402,11 @@ class Engine:
             self._deliver(failures, started)
         if plan is None:
             return drained or bool(failures) or self._scheduler.sweeping
+        launched = self._clock()
         result = self._runner.run(plan)
         with self._state:
             now = self._clock()
+            self._measure(plan, now - launched)
             self._totals.steps += 1
             self._totals.step_seconds += now - started
             self._totals.computed_tokens += sum(len(one.token_ids) for one in plan.sequences)
@@ -430,11 +448,24 @@ class Engine:
                 self._deliver_token(delivery, output, now)
             elif isinstance(output, PromptComputed):
                 self._totals.prompt_tokens += len(delivery.request.prompt_token_ids)
+                self._note_savings(delivery)
                 self._guarded(output.handle, delivery.prompt_ready, now)
             elif isinstance(output, ChoiceEnded):
                 self._deliver_ending(delivery, output, now)
             else:
                 self._deliver_failure(delivery, output, now)
+
+    def _measure(self, plan: StepPlan, seconds: float) -> None:
+        """What a step took, for the estimate of what hits save."""
+        spans = [span for sequence in plan.sequences for span in sequence.spans]
+        prompts = [span for span in spans if span[1] > 1]
+        self._savings.observe(prompts, len(spans) - len(prompts), seconds)
+
+    def _note_savings(self, delivery: Delivery) -> None:
+        work = delivery.work
+        assert work is not None
+        work.savings = self._savings.savings(work.prompt_length, work.cached_tokens)
+        self._totals.seconds_saved += work.savings.seconds
 
     def _deliver_token(self, delivery: Delivery, output: TokenAccepted, now: float) -> None:
         def send() -> None:

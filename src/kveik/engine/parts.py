@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kveik.config import DEFAULT_MODEL_PATH, EngineConfig
 from kveik.engine.pool import free_memory, pool_blocks
+from kveik.engine.savings import ModelFacts
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import ConfigError
 from kveik.kernels.ops import KvSpec, Ops
@@ -46,7 +47,9 @@ class EngineInfo:
 class EngineParts:
     """What an engine is made of; `Engine.load` reads it from files, tests hand it over.
 
-    end_ids: every id that ends a text. pool_blocks: per group; None: sized from the config."""
+    end_ids: every id that ends a text. pool_blocks: per group; None: sized from the config.
+    layer_parameters: those that every prompt token is multiplied with; attention_width: query heads
+    times their size."""
 
     model: Model
     ops: Ops
@@ -56,6 +59,8 @@ class EngineParts:
     model_id: str = "model"
     architecture: str = ""
     parameters: int = 0
+    layer_parameters: int = 0
+    attention_width: int = 0
     dtype: str = "float32"
     kv_dtype: str = "float32"
     max_model_len: int | None = None
@@ -95,6 +100,16 @@ def engine_info(parts: EngineParts) -> EngineInfo:
         kv_bytes_per_token=sum(group.bytes_per_block for group in model.groups)
         // config.block_size,
         defaults=dict(parts.defaults),
+    )
+
+
+def model_facts(parts: EngineParts) -> ModelFacts:
+    """What a prompt token costs, for the estimate of what the cache saves."""
+    model = parts.model
+    return ModelFacts(
+        parameters=parts.layer_parameters or parts.parameters,
+        attention_width=parts.attention_width or model.num_kv_heads * model.head_dim,
+        layers=tuple((len(group.layers), group.window) for group in model.groups),
     )
 
 
@@ -139,6 +154,8 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         model_id=config.served_model_name or config.model or DEFAULT_MODEL_ID,
         architecture=loaded.architecture,
         parameters=loaded.parameters,
+        layer_parameters=loaded.layer_parameters,
+        attention_width=loaded.attention_width,
         dtype=loaded.dtype,
         kv_dtype=loaded.kv_dtype,
         max_model_len=loaded.max_model_len,

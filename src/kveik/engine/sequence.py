@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeAlias
 from kveik.cache.directive import Divergence
 from kveik.cache.manager import Lease, Miss
 from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
-from kveik.engine.request import FinishReason, Request, Usage
+from kveik.engine.request import FinishReason, Request, Savings, Usage
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +42,7 @@ class Work:
     computed_prompt_tokens: int = 0
     completion_tokens: int = 0
     stored_tokens: int = 0
+    savings: Savings | None = None
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -65,6 +66,7 @@ class Work:
             cached_tokens=self.cached_tokens,
             computed_prompt_tokens=self.computed_prompt_tokens,
             stored_tokens=self.stored_tokens,
+            savings=self.savings,
         )
 
 

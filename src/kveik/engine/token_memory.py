@@ -74,6 +74,7 @@ class TokenMemory:
         self._lock = threading.Lock()
         self._namespaces: dict[str, _Texts] = {}
         self._size = 0
+        self.remembered_tokens = 0  # since start
         self._forgotten = 0  # counts `forget`: what was encoded before one is not remembered
 
     def encode(
@@ -151,10 +152,10 @@ class TokenMemory:
                 if key is not None:
                     fresh[key] = ids
             token_ids.extend(ids)
-        if remember and fresh:
-            with self._lock:
-                if forgotten == self._forgotten:
-                    self._remember(namespace, fresh)
+        with self._lock:
+            self.remembered_tokens += remembered
+            if remember and forgotten == self._forgotten:
+                self._remember(namespace, fresh)
         return Encoded(tuple(token_ids), remembered)
 
     # ---- under the lock

@@ -48,7 +48,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A network and the facts of its folder. parameters: numbers stored, a tied head once.
+    """A network and the facts of its folder. parameters: numbers stored, a tied head once;
+    layer_parameters: those of the layers' matrices, which every token of a prompt is multiplied
+    with (embedding and head are not). attention_width: query heads times their size.
 
     end_ids: ids that end a text; sampling_defaults: what generation_config.json sets of
     temperature, top_k, top_p, min_p, repetition_penalty; max_model_len: tokens."""
@@ -56,6 +58,8 @@ class LoadedModel:
     model: Network
     architecture: str
     parameters: int
+    layer_parameters: int
+    attention_width: int
     dtype: str
     kv_dtype: str
     folder: Path
@@ -106,6 +110,12 @@ def load_model(
         model=model,
         architecture=architecture.model_type,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
+        layer_parameters=sum(
+            math.prod(shape)
+            for name, shape in shapes.items()
+            if len(shape) == 2 and name.startswith(_LAYERS)
+        ),
+        attention_width=architecture.num_heads * architecture.head_dim,
         dtype=dtype,
         kv_dtype=kv_dtype,
         folder=folder,
@@ -114,6 +124,9 @@ def load_model(
         max_model_len=limit,
     )
 
+
+_LAYERS = ("model.layers.", "h.")
+"""What the tensors of layers begin with: the Llama family, GPT."""
 
 _GPT = ("gpt2", "gpt_neo")
 
