@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -42,7 +43,7 @@ def test_only_these_paths_are_public() -> None:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
 def test_every_route_needs_a_key(locked: RunningServer, route) -> None:  # type: ignore[no-untyped-def]
-    path = route.path.replace("{model:path}", MODEL)
+    path = re.sub(r"\{.*\}", MODEL, route.path)
     with locked.http() as http:
         for headers in ({}, bearer("wrong"), {"x-api-key": "wrong"}, {"authorization": ALICE}):
             response = http.request(route.method, path, headers=headers)

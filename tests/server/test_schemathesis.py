@@ -51,6 +51,21 @@ PLAN = [
     ("/v1/models/{model}", "GET", POSITIVE, 10),
     ("/reset_prefix_cache", "POST", POSITIVE, 5),
     ("/reset_prefix_cache", "POST", NEGATIVE, 5),
+    ("/v1/caches", "POST", POSITIVE, 30),
+    ("/v1/caches", "POST", NEGATIVE, 20),
+    ("/v1/caches/{name}", "GET", POSITIVE, 5),
+    ("/v1/caches/{name}", "PATCH", POSITIVE, 10),
+    ("/v1/caches/{name}", "PATCH", NEGATIVE, 10),
+    ("/v1/caches/{name}", "DELETE", POSITIVE, 5),
+    ("/v1/sessions/{session}", "DELETE", POSITIVE, 5),
+    ("/v1/documents/{document}", "POST", POSITIVE, 5),
+    ("/v1/documents/{document}", "POST", NEGATIVE, 10),
+    ("/v1/cache", "GET", POSITIVE, 5),
+    ("/v1/cache/invalidate", "POST", POSITIVE, 20),
+    ("/v1/cache/invalidate", "POST", NEGATIVE, 20),
+    ("/v1/cache/explain", "POST", POSITIVE, 15),
+    ("/v1/cache/explain", "POST", NEGATIVE, 10),
+    *[(path, "GET", POSITIVE, 2) for path in ("/v1/caches", "/v1/sessions")],
     *[
         (path, "GET", POSITIVE, 2)
         for path in ("/", "/health", "/ready", "/version", "/metrics", "/v1/models")
@@ -68,10 +83,20 @@ def test_the_plan_has_every_operation_and_five_hundred_examples() -> None:
 GENERATES = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 
 
+CONTRADICTING = ("kveik", "cached_content", "prompt_cache_options", "prompt_cache_retention")
+"""Sent together at random these mostly contradict each other, or name what is not there."""
+
+
 def serve_here(path: str, body: Any) -> None:
-    """Point a valid body at the served model; a few tokens are enough."""
+    """Point a valid body at the served model; a few tokens are enough, and one kind of content."""
+    if path in ("/v1/caches", "/v1/cache/explain"):
+        body["prompt"] = body.get("prompt") or "Hi"
+        body.pop("messages", None)
+        body.pop("tokens", None)
     if isinstance(body, dict) and "model" in body:
         body["model"] = MODEL
+        for field in CONTRADICTING:
+            body.pop(field, None)
         if path in GENERATES:
             body.pop("max_completion_tokens", None)
             body["max_tokens"] = 3

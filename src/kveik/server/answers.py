@@ -20,9 +20,11 @@ from kveik.engine.request import (
     MissReason,
     PromptReady,
     RequestFinished,
+    Usage,
 )
 from kveik.engine.tokenizer import Tokenizer
 from kveik.server.bridge import Tagged
+from kveik.server.cache_report import cache_report
 from kveik.server.jobs import Job
 from kveik.server.logprobs import (
     CompletionLogprobs,
@@ -39,26 +41,26 @@ Json = dict[str, Any]
 class Totals:
     """Usage of all prompts of one HTTP request; a prompt counts once, whatever n is."""
 
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
+    usages: list[Usage] = field(default_factory=list)
     misses: list[MissReason | None] = field(default_factory=list)
+    explanation: Json | None = None
 
     def add(self, event: RequestFinished) -> None:
-        self.prompt += event.usage.prompt_tokens
-        self.completion += event.usage.completion_tokens
-        self.cached += event.usage.cached_tokens
+        self.usages.append(event.usage)
 
     def json(self) -> Json:
-        """`miss` (an extension): where the cache stopped serving this prompt, and why."""
-        details: Json = {"cached_tokens": self.cached}
+        """Extensions: `miss` (where the cache stopped serving this prompt, and why), `kveik`."""
+        prompt = sum(usage.prompt_tokens for usage in self.usages)
+        completion = sum(usage.completion_tokens for usage in self.usages)
+        details: Json = {"cached_tokens": sum(usage.cached_tokens for usage in self.usages)}
         if len(self.misses) == 1 and (miss := self.misses[0]) is not None:
             details["miss"] = {"position": miss.position, "reason": miss.reason}
         return {
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
             "prompt_tokens_details": details,
+            "kveik": cache_report(self.usages, self.explanation),
         }
 
 

@@ -30,7 +30,8 @@ async def messages(service: Service, request: Request) -> Response:
     check_model(engine, body.model)
     conversation = body.conversation()
     asked = body.retention(conversation)
-    asks = await chat_request(engine, conversation, asked, _sampling(engine, body), origin)
+    prepared = await chat_request(engine, conversation, asked, _sampling(engine, body), origin)
+    asks = prepared.request
     prompt = len(asks.prompt_token_ids)
     overlong = prompt + body.max_tokens > engine.info.max_model_len
     if overlong:

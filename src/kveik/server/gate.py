@@ -46,7 +46,7 @@ _access = logging.getLogger("kveik.access")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _GONE = 499  # in logs and metrics only: the client left
 _NO_ROUTE = "(none)"
-_METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+_METHODS = ("GET", "HEAD", "POST", "PATCH", "DELETE", "OPTIONS")
 
 Header = tuple[bytes, bytes]
 

@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kveik.cache.directive import DocumentSpan
+from kveik.engine.documents import document_parts
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import (
-    ContextLengthExceeded,
-    InvalidRequest,
-    KveikError,
-    NotFound,
-    UnsupportedFeature,
-)
+from kveik.errors import ContextLengthExceeded, InvalidRequest, KveikError, NotFound
 from kveik.server.messages import Conversation
 from kveik.server.protocol import ChatCompletion, Completion, Generation, Prompt
 from kveik.server.retention_fields import Retention, retention
@@ -62,8 +58,17 @@ async def chat_job(engine: Engine, body: ChatCompletion, origin: Origin) -> Job:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _sampling(body, engine.info.defaults, wanted, logprobs, body.prompt_logprobs)
     asked = retention(body, [mark for _, mark in body.messages.marks])
-    request = await chat_request(engine, body.messages, asked, params, origin)
-    return Job((request,), params)
+    prepared = await chat_request(engine, body.messages, asked, params, origin)
+    return Job((prepared.request,), params)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A conversation as the engine takes it. mark_ends: the token position behind each breakpoint,
+    in the order of `Conversation.marks`."""
+
+    request: Request
+    mark_ends: tuple[int, ...] = ()
 
 
 async def chat_request(
@@ -72,13 +77,63 @@ async def chat_request(
     asked: Retention,
     params: SamplingParams,
     origin: Origin,
-) -> Request:
-    """A conversation as the engine takes it, with what it asks of the cache."""
-    if conversation.documents or asked.write_to_mark or asked.continues or asked.cached_content:
-        raise UnsupportedFeature("messages: this cache field is not served yet")
-    messages = conversation.messages
-    ids = await beside_loop(conversation.characters, lambda: engine.tokenizer.encode_chat(messages))
-    return _request(ids, params, origin, asked, messages)
+) -> Prepared:
+    """Put what the request continues before it, encode it as a whole, and tell the engine where its
+    labelled parts stand."""
+    messages = _whole(engine, _labelled(conversation), asked, origin.namespace)
+    before = len(messages) - len(conversation.messages)
+    documents = document_parts(messages)
+    places = [(one.message, one.part) for one in documents]
+    places += [(message + before, part) for (message, part), _ in conversation.marks]
+    ids, spans = await beside_loop(
+        conversation.characters,
+        lambda: (
+            engine.tokenizer.encode_chat_with_spans(messages, places)
+            if places
+            else (engine.tokenizer.encode_chat(messages), [])
+        ),
+    )
+    ends = tuple(end for _, end in spans[len(documents) :])
+    directive = replace(
+        asked.directive,
+        documents=tuple(
+            DocumentSpan(one.document, one.version, *span)
+            for one, span in zip(documents, spans, strict=False)
+        ),
+        write_until=_last_breakpoint(conversation, ends) if asked.write_to_mark else None,
+    )
+    asked = replace(asked, directive=directive)
+    return Prepared(_request(ids, params, origin, asked, messages), ends)
+
+
+def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
+    """The messages with documents beside their parts, where the session's history finds them."""
+    messages = [dict(message) for message in conversation.messages]
+    for (index, part), document, version in conversation.documents:
+        parts = list(messages[index]["content"])
+        parts[part] = {**parts[part], "document": f"{document}@{version}"}
+        messages[index]["content"] = parts
+    return messages
+
+
+def _whole(
+    engine: Engine, messages: Sequence[Mapping[str, Any]], asked: Retention, namespace: str
+) -> Sequence[Mapping[str, Any]]:
+    """The messages behind the session's finished turns, or behind a named cache."""
+    if asked.continues and asked.directive.session is not None:
+        return engine.history.continued(namespace, asked.directive.session, messages)
+    if asked.cached_content is not None:
+        name = asked.cached_content
+        return engine.named.expand(namespace, name, messages=messages).messages
+    return messages
+
+
+def _last_breakpoint(conversation: Conversation, ends: Sequence[int]) -> int:
+    return max(
+        end
+        for (_, mark), end in zip(conversation.marks, ends, strict=True)
+        if mark.field == "prompt_cache_breakpoint"
+    )
 
 
 async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Job:
@@ -92,15 +147,22 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
         body.logprobs,
         max(counts, default=None),
     )
-    size = sum(len(prompt) for prompt in body.prompt)
+    asked = retention(body)
+    wanted = [_behind_cache(engine, one, asked, origin.namespace) for one in body.prompt]
+    size = sum(len(prompt) for prompt in wanted)
     tokenizer = engine.tokenizer
-    encoded = await beside_loop(size, lambda: [_encode(tokenizer, one) for one in body.prompt])
+    encoded = await beside_loop(size, lambda: [_encode(tokenizer, one) for one in wanted])
     prompts: tuple[str, ...] = ()
     if body.echo:
-        prompts = tuple(_text(tokenizer, one) for one in body.prompt)
-    asked = retention(body)
+        prompts = tuple(_text(tokenizer, one) for one in wanted)
     requests = tuple(_request(ids, params, origin, asked) for ids in encoded)
     return Job(requests, params, prompts)
+
+
+def _behind_cache(engine: Engine, prompt: Prompt, asked: Retention, namespace: str) -> Prompt:
+    if asked.cached_content is None:
+        return prompt
+    return engine.named.expand(namespace, asked.cached_content, prompt=prompt).prompt
 
 
 def named(error: KveikError, field: str) -> KveikError:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from kveik import __version__
-from kveik.server.fields import Body
+from kveik.server.fields import DOCUMENT_SCHEMA, IDENTIFIER_SCHEMA, Body
 from kveik.server.schemas import ANTHROPIC_ERROR, ERROR, Schema
 
 _REF = "#/components/schemas/{model}"
@@ -28,6 +28,14 @@ _ERRORS = {
     "431": "The headers are too large",
     "500": "A fault of the server; quote X-Request-Id",
     "503": "Loading or stopping; see Retry-After",
+}
+
+
+_TEXT: Schema = {"type": "string", "minLength": 1}
+_PATH_SCHEMAS: dict[str, Schema] = {
+    "name": IDENTIFIER_SCHEMA,
+    "session": IDENTIFIER_SCHEMA,
+    "document": DOCUMENT_SCHEMA,
 }
 
 
@@ -100,5 +108,7 @@ def _error_answers(operation: Operation) -> dict[str, Any]:
 
 def _path_parameters(path: str) -> list[Schema]:
     names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-    schema = {"type": "string", "minLength": 1}
-    return [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+    return [
+        {"name": name, "in": "path", "required": True, "schema": _PATH_SCHEMAS.get(name, _TEXT)}
+        for name in names
+    ]

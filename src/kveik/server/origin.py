@@ -85,7 +85,7 @@ def is_preflight(method: str, headers: Headers) -> bool:
 
 
 PREFLIGHT_HEADERS = [
-    (b"access-control-allow-methods", b"GET, POST, OPTIONS"),
+    (b"access-control-allow-methods", b"GET, POST, PATCH, DELETE, OPTIONS"),
     (
         b"access-control-allow-headers",
         b"authorization, content-type, x-api-key, x-request-id, anthropic-version, anthropic-beta, "

@@ -105,6 +105,8 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
     """Raises InvalidRequest where fields contradict each other or lack what they need."""
     native = fields.kveik or Native.model_construct()
     _check_native(native)
+    if native.continues and fields.cached_content is not None:
+        refuse("cached_content", "the session begins with what it began with; send one of them")
     explicit = fields.prompt_cache_options is not None and (
         fields.prompt_cache_options.mode == "explicit"
     )

@@ -14,8 +14,21 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
 
-from kveik.server import anthropic_handlers, handlers, responses_handlers, schemas
+from kveik.server import (
+    anthropic_handlers,
+    cache_handlers,
+    handlers,
+    responses_handlers,
+    schemas,
+)
 from kveik.server.anthropic_fields import CountTokens, Messages
+from kveik.server.cache_bodies import (
+    Announce,
+    ChangeCache,
+    CreateCache,
+    ExplainPrompt,
+    Invalidate,
+)
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
 from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Tokenize
@@ -27,7 +40,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    method: Literal["GET", "POST"]
+    method: Literal["GET", "POST", "PATCH", "DELETE"]
     path: str  # `{model:path}`: a path parameter that may hold slashes
     handler: Handler
     operation: Operation
@@ -94,6 +107,72 @@ ROUTES: tuple[Route, ...] = (
         "/detokenize",
         handlers.detokenize,
         Operation("Token ids to text", schemas.PROMPT, Detokenize),
+    ),
+    Route(
+        "POST",
+        "/v1/caches",
+        cache_handlers.create_cache,
+        Operation("Compute a prompt and name it", schemas.CACHE, CreateCache, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/caches",
+        cache_handlers.list_caches,
+        Operation("The named caches", schemas.CACHES, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/caches/{name:path}",
+        cache_handlers.get_cache,
+        Operation("A named cache", schemas.CACHE, query=schemas.TENANT),
+    ),
+    Route(
+        "PATCH",
+        "/v1/caches/{name:path}",
+        cache_handlers.change_cache,
+        Operation("Change ttl, pin or tags", schemas.CACHE, ChangeCache, query=schemas.TENANT),
+    ),
+    Route(
+        "DELETE",
+        "/v1/caches/{name:path}",
+        cache_handlers.delete_cache,
+        Operation("End a named cache", schemas.RECEIPT, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/sessions",
+        cache_handlers.sessions,
+        Operation("The sessions", schemas.SESSIONS, query=schemas.TENANT),
+    ),
+    Route(
+        "DELETE",
+        "/v1/sessions/{session:path}",
+        cache_handlers.end_session,
+        Operation("End a session", schemas.RECEIPT, query=schemas.TENANT),
+    ),
+    Route(
+        "POST",
+        "/v1/documents/{document:path}",
+        cache_handlers.announce_document,
+        Operation("Announce a version", schemas.RECEIPT, Announce, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/cache",
+        cache_handlers.listing,
+        Operation("What is cached", schemas.LISTING, query=schemas.LISTING_QUERY),
+    ),
+    Route(
+        "POST",
+        "/v1/cache/invalidate",
+        cache_handlers.invalidate,
+        Operation("Invalidate", schemas.RECEIPT, Invalidate, query=schemas.TENANT),
+    ),
+    Route(
+        "POST",
+        "/v1/cache/explain",
+        cache_handlers.explain,
+        Operation("Why is it cached, or not", schemas.ANY, ExplainPrompt, query=schemas.TENANT),
     ),
     Route(
         "POST",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from kveik.config import LIMITS
+
 Schema = dict[str, Any]
 
 _STRING: Schema = {"type": "string"}
@@ -46,6 +48,71 @@ MODEL = _object(
 )
 MODELS = _object({"object": {"const": "list"}, "data": _list(MODEL)})
 
+_NUMBER: Schema = {"type": "number", "minimum": 0}
+_NULL_NUMBER: Schema = {"type": ["number", "null"]}
+_BOOLEAN: Schema = {"type": "boolean"}
+RECEIPT = _object(
+    {
+        "blocks": _INTEGER,
+        "tokens": _INTEGER,
+        "bytes": {"type": "object", "additionalProperties": _INTEGER},
+        "deferred": _INTEGER,
+    }
+)
+CACHE = _object(
+    {
+        "object": {"const": "cache"},
+        "name": _STRING,
+        "status": {"enum": ["computing", "ready", "evicted", "failed"]},
+        "kind": {"enum": ["messages", "prompt", "tokens"]},
+        "tokens": _INTEGER,
+        "bytes": _INTEGER,
+        "seconds": _NULL_NUMBER,
+        "hits": _INTEGER,
+        "created": _NUMBER,
+        "last_use": _NULL_NUMBER,
+        "time_left": _NULL_NUMBER,
+        "tags": _list(_STRING),
+        "priority": _STRING,
+        "pinned": _BOOLEAN,
+        "public": _BOOLEAN,
+        "error": _NULL_STRING,
+    }
+)
+CACHES = _object({"object": {"const": "list"}, "data": _list(CACHE)})
+SESSIONS = _object(
+    {
+        "object": {"const": "list"},
+        "data": _list(
+            _object({"session": _STRING, "idle": _NUMBER, "blocks": _INTEGER, "tokens": _INTEGER})
+        ),
+    }
+)
+LISTING = _object(
+    {
+        "object": {"const": "cache.listing"},
+        "data": _list(
+            _object(
+                {
+                    "namespace": _STRING,
+                    "tokens": _INTEGER,
+                    "depth": _INTEGER,
+                    "hits": _INTEGER,
+                    "age": _NUMBER,
+                    "idle": _NUMBER,
+                    "time_left": _NULL_NUMBER,
+                    "priority": _STRING,
+                    "demoted": _BOOLEAN,
+                    "pinned": _BOOLEAN,
+                    "readers": _INTEGER,
+                    "claims": _list(_STRING),
+                },
+                optional=("namespace", "claims"),
+            )
+        ),
+    }
+)
+
 ERROR = _object(
     {
         "error": _object(
@@ -66,6 +133,18 @@ _USAGE = _object(
                 "miss": _object({"position": _INTEGER, "reason": _STRING}),
             },
             optional=("miss",),
+        ),
+        "kveik": _object(
+            {
+                "seconds_saved": _NUMBER,
+                "flops_saved": _NUMBER,
+                "token_pairs": _object(
+                    {"old_old": _INTEGER, "new_old": _INTEGER, "new_new": _INTEGER}
+                ),
+                "stored_tokens": _INTEGER,
+                "explanation": ANY,
+            },
+            optional=("explanation",),
         ),
     }
 )
@@ -188,4 +267,29 @@ SCOPE: list[Schema] = [
         "schema": {"enum": ["own", "all"]},
         "description": "own: of this key; all: of every key (operators only)",
     }
+]
+
+TENANT: list[Schema] = [
+    {
+        "name": "namespace",
+        "in": "query",
+        "required": False,
+        "schema": _STRING,
+        "description": "name of a tenant in the keys file instead of the own namespace (operators)",
+    }
+]
+LISTING_QUERY: list[Schema] = [
+    *SCOPE,
+    *TENANT,
+    {
+        "name": "top",
+        "in": "query",
+        "required": False,
+        "schema": {
+            "type": "integer",
+            "minimum": LIMITS["listing_count"].low,
+            "maximum": LIMITS["listing_count"].high,
+        },
+        "description": "how many blocks, the hottest first",
+    },
 ]

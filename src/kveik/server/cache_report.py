@@ -1,0 +1,31 @@
+"""`usage.kveik`: what the cache saved one HTTP request, in the shape that every API answers with.
+
+Seconds and FLOPs are estimates from the rates that this engine has measured (engine/savings.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from kveik.engine.request import Usage
+
+Json = dict[str, Any]
+
+
+def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Json:
+    """Of all prompts of the request together. explanation: of its only prompt, where asked for."""
+    saved = [usage.savings for usage in usages if usage.savings is not None]
+    report: Json = {
+        "seconds_saved": round(sum(one.seconds for one in saved), 6),
+        "flops_saved": sum(one.flops for one in saved),
+        "token_pairs": {
+            "old_old": sum(one.old_old for one in saved),
+            "new_old": sum(one.new_old for one in saved),
+            "new_new": sum(one.new_new for one in saved),
+        },
+        "stored_tokens": sum(usage.stored_tokens for usage in usages),
+    }
+    if explanation is not None:
+        report["explanation"] = explanation
+    return report
