@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
 from kveik.cache.directive import DocumentSpan
-from kveik.engine.documents import encode_with_documents
+from kveik.engine.documents import document_parts, encode_with_documents
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.errors import InvalidRequest
@@ -38,19 +38,33 @@ def prompt_request(
         content = named.prompt
     if not isinstance(content, str):
         return _request(content, params, cache)
-    return _request(tuple(engine.tokenizer.encode(content)), params, cache, content)
+    encoded = engine.token_memory.encode(
+        content,
+        namespace=cache.namespace,
+        salt=cache.salt(),
+        remember=cache.may_be_remembered(),
+    )
+    return _request(encoded.token_ids, params, cache, content)
 
 
 def chat_request(
     engine: Engine, messages: Conversation, params: SamplingParams, cache: CacheOptions
 ) -> Request:
     """The tokenised request of one conversation; raises InvalidRequest."""
-    tokenizer = engine.tokenizer
     if cache.cached_content is not None:
         named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
         messages = named.messages
-    ids, documents = encode_with_documents(tokenizer, messages)
-    return _request(tuple(ids), params, cache, tokenizer.render_chat(messages), documents)
+    text = engine.tokenizer.render_chat(messages)
+    if document_parts(messages):
+        ids, documents = encode_with_documents(engine.tokenizer, messages)
+        return _request(tuple(ids), params, cache, text, documents)
+    encoded = engine.token_memory.encode_chat(
+        messages,
+        namespace=cache.namespace,
+        salt=cache.salt(),
+        remember=cache.may_be_remembered(),
+    )
+    return _request(encoded.token_ids, params, cache, text)
 
 
 def _content(prompt: Prompt) -> str | tuple[int, ...]:

@@ -154,3 +154,16 @@ def test_a_selector_that_says_nothing_or_nonsense(fields: dict[str, Any], param:
     with pytest.raises(InvalidRequest) as caught:
         selector(**fields)
     assert caught.value.param == param
+
+
+def test_texts_are_remembered_unless_they_must_go(llm: LLM) -> None:
+    def growth(text: str, **fields: Any) -> int:
+        text, before = text * 20, llm.engine.token_memory.size
+        llm.generate(text, PARAMS, cache=CacheOptions(**fields))
+        llm.chat([{"role": "user", "content": text}], PARAMS, cache=CacheOptions(**fields))
+        return llm.engine.token_memory.size - before
+
+    assert growth("a text that only reads", write=False) == 0
+    assert growth("a text that will be deleted", ttl="5m") == 0
+    assert growth("a text that will be demoted", ttl="5m", ttl_mode="demote") > 0
+    assert growth("a text of no importance") > 0
