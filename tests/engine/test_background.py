@@ -193,6 +193,39 @@ def test_who_waits_for_background_work_lends_it_its_rank() -> None:
     assert bench.texts[1, 0] == expected_text([*prompt(64), 999], 1)
 
 
+def test_lent_rank_lasts_until_the_prompt_is_there() -> None:
+    """Decoding requests leave less than a block of each step: the leader needs all of it."""
+    bench = Bench(budget=20)
+    bench.add(0, prompt(64), max_tokens=0, background=True)
+    bench.step()
+    for handle in range(1, 9):
+        bench.add(handle, prompt(2, 500 + 10 * handle), max_tokens=40)
+    bench.add(9, [*prompt(64), 999], max_tokens=1)
+    for _ in range(8):
+        bench.step()
+    assert bench.finished == {(0, 0): "length", (9, 0): "length"}
+
+
+def test_a_leader_gets_its_rows_in_the_step_in_which_it_is_waited_for() -> None:
+    """An engine sleeps when a plan is empty."""
+    bench = Bench(budget=16)
+    bench.add(0, prompt(64), max_tokens=0, background=True)
+    bench.step()
+    bench.add(1, [*prompt(64), 999], max_tokens=1)
+    assert bench.step() is not None
+    assert bench.served == [[0], [0]]
+
+
+def test_no_block_is_spared_for_who_would_give_up_its_own() -> None:
+    bench = Bench(blocks=6, budget=256)
+    bench.add(0, prompt(48), max_tokens=0, background=True)
+    bench.step()
+    bench.add(1, prompt(48, 500), max_tokens=0)
+    bench.step()
+    assert (1, 0) in bench.finished
+    assert bench.scheduler.preemptions == 0
+
+
 def test_background_work_is_not_starved_of_an_idle_engine() -> None:
     for seed in range(20):
         rng = random.Random(seed)

@@ -66,6 +66,10 @@ def test_a_finished_turn_is_continued_with_its_answer() -> None:
     assert whole == (user("a"), answer("ok"), user("b"))
     turn(history, *whole)
     assert history.continued("", "s", []) == (*whole, answer("ok"))
+    assert history.sizes()[0] == 1
+    assert history.end("", "s")
+    assert history.sizes() == (0, 0)
+    assert not history.end("", "s")
 
 
 def test_an_unknown_session_is_a_conflict_that_says_what_to_do() -> None:

@@ -17,7 +17,14 @@ from kveik.config import LIMITS, Limit
 from kveik.engine.engine import Engine
 from kveik.engine.named import NamedCache, NamedSpec
 from kveik.engine.request import Request, RequestFinished, SamplingParams
-from kveik.errors import Conflict, InvalidRequest, KveikError, NotFound, PinBudgetExceeded
+from kveik.errors import (
+    Conflict,
+    InvalidRequest,
+    KveikError,
+    NotFound,
+    PinBudgetExceeded,
+    Unavailable,
+)
 
 PROMPT = "The television has 55 inches and two years of warranty. "
 LENGTH = len(PROMPT)
@@ -169,6 +176,15 @@ def test_what_the_engine_refuses_leaves_no_name(shop: Shop) -> None:
     assert code_of(lambda: shop.named.get("", "tv")) == "cache_not_found"
 
 
+def test_a_renewal_that_is_refused_changes_nothing(shop: Shop) -> None:
+    shop.create(ttl=Ttl(100.0), tags=("a",))
+    shop.engine.stop()
+    with pytest.raises(Unavailable):
+        shop.create(ttl=Ttl(500.0), tags=("b",))
+    cache = shop.named.get("", "tv")
+    assert (cache.time_left, cache.tags, cache.status) == (100.0, ("a",), "ready")
+
+
 def test_whoever_waits_hears_once(shop: Shop) -> None:
     heard: list[NamedCache] = []
     shop.named.create(NamedSpec("", "tv", prompt=PROMPT), heard.append)
@@ -255,6 +271,8 @@ def test_an_expired_name_is_told_from_an_unknown_one(shop: Shop) -> None:
     assert code_of(lambda: shop.named.get("other", "tv")) == "cache_not_found"
     shop.create()
     assert shop.named.get("", "tv").status == "ready"
+    shop.named.delete("", "tv")
+    assert code_of(lambda: shop.named.get("", "tv")) == "cache_not_found"
 
 
 def test_the_memory_of_expired_names_is_bounded(
