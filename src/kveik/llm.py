@@ -21,8 +21,10 @@ from kveik.cache.directive import Receipt
 from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
+from kveik.engine.manifest import read_manifest
 from kveik.engine.request import Event, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
+from kveik.engine.warm import WarmProgress, WarmStart
 from kveik.engine.words import document_id, identifier
 from kveik.errors import InvalidRequest, KveikError, Overloaded
 from kveik.managed import PLAIN_USE, CacheOptions, checked, selector
@@ -60,13 +62,20 @@ class LLM:
     """A model, its KV cache and the engine around them.
 
     model: folder in Hugging Face format, hub id, or None for the embedded model. options: the
-    fields of `kveik.config.EngineConfig`; kv_memory also as "2GiB". Raises TypeError for an unknown
-    option, ConfigError or ModelLoadError naming what is wrong and what to do."""
+    fields of `kveik.config.EngineConfig`; kv_memory also as "2GiB". clock: seconds that never go
+    back, by which deadlines are counted. Raises TypeError for an unknown option, ConfigError or
+    ModelLoadError naming what is wrong and what to do."""
 
-    def __init__(self, model: str | os.PathLike[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        **options: Any,
+    ) -> None:
         if model is not None:
             options["model"] = os.fspath(model)
-        self._attach(Engine.load(engine_config(options, os.environ)))
+        self._attach(Engine.load(engine_config(options, os.environ), clock=clock))
 
     @classmethod
     def from_config(
@@ -219,6 +228,15 @@ class LLM:
         receipt = self.engine.invalidate(wanted)
         self._settle()
         return receipt
+
+    def warm(self, manifest: str | os.PathLike[str]) -> WarmProgress:
+        """Compute the prompts of a manifest (YAML or JSON, docs/MANAGED_CACHE.md) now. An entry
+        that fails does not stop the others: see `errors`. Raises ConfigError for a manifest that
+        says something wrong; a tenant's name is its namespace here."""
+        read = read_manifest(os.fspath(manifest))
+        warm = WarmStart(self.engine, read, lambda tenant: tenant or "", self._step)
+        warm.run()
+        return warm.progress()
 
     def get_default_sampling_params(self) -> SamplingParams:
         """The sampling defaults of the model's generation_config.json."""

@@ -64,15 +64,20 @@ class WarmProgress:
 
 
 class WarmStart:
-    """Warms one engine, whose thread must be running, from one manifest.
+    """Warms one engine from one manifest.
 
     namespace_of: of a tenant by its name; None: of whoever has no name. Raises ConfigError at once
-    where a tenant is unknown."""
+    where a tenant is unknown. step: makes the engine go on, where no thread of its own does."""
 
     def __init__(
-        self, engine: Engine, manifest: Manifest, namespace_of: Callable[[str | None], str]
+        self,
+        engine: Engine,
+        manifest: Manifest,
+        namespace_of: Callable[[str | None], str],
+        step: Callable[[], object] | None = None,
     ) -> None:
         self._engine = engine
+        self._step = step
         self._manifest = manifest
         self._namespaces = [namespace_of(entry.tenant) for entry in manifest.entries]
         self._progress = WarmProgress(len(manifest.entries))
@@ -141,6 +146,8 @@ class WarmStart:
         else:
             request = warm_request(self._engine, entry, namespace)
             self._engine.submit(request, ended.event)
+        while self._step is not None and not ended.is_set:
+            self._step()
         return ended.wait()
 
 
@@ -167,6 +174,10 @@ class _Ended:
     def named(self, cache: NamedCache) -> None:
         self._tokens, self._error = cache.tokens, cache.error
         self._set.set()
+
+    @property
+    def is_set(self) -> bool:
+        return self._set.is_set()
 
     def wait(self) -> int:
         self._set.wait()
