@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from kveik.cache.policy import BlockFacts, IdleQueues, LeastRecentlyUsed, make_policy
+from kveik.cache.policy import BlockFacts, IdleQueues, LeastRecentlyUsed, Policy, make_policy
 from kveik.cache.pool import BlockPool, StepFence
+from kveik.cache.prefix import PrefixTree
 from kveik.errors import ConfigError
 
 
@@ -80,6 +81,10 @@ def test_steps_are_launched_in_order() -> None:
         fence.launched(1)
 
 
+def waiting(policy: Policy) -> IdleQueues:
+    return IdleQueues(BlockPool(4), PrefixTree(1, 4, b""), policy)
+
+
 class OftenUsedLast:
     """Two queues: reused blocks, and the others, which go first for ten seconds."""
 
@@ -96,7 +101,7 @@ class OftenUsedLast:
 
 
 def test_heads_of_queues_are_compared_with_now() -> None:
-    queues = IdleQueues(4, OftenUsedLast())
+    queues = waiting(OftenUsedLast())
     for block, (last_used, hits) in enumerate([(1, 1), (2, 0), (3, 0)]):
         queues.last_used[block], queues.hits[block] = last_used, hits
         queues.append(block)
@@ -115,7 +120,7 @@ def test_heads_of_queues_are_compared_with_now() -> None:
 
 
 def test_least_recently_used_is_the_order_of_arrival() -> None:
-    queues = IdleQueues(4, LeastRecentlyUsed())
+    queues = waiting(LeastRecentlyUsed())
     for block in (2, 0, 3):
         queues.append(block)
     queues.remove(2)
@@ -133,4 +138,4 @@ def test_a_policy_has_at_most_32_queues(queues: int) -> None:
     policy = OftenUsedLast()
     policy.queues = queues
     with pytest.raises(ConfigError, match="32"):
-        IdleQueues(4, policy)
+        waiting(policy)

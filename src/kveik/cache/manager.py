@@ -71,8 +71,8 @@ class CacheManager:
         self.caching = enable_prefix_caching
         self.session_idle, self.pin_share, self.relevance = session_idle, pin_share, relevance
         self.pools = tuple(BlockPool(count) for count in num_blocks)
-        self.idle = tuple(IdleQueues(count, make_policy(policy)) for count in num_blocks)
         self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
+        self.idle = tuple(IdleQueues(pool, self.tree, make_policy(policy)) for pool in self.pools)
         self.ghosts = GhostRing(ghosts)
         self.fence = StepFence()
         self.leases: set[Lease] = set()
@@ -223,12 +223,15 @@ class CacheManager:
         cached = found.blocks * self.block_size + found.extra
         need = self.blocks_for(max(wanted, cached + 1)) - found.blocks + spare
         for g in self._range:
-            pool, payload = self.pools[g], self.tree.payload[g]
+            pool, payload, idle = self.pools[g], self.tree.payload[g], self.idle[g]
             held = found.walked[self.search.first_needed(g, cached) : found.blocks]
-            kept = sum(1 for node in held if not pool.refs[payload[node]])
-            if found.source >= 0 and not pool.refs[payload[found.source]]:
-                kept += 1
-            if need > len(pool.free) + self.idle[g].count - kept:
+            if found.source >= 0:
+                held = [*held, found.source]
+            kept = 0  # blocks that could be evicted if this lease did not hold them
+            for node in held:
+                block = payload[node]
+                kept += not pool.refs[block] and not idle.is_pinned(block)
+            if need > len(pool.free) + idle.evictable - kept:
                 return False
         return True
 
@@ -284,9 +287,7 @@ class CacheManager:
             self.reclaim.make_room(g, evicting, self._now)
             taken += reversed(pool.take(evicting))  # in the order in which they were evicted
             lease.blocks[g] += taken
-            hits = self.idle[g].hits
-            for block in taken:
-                hits[block] = 0
+            self.idle[g].renew(taken)
         lease.capacity += need * self.block_size
         self._name_blocks(lease)
 
@@ -348,7 +349,7 @@ class CacheManager:
         self._known(lease)
         need = self.blocks_for(wanted) - lease.capacity // self.block_size
         for g in self._range:
-            if need > len(self.pools[g].free) + self.idle[g].count:
+            if need > len(self.pools[g].free) + self.idle[g].evictable:
                 return False
         self._grow(lease, wanted)
         return True
@@ -361,7 +362,9 @@ class CacheManager:
         if not self._moved(lease):
             raise ValueError("fork: the moves of this lease were not launched yet")
         partial = lease.committed - lease.sealed * self.block_size
-        if partial and any(not self.pools[g].free and not self.idle[g].count for g in self._range):
+        if partial and any(
+            not self.pools[g].free and not self.idle[g].evictable for g in self._range
+        ):
             return None
         child = Lease(lease.identity, len(self.groups), lease.directive)
         child.cached_tokens, child.miss = lease.cached_tokens, lease.miss

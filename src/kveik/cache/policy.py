@@ -8,26 +8,58 @@ A policy is three small functions of facts. It sees no container and changes not
 
 Within a queue blocks leave in the order in which they came, so every operation is O(1). Idle
 blocks come tail before head (whoever lets a prefix go lets its last block go first), which keeps
-prefixes for longest (invariant 6). Standard library only; links are flat arrays.
+prefixes for longest (invariant 6).
+
+Above the policy stand four classes: demoted blocks go before those of low priority, these before
+normal ones, high ones last; the policy decides within a class. Pinned blocks wait aside and are
+never named. Standard library only; links are flat arrays.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from kveik.cache.pool import BlockPool
+from kveik.cache.prefix import PrefixTree
 from kveik.errors import ConfigError
 
 MAX_QUEUES = 32
+DEMOTED, LOW, NORMAL, HIGH = range(4)
+_CLASSES = 4
 
 
-class BlockFacts(NamedTuple):
-    """What a policy may know of a block. last_used: logical time (a counter of cache operations);
-    hits: how many leases and forks reused it since it was filled."""
+class BlockFacts:
+    """What a policy may know of a block, read from the books when asked for.
 
-    last_used: int
-    hits: int
+    Valid during the call only: the next call shows another block through the same object."""
+
+    __slots__ = ("_idle", "_pool", "_tree", "block")
+
+    def __init__(self, idle: IdleQueues, pool: BlockPool, tree: PrefixTree) -> None:
+        self._idle, self._pool, self._tree = idle, pool, tree
+        self.block = -1
+
+    @property
+    def last_used(self) -> int:
+        """Logical time of the last use: a counter of cache operations."""
+        return self._idle.last_used[self.block]
+
+    @property
+    def hits(self) -> int:
+        """How many leases and forks reused it since it was filled."""
+        return self._idle.hits[self.block]
+
+    @property
+    def priority(self) -> int:
+        """DEMOTED, LOW, NORMAL or HIGH: the class in which the policy decides."""
+        return self._idle.class_of(self.block)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the block: fewer than the block size in a sealed tail."""
+        return self._tree.length[self._pool.owner[self.block]]
 
 
 class Policy(Protocol):
@@ -68,81 +100,174 @@ def make_policy(name: str) -> Policy:
 class IdleQueues:
     """Idle blocks of one group in the order of eviction; intrusive doubly linked lists.
 
-    Entries `num_blocks ..` of the link arrays are the ring heads of the queues."""
+    Entry `num_blocks` of the link arrays is the ring head of the pinned blocks, those behind it are
+    the heads of the queues, class by class. A block keeps its class and its pin while it is held.
 
-    def __init__(self, num_blocks: int, policy: Policy) -> None:
+    count: idle blocks, pinned ones included; evictable: those that may go."""
+
+    def __init__(self, pool: BlockPool, tree: PrefixTree, policy: Policy) -> None:
         if not 1 <= policy.queues <= MAX_QUEUES:
             raise ConfigError(f"a policy has 1 to {MAX_QUEUES} queues, got {policy.queues}")
         self._policy = policy
-        self._rings = range(num_blocks, num_blocks + policy.queues)
-        self._next = array("i", range(num_blocks + policy.queues))  # alone: linked to itself
-        self._previous = array("i", range(num_blocks + policy.queues))
-        self._key = array("d", bytes(8 * num_blocks))
+        self._queues = policy.queues
+        self._facts = BlockFacts(self, pool, tree)
+        size = pool.num_blocks
+        self._pinned_ring = size
+        self._rings = size + 1  # ring of queue q in class c: _rings + c * queues + q
+        links = range(size + 1 + _CLASSES * policy.queues)
+        self._next = array("i", links)  # alone: linked to itself
+        self._previous = array("i", links)
+        self._key = array("d", bytes(8 * size))
+        self._class = bytearray([NORMAL]) * size
+        self._pinned = bytearray(size)
+        self._waiting = [0] * _CLASSES  # blocks linked in each class
         self._parked: set[int] = set()
-        self.last_used = array("q", bytes(8 * num_blocks))
-        self.hits = array("i", bytes(4 * num_blocks))
+        self.last_used = array("q", bytes(8 * size))
+        self.hits = array("i", bytes(4 * size))
         self.count = 0
+        self.pinned = 0  # idle blocks that are pinned
+
+    @property
+    def evictable(self) -> int:
+        return self.count - self.pinned
 
     def append(self, block: int) -> None:
         """A block became idle."""
         self._link(block)
         self.count += 1
 
-    def _link(self, block: int) -> None:
-        facts = BlockFacts(self.last_used[block], self.hits[block])
-        ring = self._rings[self._policy.queue(facts)]
-        self._key[block] = self._policy.key(facts)
-        last = self._previous[ring]
-        self._next[last] = block
-        self._previous[block] = last
-        self._next[block] = ring
-        self._previous[ring] = block
-
     def remove(self, block: int) -> None:
         """A block is held again or leaves the tree."""
-        self._unlink(block)
+        self._take_out(block)
         self.count -= 1
-        if self._parked:
-            self._parked.discard(block)
-
-    def park(self, block: int) -> None:
-        """Set an idle block aside that cannot go before its children."""
-        self._unlink(block)
-        self._parked.add(block)
-
-    def unpark(self, block: int) -> None:
-        """The last child is gone: a parked block waits in its queue again."""
-        if block in self._parked:
-            self._parked.remove(block)
-            self._link(block)
-
-    def _unlink(self, block: int) -> None:
-        before, after = self._previous[block], self._next[block]
-        self._next[before] = after
-        self._previous[after] = before
-        self._next[block] = self._previous[block] = block
 
     def first(self, now: float) -> int:
-        """The block to be evicted first; -1 when none is idle (or all are parked)."""
-        if len(self._rings) == 1:
-            ring = self._rings[0]
-            block = self._next[ring]
-            return -1 if block == ring else block
+        """The block to be evicted first; -1 when none is idle (or all are pinned or parked)."""
+        for rank, waiting in enumerate(self._waiting):
+            if waiting:
+                ring = self._rings + rank * self._queues
+                if self._queues == 1:
+                    return self._next[ring]
+                return self._first_of(ring, now)
+        return -1
+
+    def _first_of(self, rings: int, now: float) -> int:
+        """Compares the heads of the queues of one class."""
         best, best_rank = -1, 0.0
-        for queue, ring in enumerate(self._rings):
-            block = self._next[ring]
-            if block == ring:
+        for queue in range(self._queues):
+            block = self._next[rings + queue]
+            if block == rings + queue:
                 continue
             rank = self._policy.rank(queue, self._key[block], now)
             if best < 0 or rank < best_rank:
                 best, best_rank = block, rank
         return best
 
+    # --- class and pin of one block, idle or held
+
+    def class_of(self, block: int) -> int:
+        return self._class[block]
+
+    def set_class(self, block: int, rank: int) -> None:
+        """DEMOTED, LOW, NORMAL or HIGH. An idle block joins the end of a queue of that class."""
+        if self._class[block] == rank:
+            return
+        if self._is_idle(block):
+            self._take_out(block)
+            self._class[block] = rank
+            self._link(block)
+        else:
+            self._class[block] = rank
+
+    def is_pinned(self, block: int) -> bool:
+        return bool(self._pinned[block])
+
+    def set_pinned(self, block: int, pinned: bool) -> None:
+        """A pinned block is not evicted. Whoever pins a block pins those before it, too."""
+        if bool(self._pinned[block]) == pinned:
+            return
+        if self._is_idle(block):
+            self._take_out(block)
+            self._pinned[block] = pinned
+            self._link(block)
+        else:
+            self._pinned[block] = pinned
+
+    def renew(self, blocks: list[int]) -> None:
+        """These blocks will be filled with something else: nothing of their past holds."""
+        for block in blocks:
+            self.hits[block] = 0
+            self._class[block] = NORMAL
+            self._pinned[block] = False
+
+    # --- blocks that cannot go before their children
+
+    def park(self, block: int) -> None:
+        """Set an idle block aside that cannot go before its children."""
+        self._take_out(block)
+        self._parked.add(block)
+
+    def unpark(self, block: int) -> None:
+        """The last child is gone: a parked block is again at the head of its queue."""
+        if block in self._parked:
+            self._parked.remove(block)
+            self._waiting[self._class[block]] += 1
+            self._insert(block, self._next[self._ring(block)])
+
+    # --- links
+
+    def _ring(self, block: int) -> int:
+        """Head of the queue that the policy names for the block, in the block's class."""
+        facts = self._facts
+        facts.block = block
+        queue = self._policy.queue(facts)
+        return self._rings + self._class[block] * self._queues + queue
+
+    def _link(self, block: int) -> None:
+        if self._pinned[block]:
+            self.pinned += 1
+            self._insert(block, self._pinned_ring)
+            return
+        ring = self._ring(block)
+        self._key[block] = self._policy.key(self._facts)
+        self._waiting[self._class[block]] += 1
+        self._insert(block, ring)
+
+    def _insert(self, block: int, after: int) -> None:
+        """Link the block before the entry `after`; before a ring head it is the last."""
+        before = self._previous[after]
+        self._next[before] = block
+        self._previous[block] = before
+        self._next[block] = after
+        self._previous[after] = block
+
+    def _take_out(self, block: int) -> None:
+        """Out of its queue, or from what is set aside."""
+        before, after = self._previous[block], self._next[block]
+        if after == block:
+            self._parked.discard(block)
+            return
+        self._next[before] = after
+        self._previous[after] = before
+        self._next[block] = self._previous[block] = block
+        if self._pinned[block]:
+            self.pinned -= 1
+        else:
+            self._waiting[self._class[block]] -= 1
+
+    def _is_idle(self, block: int) -> bool:
+        return self._next[block] != block or block in self._parked
+
     def __iter__(self) -> Iterator[int]:
-        """Queue after queue, in the order of eviction within each; then what is set aside."""
-        for ring in self._rings:
-            block = self._next[ring]
-            while block != ring:
-                yield block
-                block = self._next[block]
+        """Class after class, queue after queue, in the order of eviction within each; then what is
+        set aside, parked or pinned."""
+        for ring in range(self._rings, len(self._next)):
+            yield from self._ring_members(ring)
         yield from self._parked
+        yield from self._ring_members(self._pinned_ring)
+
+    def _ring_members(self, ring: int) -> Iterator[int]:
+        block = self._next[ring]
+        while block != ring:
+            yield block
+            block = self._next[block]
