@@ -42,8 +42,18 @@ class Books(CacheManager):
         self.check()
         return lease
 
-    def end(self, lease: Lease, *, keep: bool = True) -> None:
-        self.release(lease, keep=keep)
+    def end(self, lease: Lease, *, keep: bool = True, **options: object) -> None:
+        self.release(lease, keep=keep, **options)  # type: ignore[arg-type]
+        self.check()
+
+    def pass_through(self, tokens: Sequence[int], **options: object) -> None:
+        """One finished request."""
+        self.end(self.run(tokens, **options), now=options.get("now", 0.0))
+
+    def sweep(self, now: float = 0.0) -> None:
+        """Tick until nothing is left to do."""
+        while self.tick(now):
+            self.check()
         self.check()
 
     def cached(self, tokens: Sequence[int], **options: object) -> int:

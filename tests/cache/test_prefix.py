@@ -129,8 +129,8 @@ def test_tails_and_what_extends_them(others: int) -> None:
     assert trie.shorter_tail(root, pack_tokens([1, 2, 3])) == short
     assert trie.shorter_tail(root, pack_tokens([1, 3, 3])) == -1
     assert trie.shorter_tail(root, pack_tokens([1, 2])) == -1
-    assert not trie.is_extended(root, pack_tokens([1, 2]))
-    assert trie.is_extended(root, pack_tokens([1]))
+    assert trie.extension(root, pack_tokens([1, 2])) < 0
+    assert trie.extension(root, pack_tokens([1])) >= 0
 
 
 def test_nodes_with_children_or_blocks_are_not_removed() -> None:

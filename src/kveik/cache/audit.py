@@ -35,6 +35,9 @@ class Books(Protocol):
     @property
     def led_keys(self) -> Mapping[bytes, Lease]: ...
 
+    @property
+    def job_pins(self) -> Counter[int]: ...
+
 
 def audit(books: Books) -> None:
     """Raise AssertionError unless the books are right."""
@@ -86,7 +89,7 @@ def _queues(books: Books, g: int) -> None:
 
 def _leases(books: Books) -> None:
     size = books.block_size
-    pins: Counter[int] = Counter()
+    pins = Counter(books.job_pins)
     for lease in books.open_leases:
         assert lease.sealed == lease.committed // size, "sealed blocks of a lease"
         assert lease.committed <= lease.capacity, "a lease holds more tokens than slots"
@@ -109,7 +112,8 @@ def _tree(books: Books) -> None:
     for key, node in tree.index.items():
         parent = tree.parent[node]
         assert tree.key(node) == key, f"node {node} is filed under another key"
-        assert parent in tree.identities or tree.length[parent] == books.block_size, (
+        rooted = parent in tree.identities or parent in tree.graves
+        assert rooted or tree.length[parent] == books.block_size, (
             f"node {node} hangs below a partial tail or nothing"
         )
         children[parent] += 1

@@ -43,6 +43,15 @@ class DocumentSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class TtlSpan:
+    """Blocks whose first token lies in `start .. end` of the prompt get this time to live."""
+
+    start: int
+    end: int
+    ttl: Ttl
+
+
+@dataclass(frozen=True, slots=True)
 class Directive:
     """What a request asks of the cache. The default is plain use.
 
@@ -50,7 +59,9 @@ class Directive:
     caller; relevance: what becomes of what the session computed under another context. tags,
     ttl and priority hold for the blocks that this request writes. write "none": reads only;
     "low": what it writes goes before everything of normal priority. name: the named cache that this
-    request computes. pin: its blocks are not evicted, within the budget of pins."""
+    request computes. pin: its blocks are not evicted, within the budget of pins. write_until: what
+    is behind so many tokens is not stored. spans: other times to live for parts of the prompt,
+    instead of `ttl`."""
 
     session: str | None = None
     context: str | None = None
@@ -63,6 +74,20 @@ class Directive:
     name: str | None = None
     pin: bool = False
     write_until: int | None = None  # None: everything may be
+    spans: tuple[TtlSpan, ...] = ()
+
+    def ttl_at(self, position: int) -> Ttl | None:
+        """The time to live of a block whose first token is at `position`."""
+        for span in self.spans:
+            if span.start <= position < span.end:
+                return span.ttl
+        return self.ttl
+
+    @property
+    def deletes(self) -> bool:
+        """Is there a deadline at which something is deleted?"""
+        every = (self.ttl, *(span.ttl for span in self.spans))
+        return any(ttl is not None and ttl.mode == "delete" for ttl in every)
 
 
 PLAIN = Directive()

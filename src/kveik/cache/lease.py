@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from kveik.cache.claims import Label
 from kveik.cache.directive import PLAIN, Directive
 from kveik.cache.prefix import Identity
 from kveik.cache.segments import BlockTable, Move
+from kveik.cache.sessions import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +53,31 @@ class Lease:
     the block that others wait for, `prompt` the packed prompt of a leader. `opened` is the number
     of steps launched when its moves were handed out. `unstored` is the digest of the first block
     that a lease without store does not publish. `selectors` are prefixes that were invalidated
-    while it was open.
+    while it was open. `labels` are those of every block that it writes, `claimed` the nodes that
+    got its session's claim, `session` the conversation in whose turn it works, `opened_at` when;
+    `erase`: blocks that it does not publish are overwritten when it lets them go.
     """
 
     __slots__ = (
         "blocks",
         "cached_tokens",
         "capacity",
+        "claimed",
         "committed",
         "directive",
+        "erase",
         "identity",
+        "labels",
         "leading",
         "limit",
         "miss",
         "node",
         "opened",
+        "opened_at",
         "prompt",
         "sealed",
         "selectors",
+        "session",
         "starts",
         "stored",
         "tables",
@@ -78,6 +87,11 @@ class Lease:
 
     def __init__(self, identity: Identity, groups: int, directive: Directive = PLAIN) -> None:
         self.directive = directive
+        self.labels: frozenset[Label] = frozenset()
+        self.claimed: set[int] = set()
+        self.opened_at = 0.0
+        self.erase = False
+        self.session: Session | None = None
         self.identity = identity
         self.tables: tuple[BlockTable, ...] = ()
         self.cached_tokens = 0

@@ -11,28 +11,37 @@ from typing import NamedTuple
 
 from kveik.cache.lease import Match, Miss
 from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree
+from kveik.cache.retention import Retention
 
 
 class Found(NamedTuple):
     """What the tree holds of a prompt.
 
     walked: the nodes of all whole blocks that are there; blocks: how many of them every group can
-    serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0)."""
+    serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0); gone: the
+    next one is there and dead, for this reason."""
 
     root: int
     walked: list[int]
     blocks: int
     source: int
     extra: int
+    gone: str = ""
 
 
 class Lookup:
     """Walks one tree. reach: per group, how many tokens a row reads back (0: all of them)."""
 
     def __init__(
-        self, tree: PrefixTree, ghosts: GhostRing, reach: tuple[int, ...], caching: bool
+        self,
+        tree: PrefixTree,
+        ghosts: GhostRing,
+        reach: tuple[int, ...],
+        caching: bool,
+        retention: Retention,
     ) -> None:
         self.tree = tree
+        self.retention = retention
         self.ghosts = ghosts
         self.reach = reach
         self.caching = caching
@@ -51,6 +60,10 @@ class Lookup:
             return Found(root, [], 0, -1, 0)
         size = self.block_size
         walked = self.tree.walk(root, data, cap // size)
+        troubled, gone = self.retention.troubled(), ""
+        if troubled:
+            alive, gone = self.retention.alive(walked, identity, data)
+            del walked[alive:]
         runs = [self._runs(g, walked) for g in self._windowed]
         whole = len(walked)
         while whole and not self._served(runs, whole, whole * size):
@@ -61,9 +74,11 @@ class Lookup:
             wanted = data[start * WORD : min(start + size, cap) * WORD]
             for extra, node in self.tree.closest(parent, wanted):
                 held = all(self.tree.payload[g][node] >= 0 for g in self._windowed)
-                if held and self._served(runs, blocks, start + extra):
-                    return Found(root, walked, blocks, node, extra)
-        return Found(root, walked, whole, -1, 0)
+                if not held or not self._served(runs, blocks, start + extra):
+                    continue
+                if not troubled or not self.retention.why_gone(node):
+                    return Found(root, walked, blocks, node, extra, gone)
+        return Found(root, walked, whole, -1, 0, gone)
 
     def _runs(self, group: int, walked: list[int]) -> list[int]:
         """runs[k]: blocks of a window group that are there without a gap before block k."""
@@ -98,8 +113,8 @@ class Lookup:
             return Miss(cached, "too_short")
         if len(found.walked) > found.blocks:  # the path is known, a window group lost its blocks
             return Miss(cached, "evicted")
-        gone = self._ghost(found, identity, data)
-        if gone is not None:
+        gone = found.gone or self._ghost(found, identity, data)
+        if gone:
             return Miss(cached, gone)
         if found.extra:
             shared = self.tree.length[found.source]
@@ -122,6 +137,24 @@ class Lookup:
             if reason is not None:
                 return reason
         return None
+
+    def continuation(self, found: Found, most: int) -> bytes:
+        """Packed tokens with which the nearest cached sequence goes on behind the match; empty when
+        nothing of it was matched."""
+        tree = self.tree
+        if found.source >= 0:
+            node, rest = found.source, tree.chunk(found.source)[found.extra * WORD :]
+        elif found.blocks and len(found.walked) == found.blocks:
+            node, rest = found.walked[-1], b""
+        else:
+            return b""
+        troubled = self.retention.troubled()
+        while len(rest) < most * WORD:
+            node = tree.first_child(node)
+            if node < 0 or (troubled and self.retention.why_gone(node)):
+                break
+            rest += tree.chunk(node)
+        return rest[: most * WORD]
 
     def next_key(self, found: Found, data: bytes) -> bytes:
         """Key of the next whole block of the prompt (empty: there is none)."""

@@ -7,9 +7,11 @@ It never sees a tensor, a socket, a file or a clock that it was not handed. Stan
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 from kveik.cache.audit import audit
+from kveik.cache.claims import Label
 from kveik.cache.directive import (
     PLAIN,
     BlockView,
@@ -20,13 +22,20 @@ from kveik.cache.directive import (
     Selector,
     Ttl,
 )
+from kveik.cache.invalidation import Invalidation
 from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
+from kveik.cache.listing import Listing, session_views
 from kveik.cache.lookup import Found, Lookup
+from kveik.cache.names import Names
 from kveik.cache.policy import IdleQueues, make_policy
 from kveik.cache.pool import SEALED, BlockPool, StepFence
-from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens
+from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens, unpack_tokens
 from kveik.cache.reclaim import Reclaimer
+from kveik.cache.restrict import Restrictor
+from kveik.cache.retention import Retention
 from kveik.cache.segments import EXACT, CopyPrefix, Erase, KvGroup, Move, Segment
+from kveik.cache.sessions import Session, SessionTable
+from kveik.cache.sweep import Sweeper
 from kveik.errors import ConfigError
 
 __all__ = [
@@ -42,6 +51,7 @@ __all__ = [
 ]
 
 
+_CONTINUATION = 512  # tokens of either side that a divergence shows
 _EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
 
 
@@ -69,14 +79,13 @@ class CacheManager:
         self.groups = tuple(groups)
         self.block_size = block_size
         self.caching = enable_prefix_caching
-        self.session_idle, self.pin_share, self.relevance = session_idle, pin_share, relevance
+        self.relevance = relevance
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
         self.idle = tuple(IdleQueues(pool, self.tree, make_policy(policy)) for pool in self.pools)
         self.ghosts = GhostRing(ghosts)
         self.fence = StepFence()
         self.leases: set[Lease] = set()
-        self.leaders: dict[bytes, Lease] = {}
         # A row at position t of a window group reads back to t - window + 1. At least one earlier
         # token is kept, so that every group has a block at the end of a match.
         self.reach = tuple(
@@ -85,8 +94,21 @@ class CacheManager:
         self._windowed = tuple(g for g, reach in enumerate(self.reach) if reach)
         self._range = range(len(self.groups))
         self._width = block_size * WORD
-        self.search = Lookup(self.tree, self.ghosts, self.reach, enable_prefix_caching)
+        self.retention = Retention(self.tree, self.pools, self.idle)
+        self.search = Lookup(
+            self.tree, self.ghosts, self.reach, enable_prefix_caching, self.retention
+        )
         self.reclaim = Reclaimer(self.pools, self.idle, self.tree, self.ghosts, self.reach)
+        self.restrictor = Restrictor(self.tree, self.reclaim)
+        self.leaders = self.restrictor.leaders
+        self.sweeper = Sweeper(
+            self.retention, self.reclaim, self.ghosts, self.groups, self._cut_leases
+        )
+        self.names = Names(self.retention, self.sweeper, int(min(num_blocks) * pin_share))
+        self.table = SessionTable(session_idle)
+        self.invalidation = Invalidation(
+            self.retention, self.sweeper, self.restrictor, self.table, self.leases
+        )
         self._now = 0.0
         self._tick = 0
         self._launches = 0
@@ -101,6 +123,16 @@ class CacheManager:
     def led_keys(self) -> Mapping[bytes, Lease]:
         return self.leaders
 
+    @property
+    def job_pins(self) -> Counter[int]:
+        """Pins that the sweep holds."""
+        return Counter(node for job in self.sweeper.jobs for node in job.pinned())
+
+    def _at(self, reading: float) -> None:
+        """Time goes on to what this reading of the caller's clock says; 0.0: none was made."""
+        self._now = self.tree.now = self.retention.clock.read(reading)
+        self.names.expire()
+
     # --- lookup
 
     def lookup(
@@ -113,7 +145,7 @@ class CacheManager:
         now: float = 0.0,
     ) -> Match:
         """Longest exact match, token-granular, capped at len(tokens) - 1."""
-        self._now = max(self._now, now)
+        self._at(now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, EXACT, salt)
         found = self.search.find(identity, data, self.search.cap(len(tokens)))
@@ -130,7 +162,7 @@ class CacheManager:
         now: float = 0.0,
     ) -> Match:
         """Like lookup, without touching recency or counters."""
-        self._now = max(self._now, now)
+        self._at(now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, EXACT, salt)
         return self.search.match(
@@ -147,10 +179,16 @@ class CacheManager:
         now: float = 0.0,
     ) -> Divergence:
         """Where the prompt leaves what is cached, and what the nearest continuation has there."""
-        match = self.explain(tokens, namespace=namespace, adapter=adapter, salt=salt, now=now)
-        reason = match.miss.reason if match.miss else "too_short"
-        wanted = tuple(tokens[match.cached_tokens : match.cached_tokens + 512])
-        return Divergence(match.cached_tokens, reason, (), wanted)
+        self._at(now)
+        data = pack_tokens(tokens)
+        identity = Identity(namespace, adapter, EXACT, salt)
+        found = self.search.find(identity, data, self.search.cap(len(tokens)))
+        match = self.search.match(found, identity, data)
+        at, reason = match.cached_tokens, match.miss.reason if match.miss else "too_short"
+        cached: tuple[int, ...] = ()
+        if reason in ("diverged", "new"):
+            cached = unpack_tokens(self.search.continuation(found, _CONTINUATION))
+        return Divergence(at, reason, cached, tuple(tokens[at : at + _CONTINUATION]))
 
     def _touch(self, found: Found) -> None:
         """Count the found path as used now; tail before head, as when a lease lets it go."""
@@ -165,6 +203,8 @@ class CacheManager:
                     idle.remove(block)
                     idle.last_used[block] = self._tick
                     idle.append(block)
+        for node in path:
+            self.retention.used(node)
 
     # --- open, extend, fork
 
@@ -187,13 +227,16 @@ class CacheManager:
 
         store False: nothing it computes is published (and it never leads). reuse False: the match
         is capped at 0 (prompt_logprobs, score) but full blocks are still committed.
-        wanted >= cached tokens + 1. A partial match inside a sealed block becomes a CopyPrefix
-        into a private block. spare: blocks per group that must stay free or evictable beside it,
-        for the growth of those that run already; otherwise NoRoom."""
-        self._now = max(self._now, now)
+        directive: who keeps what this lease writes, and until when (its pin is refused here with
+        PinBudgetExceeded). wanted >= cached tokens + 1. A partial match inside a sealed block
+        becomes a CopyPrefix into a private block. spare: blocks per group that must stay free or
+        evictable beside it, for the growth of those that run already; otherwise NoRoom."""
+        self._at(now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, lineage, salt)
         store = store and directive.write != "none"
+        if directive.pin:
+            self.names.check_pin(self.blocks_for(len(tokens)))
         found = self.search.find(identity, data, self.search.cap(len(tokens)) if reuse else 0)
         if reuse and (leader := self.leaders.get(self.search.next_key(found, data))):
             return Wait(leader)
@@ -204,6 +247,7 @@ class CacheManager:
             if not self._fits(found, wanted, spare):
                 return NoRoom()
         lease = Lease(identity, len(self.groups), directive)
+        lease.opened_at = self._now
         cached = found.blocks * self.block_size + found.extra
         lease.miss = (
             self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
@@ -213,6 +257,8 @@ class CacheManager:
         elif self.caching:
             self._publish_behind(lease, found, data)
         moves = self._hold(lease, found, wanted)
+        if self.retention.active or directive != PLAIN:
+            self._claim(lease, found, data)
         if reuse:
             self._count(lease, len(tokens))
         self.leases.add(lease)
@@ -254,6 +300,70 @@ class CacheManager:
         lease.capacity = found.blocks * self.block_size
         self._grow(lease, max(wanted, cached + 1))
         return self._copies(lease, sources, found.extra)
+
+    def _claim(self, lease: Lease, found: Found, data: bytes) -> None:
+        """What the lease reuses is kept by it, too: labelled behind the last place where the tree
+        branches, held as plain use before it."""
+        retention, directive = self.retention, lease.directive
+        namespace = lease.identity.namespace
+        retention.activate()
+        if lease.limit:
+            self._join_session(lease, found)
+            lease.labels = retention.labels_of(directive, namespace)
+            retention.claims.hold(lease.labels)
+        lease.erase = directive.deletes
+        if directive.write_until is not None:
+            self.restrictor.limit(lease, directive.write_until // self.block_size)
+        path = found.walked[: found.blocks]
+        alone = self._alone(path, found, data) if lease.limit else len(path)
+        names: set[Label] = set()
+        for number, node in enumerate(path):
+            names |= retention.set_of(node).labels
+            start = number * self.block_size
+            if number >= alone:
+                retention.shared(lease, node, start, start + self.block_size)
+            else:
+                retention.visited(lease, node)
+        if found.source >= 0:
+            retention.used(found.source)
+        self.names.used(names)
+
+    def _alone(self, path: list[int], found: Found, data: bytes) -> int:
+        """Number of the first node of the path behind which no other sequence leaves it."""
+        children, alone = self.tree.children, len(path)
+        if path and not self._leaves(path[-1], found, data):
+            alone -= 1
+            while alone and children[path[alone - 1]] == 1:
+                alone -= 1
+        return alone
+
+    def _leaves(self, last: int, found: Found, data: bytes) -> bool:
+        """Does another sequence go on behind the last matched node than that of `data`?"""
+        others = self.tree.children[last]
+        if found.source >= 0:
+            rest = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+            chunk = self.tree.chunk(found.source)
+            others -= chunk.startswith(rest) or rest.startswith(chunk)
+        return others > 0
+
+    def _join_session(self, lease: Lease, found: Found) -> None:
+        """The lease works on a turn of its session, which may be about something else now."""
+        directive, namespace = lease.directive, lease.identity.namespace
+        if directive.name is not None:
+            self.names.renew(namespace, directive.name, directive.ttl)
+        if directive.session is None:
+            return
+        entry = self.table.use(namespace, directive.session, self._now)
+        entry.open += 1
+        lease.session = entry
+        if directive.context is not None and directive.context != entry.context:
+            if entry.context is not None:
+                mode = directive.relevance or self.relevance
+                live = found.walked[: found.blocks]
+                self.invalidation.switch_context(
+                    namespace, directive.session, directive.context, mode, live
+                )
+            entry.context = directive.context
 
     def _copies(self, lease: Lease, sources: list[tuple[int, int]], count: int) -> tuple[Move, ...]:
         """Moves from (group, block) to the lease's first unsealed block; the fence keeps the
@@ -336,11 +446,6 @@ class CacheManager:
             self.leaders[key] = lease
             lease.leading = key
 
-    def _stop_leading(self, lease: Lease) -> None:
-        if lease.leading:
-            del self.leaders[lease.leading]
-            lease.leading = b""
-
     def extend(self, lease: Lease, wanted: int) -> bool:
         """Grow the lease so that `wanted` tokens fit; evicts idle blocks. False: nothing
         changed."""
@@ -372,7 +477,13 @@ class CacheManager:
         child.starts = list(lease.starts)
         child.selectors = list(lease.selectors)
         child.node, child.limit = lease.node, lease.limit
-        child.unstored = lease.unstored
+        child.unstored, child.erase, child.opened_at = lease.unstored, lease.erase, lease.opened_at
+        child.labels = lease.labels
+        self.retention.claims.hold(child.labels)
+        entry = self._session_of(lease)
+        if entry is not None:
+            entry.open += 1
+            child.session = entry
         if child.node >= 0:
             self.tree.pins[child.node] += 1
         sources: list[tuple[int, int]] = []
@@ -396,7 +507,7 @@ class CacheManager:
         that became full, frees blocks that left a window; after it `lease.tables` is the only
         table."""
         self._known(lease)
-        self._now = max(self._now, now)
+        self._at(now)
         count = len(tokens)
         if not lease.committed <= count <= lease.capacity:
             raise ValueError(
@@ -408,7 +519,7 @@ class CacheManager:
         lease.tail += pack_tokens(tokens[lease.committed : count])
         lease.committed = count
         if lease.selectors:
-            self._obey_selectors(lease, tokens)
+            self.restrictor.obey(lease, tokens)
         changed = False
         full = count // self.block_size
         if full > lease.sealed:
@@ -447,7 +558,7 @@ class CacheManager:
                 state[block] = SEALED
         lease.tail = tail[(full - lease.sealed) * width :]
         lease.sealed = full
-        self._stop_leading(lease)
+        self.restrictor.stop_leading(lease)
         if lease.prompt and lease.limit > full:
             self._lead(lease)
         self._let_go(lease, swapped)
@@ -458,12 +569,13 @@ class CacheManager:
     ) -> int:
         """Put block `number` of the lease into the tree, or take the one that is there."""
         tree = self.tree
-        node = tree.index.get(parent.to_bytes(4, "big") + chunk, -1)
-        if node < 0:
+        node = self._living(tree.index.get(parent.to_bytes(4, "big") + chunk, -1))
+        new = node < 0
+        if new:
             redundant = tree.shorter_tail(parent, chunk)
             node = tree.insert(parent, chunk)
             if redundant >= 0:
-                self.reclaim.drop_if_idle(redundant)
+                self._drop_redundant(redundant)
         for g in self._range:
             index = number - lease.starts[g]
             own, published = lease.blocks[g][index], tree.payload[g][node]
@@ -472,11 +584,37 @@ class CacheManager:
                 self.pools[g].owner[own] = node
                 self.pools[g].state[own] = SEALED
                 self._committed += 1
+                self.sweeper.kept(g, own)
             else:
                 self._reuse(g, (published,))
                 lease.blocks[g][index] = published
                 swapped.append((g, own))
+        if self.retention.active:
+            start = number * self.block_size
+            keep = self.retention.written if new else self.retention.shared
+            keep(lease, node, start, start + len(chunk) // WORD)
         return node
+
+    def _living(self, node: int) -> int:
+        """The node, or -1 for a dead one, which is put out of the way of a new one."""
+        if node >= 0 and self.retention.troubled():
+            reason = self.retention.why_gone(node)
+            if reason:
+                self.sweeper.bury(node, reason)
+                return -1
+        return node
+
+    def _is_extended(self, parent: int, chunk: bytes) -> bool:
+        """Does a longer living block under `parent` begin with `chunk`?"""
+        while (longer := self.tree.extension(parent, chunk)) >= 0:
+            if self._living(longer) >= 0:
+                return True
+        return False
+
+    def _drop_redundant(self, tail: int) -> None:
+        """A tail that a longer block extends goes, unless a named cache or a pin holds it."""
+        if all(label.kind not in ("name", "pin") for label in self.retention.set_of(tail).labels):
+            self.reclaim.drop_if_idle(tail)
 
     def _leave_window(self, lease: Lease, group: int) -> bool:
         """Let go of blocks that no later token of the lease sees."""
@@ -492,21 +630,27 @@ class CacheManager:
         return True
 
     def release(
-        self, lease: Lease, *, keep: bool = True, finished: bool = True, now: float = 0.0
+        self, lease: Lease, *, keep: bool = True, finished: bool | None = True, now: float = 0.0
     ) -> None:
         """End the lease. keep: what was committed stays cached and the partial tail is sealed, so
         that a later prompt reuses it token-granularly. Tails are freed before heads. finished
-        False: an aborted turn, what it wrote does not enter its session."""
+        False: an aborted turn, what it wrote does not enter its session; None: the turn goes on
+        later in another lease."""
         self._known(lease)
-        self._now = max(self._now, now)
+        self._at(now)
         self._tick += 1
-        self._stop_leading(lease)
+        self.restrictor.stop_leading(lease)
         self.leases.discard(lease)
+        if finished is not True and lease.claimed:
+            self._give_back(lease, "plain" if finished is False else "turn")
         published = min(lease.sealed, lease.limit) * self.block_size
         lease.stored = max(lease.cached_tokens, published)
-        if keep and lease.tail and lease.sealed < lease.limit and self._moved(lease):
-            self._seal_tail(lease)
+        tail = -1
+        if keep and lease.tail and self._may_seal_tail(lease):
+            tail = self._seal_tail(lease)
             lease.stored = lease.committed
+        if finished and lease.directive.pin and lease.node >= 0:
+            self._pin_path(lease, tail if tail >= 0 else lease.node)
         if lease.unstored and lease.sealed * self.block_size > lease.cached_tokens:
             self.ghosts.remember(lease.unstored, "no_store")
         for g in self._range:
@@ -516,13 +660,67 @@ class CacheManager:
             self.tree.pins[lease.node] -= 1
             self.reclaim.prune(lease.node)
         lease.tables, lease.node = (), -1
+        self._leave_session(lease, finished)
 
-    def _seal_tail(self, lease: Lease) -> None:
-        """Publish the partial last block, unless a block that begins with it is there."""
-        if not self.tree.is_extended(lease.node, lease.tail):
-            swapped: list[tuple[int, int]] = []
-            self._publish(lease, lease.node, lease.sealed, lease.tail, swapped)
-            self._let_go(lease, swapped)
+    def _may_seal_tail(self, lease: Lease) -> bool:
+        until = lease.directive.write_until
+        if until is not None and lease.limit == until // self.block_size == lease.sealed:
+            return lease.node >= 0 and lease.committed <= until and self._moved(lease)
+        return lease.sealed < lease.limit and self._moved(lease)
+
+    def _seal_tail(self, lease: Lease) -> int:
+        """Publish the partial last block, unless a block that begins with it is there (-1)."""
+        if self._is_extended(lease.node, lease.tail):
+            return -1
+        swapped: list[tuple[int, int]] = []
+        node = self._publish(lease, lease.node, lease.sealed, lease.tail, swapped)
+        self._let_go(lease, swapped)
+        return node
+
+    def _give_back(self, lease: Lease, kind: str) -> None:
+        """The turn did not finish: what it claimed for its session is plain use, or waits for the
+        turn to go on."""
+        namespace, key = lease.identity.namespace, lease.directive.session if kind == "turn" else ""
+        label = self.retention.claims.label(namespace, kind, key or "")
+        self.retention.give_back(lease, self._path(lease.node), label)
+
+    def _path(self, node: int) -> list[int]:
+        """The nodes from this one up to below the root."""
+        path: list[int] = []
+        while node >= 0 and self.tree.parent[node] >= 0:
+            path.append(node)
+            node = self.tree.parent[node]
+        return path
+
+    def _pin_path(self, lease: Lease, node: int) -> None:
+        """Pin what the lease leaves behind, as long as its session, or its name, lasts."""
+        directive, namespace = lease.directive, lease.identity.namespace
+        path = self._path(node)
+        fresh = sum(not self.retention.set_of(each).pinned for each in path)
+        if fresh > self.names.budget - self.names.pinned():
+            return  # others took the budget meanwhile
+        key = "" if directive.session is None else f"session:{directive.session}"
+        pin = frozenset((self.retention.claims.label(namespace, "pin", key),))
+        for each in path:
+            self.retention.add_labels(each, pin, namespace)
+
+    def _leave_session(self, lease: Lease, finished: bool | None) -> None:
+        self.retention.claims.let_go(lease.labels)
+        lease.labels = frozenset()
+        entry = self._session_of(lease)
+        if entry is None:
+            return
+        namespace, session = lease.identity.namespace, lease.directive.session or ""
+        entry.open -= 1
+        if finished:
+            entry.turns += 1
+        self.table.use(namespace, session, self._now)
+        if finished is False and not entry.turns and not entry.open:
+            self.table.forget(namespace, session)
+
+    def _session_of(self, lease: Lease) -> Session | None:
+        """The session in whose turn the lease works, unless it has ended."""
+        return lease.session if lease.session is not None and not lease.session.over else None
 
     def _known(self, lease: Lease) -> None:
         if lease not in self.leases:
@@ -538,6 +736,9 @@ class CacheManager:
         """Give up references; those that a launched step may still use pass to the fence."""
         if not references:
             return
+        if lease.erase:
+            owners = [pool.owner for pool in self.pools]
+            self.sweeper.doom(pair for pair in references if owners[pair[0]][pair[1]] < 0)
         if not self._moved(lease):
             self.fence.hold_for_next(references)
         elif self.fence.running:
@@ -554,13 +755,15 @@ class CacheManager:
             node = pool.owner[block]
             if node < 0:
                 pool.give(block)
+                self.sweeper.let_go(g, block)
                 continue
             self.idle[g].last_used[block] = self._tick
+            self.tree.used[node] = self._now
             self.idle[g].append(block)
-            if self.tree.length[node] < self.block_size and self.tree.is_extended(
+            if self.tree.length[node] < self.block_size and self._is_extended(
                 self.tree.parent[node], self.tree.chunk(node)
             ):
-                self.reclaim.drop_if_idle(node)
+                self._drop_redundant(node)
 
     def launched(self, step_id: int) -> None:
         """A StepPlan that names live blocks was handed to the runner: blocks freed from now on
@@ -576,31 +779,26 @@ class CacheManager:
     # --- invalidation
 
     def invalidate(self, selector: Selector, now: float = 0.0) -> Receipt:
-        """Remove what the selector matches, with the subtree below it. In-flight readers finish;
-        what they compute from it is not published.
+        """What the selector matches is not found any more, nor what hangs below it. In-flight
+        readers finish; what they compute from it is not published.
 
         A block is removed when the tokens up to its end begin with the prefix. Recipes of the
         namespace may contain what is forgotten, so they all go."""
-        self._now = max(self._now, now)
-        prefix = pack_tokens(selector.prefix)
-        removed = 0
-        for identity, root in list(self.tree.roots.items()):
-            if identity.namespace == selector.namespace:
-                removed += self._forget(root, prefix if identity.lineage == EXACT else b"")
-        for lease in self.leases:
-            if lease.identity.namespace == selector.namespace and lease.limit:
-                self._restrict(lease, prefix if lease.lineage == EXACT else b"")
-        return Receipt(blocks=removed, tokens=removed * self.block_size)
-
-    def end_session(self, namespace: str, session: str, now: float = 0.0) -> Receipt | None:
-        """End the claim of a session; None when there is none of that name."""
-        return None
+        self._at(now)
+        receipt = self.invalidation.invalidate(selector)
+        self.names.forget_ended()
+        return receipt
 
     def announce_document(
         self, namespace: str, document: str, version: str, now: float = 0.0
     ) -> Receipt:
         """Every other version of the document goes, and what depends on it."""
-        return Receipt()
+        return self.invalidate(Selector(namespace, document=document, not_version=version), now)
+
+    def end_session(self, namespace: str, session: str, now: float = 0.0) -> Receipt | None:
+        """End the claim of a session: what nobody else holds goes. None when there is none."""
+        self._at(now)
+        return self.invalidation.end_session(namespace, session, "invalidated")
 
     def switch_context(
         self,
@@ -611,14 +809,27 @@ class CacheManager:
         live_tokens: Sequence[int] = (),
         now: float = 0.0,
     ) -> Receipt:
-        """The session is about `context` from now on: what it computed under others is demoted
-        or deleted, but for what the live prompt contains."""
-        return Receipt()
+        """The session is about `context` from now on: what it alone holds of other contexts is
+        demoted or deleted (mode None: as configured), but for what the live prompt contains."""
+        self._at(now)
+        entry = self.table.get(namespace, session)
+        if entry is None:
+            return Receipt()
+        entry.context = context
+        live: list[int] = []
+        if live_tokens:
+            data = pack_tokens(live_tokens)
+            for identity in self.tree.identities_of(namespace):
+                live += self.search.find(identity, data, len(live_tokens)).walked
+        return self.invalidation.switch_context(
+            namespace, session, context, mode or self.relevance, live
+        )
 
     # --- names, pins, time
 
     def check_pin(self, tokens: int) -> None:
         """PinBudgetExceeded unless that many tokens could be pinned beside what is."""
+        self.names.check_pin(self.blocks_for(tokens))
 
     def name(
         self,
@@ -632,38 +843,104 @@ class CacheManager:
         salt: str = "",
         now: float = 0.0,
     ) -> int:
-        """The named cache holds the path of `tokens`; returns how many of them are there."""
-        return 0
+        """The named cache holds the path of `tokens`; returns how many of them are there. A name
+        that exists begins anew. PinBudgetExceeded, and nothing changed, when it does not fit."""
+        self._at(now)
+        identity = Identity(namespace, adapter, EXACT, salt)
+        data = pack_tokens(tokens)
+        found = self.search.find(identity, data, len(tokens))
+        path = found.walked[: found.blocks]
+        held = found.blocks * self.block_size
+        if found.source >= 0 and self.tree.length[found.source] == found.extra:
+            path = [*path, found.source]
+            held += found.extra
+        if pin:
+            fresh = sum(not self.retention.set_of(node).pinned for node in path)
+            self.names.check_pin(max(fresh, self.blocks_for(len(tokens)) - len(path) + fresh))
+        entry = self.names.renew(namespace, name, ttl)
+        self.names.set_pin(namespace, name, pin)
+        label = frozenset((entry.label,))
+        for node in path:
+            self.retention.add_labels(node, label, namespace)
+            self.retention.used(node)
+        return held
 
     def unname(self, namespace: str, name: str, now: float = 0.0) -> Receipt:
-        """End the claims of a named cache and of its pin."""
-        return Receipt()
+        """End the claim of a named cache and its pin."""
+        self._at(now)
+        receipt = self.invalidation.end_name(namespace, name)
+        self.names.forget_ended()
+        return receipt
 
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float = 0.0) -> None:
-        """Another deadline for what the named cache holds."""
+        """Another time to live for the named cache, which begins now."""
+        self._at(now)
+        self.names.set_ttl(namespace, name, ttl)
 
     def set_pin(self, namespace: str, name: str, pinned: bool, now: float = 0.0) -> None:
-        """Pin what the named cache holds, or let it be evicted again."""
+        """Pin what the named cache holds, or let it be evicted again; PinBudgetExceeded."""
+        self._at(now)
+        self.names.set_pin(namespace, name, pinned)
+
+    def set_tags(self, namespace: str, name: str, tags: tuple[str, ...], now: float = 0.0) -> None:
+        """Other tags for what the named cache holds."""
+        self._at(now)
+        self.names.set_tags(namespace, name, tags)
 
     def tick(self, now: float, budget: int = 128) -> bool:
         """Expire deadlines, end idle sessions, free at most `budget` nodes that are out of reach;
         True while there are more."""
-        self._now = max(self._now, now)
-        return False
+        self._at(now)
+        left = self.sweeper.advance(budget)
+        while left > 0:
+            node = self.retention.deadlines.take_due(self._now)
+            if node >= 0:
+                self._come_due(node)
+                left = self.sweeper.advance(left - 1)
+                continue
+            idle = self.table.next_idle(self._now)
+            if idle is None:
+                break
+            self.invalidation.end_session(*idle, "expired")
+            left -= 8
+        return bool(self.sweeper.jobs) or self.retention.deadlines.is_due(self._now)
+
+    def _come_due(self, node: int) -> None:
+        """A deadline of this node may have passed."""
+        retention = self.retention
+        if retention.overdue(node):
+            self.sweeper.bury_top(node, "expired")
+            return
+        if retention.is_read(node):
+            self.tree.used[node] = self._now
+        if retention.deadlines.demote_at(node) <= self._now:
+            retention.fade(node)
+        retention.deadlines.wait(node, demoted=retention.is_faded(node))
 
     def next_deadline(self) -> float | None:
-        """When `tick` has something to do at the latest; None: not before the next call."""
-        return None
+        """When `tick` has something to do at the latest, as the caller's clock counts; None: not
+        before the next call."""
+        clock = self.retention.clock
+        if self.sweeper.jobs:
+            return clock.as_read(clock.now)
+        moments = (
+            self.retention.deadlines.next(),
+            self.names.next_deadline(),
+            self.table.next_deadline(),
+        )
+        known = [moment for moment in moments if moment is not None]
+        return clock.as_read(min(known)) if known else None
 
     def take_erasures(self) -> tuple[Erase, ...]:
         """Blocks freed since the last call whose bytes must be overwritten first of all."""
-        return ()
+        return self.sweeper.take_erasures()
 
     def sessions(
         self, namespace: str | None = None, now: float = 0.0
     ) -> list[tuple[str, str, float, int, int]]:
         """(namespace, session, idle seconds, blocks, tokens) of every session."""
-        return []
+        self._at(now)
+        return session_views(self.table, self.retention, namespace, self.block_size)
 
     def listing(
         self,
@@ -672,60 +949,14 @@ class CacheManager:
         top: int = 100,
         with_path: bool = False,
     ) -> list[BlockView]:
-        """Cached blocks, the hottest first (of one namespace)."""
-        return []
+        """Cached blocks, the hottest first (of one namespace); looks at a bounded number."""
+        self._at(now)
+        return Listing(self.retention, self.names, self.leases).views(namespace, top, with_path)
 
-    def _forget(self, root: int, selector: bytes) -> int:
-        removed = 0
-        for count, top in enumerate(self.tree.tops(root, selector)):
-            if count < self.ghosts.capacity:
-                self.ghosts.remember(self.tree.digest(top), "invalidated")
-            nodes = self.tree.subtree(top)
-            gone = set(nodes)
-            for lease in self.leases:
-                if lease.node in gone:
-                    self._detach(lease)
-            for node in nodes:
-                removed += self.reclaim.detach_payload(node)
-            parent = self.tree.parent[top]
-            for node in nodes:
-                self.tree.remove(node)
-            self.reclaim.prune(parent)
-        return removed
-
-    def _detach(self, lease: Lease) -> None:
-        """The lease publishes nothing more."""
-        self._stop_leading(lease)
-        if lease.node >= 0:
-            self.tree.pins[lease.node] -= 1
-        lease.node, lease.limit, lease.prompt = -1, 0, b""
-
-    def _restrict(self, lease: Lease, selector: bytes) -> None:
-        """A lease opened before publishes nothing that the selector matches (invariant 17)."""
-        if not selector:
-            node = lease.node
-            self._detach(lease)
-            if node >= 0:
-                self.reclaim.prune(node)
-        elif len(selector) > lease.committed * WORD:
-            lease.selectors.append(selector)
-        elif len(selector) > lease.sealed * self._width:  # or its node would have been removed
-            self._limit(lease, selector, self.tree.path(lease.node) + lease.tail)
-
-    def _obey_selectors(self, lease: Lease, tokens: Sequence[int]) -> None:
-        """Once the tokens reach the end of a selector it is known whether it matches them."""
-        size = len(tokens) * WORD
-        for selector in lease.selectors:
-            if len(selector) <= size:
-                self._limit(lease, selector, pack_tokens(tokens[: len(selector) // WORD]))
-        lease.selectors = [selector for selector in lease.selectors if len(selector) > size]
-
-    def _limit(self, lease: Lease, selector: bytes, path: bytes) -> None:
-        """Publish only blocks that end before the end of a selector that matches the path."""
-        if path.startswith(selector):
-            lease.limit = min(lease.limit, (len(selector) - WORD) // self._width)
-        if lease.limit <= lease.sealed:
-            self._stop_leading(lease)
+    def _cut_leases(self, node: int) -> None:
+        for lease in self.leases:
+            if lease.node == node:
+                self.restrictor.cut(lease)
 
     def reset(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False (and nothing changed) while blocks are leased."""

@@ -266,6 +266,15 @@ class IdleQueues:
         yield from self._parked
         yield from self._ring_members(self._pinned_ring)
 
+    def hottest(self) -> Iterator[int]:
+        """The highest class first, within a queue what joined it last; then what is set aside."""
+        for ring in range(len(self._next) - 1, self._pinned_ring - 1, -1):
+            block = self._previous[ring]
+            while block != ring:
+                yield block
+                block = self._previous[block]
+        yield from self._parked
+
     def _ring_members(self, ring: int) -> Iterator[int]:
         block = self._next[ring]
         while block != ring:

@@ -18,7 +18,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from kveik.errors import InvalidRequest
 WORD = 4  # bytes of one token id
 _DIGEST = 32
 _UNKNOWN = bytes(_DIGEST)
+_GRAVE = bytes(_DIGEST - 1) + b"\1"  # above what nobody can find
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
 _NEAREST = 16  # sorted siblings looked at on either side for the longest common prefix
 _LEAF = 512  # keys in one sorted chunk
@@ -44,6 +45,13 @@ def pack_tokens(tokens: Sequence[int]) -> bytes:
     if sys.byteorder == "little":
         words.byteswap()
     return words.tobytes()
+
+
+def unpack_tokens(data: bytes) -> tuple[int, ...]:
+    words = array("I", data)
+    if sys.byteorder == "little":
+        words.byteswap()
+    return tuple(words)
 
 
 def shared_tokens(left: bytes, right: bytes) -> int:
@@ -116,13 +124,22 @@ class SortedKeys:
 class PrefixTree:
     """Nodes by number. `payload[g][node]` is the block of group g, -1 when it has none.
 
-    pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`."""
+    pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`.
+    created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
+    graves: roots without identity, above subtrees that nobody can find any more. on_remove is
+    told of every node that goes."""
 
     def __init__(self, num_groups: int, block_size: int, secret: bytes) -> None:
         self.block_size = block_size
+        self.now = 0.0
+        self.graves: set[int] = set()
+        self.on_remove: Callable[[int], None] | None = None
         self.index: dict[bytes, int] = {}
         self.roots: dict[Identity, int] = {}
         self.identities: dict[int, Identity] = {}
+        self._by_namespace: dict[str, set[Identity]] = {}
+        self.created = array("d")
+        self.used = array("d")
         self.parent = array("i")
         self.length = array("H")  # tokens
         self.children = array("i")  # number of children
@@ -182,6 +199,12 @@ class PrefixTree:
         found.sort(reverse=True)
         return found
 
+    def first_child(self, node: int) -> int:
+        return self._first_child[node]
+
+    def next_sibling(self, node: int) -> int:
+        return self._next_sibling[node]
+
     def each_child(self, parent: int) -> Iterator[int]:
         node = self._first_child[parent]
         while node >= 0:
@@ -219,8 +242,8 @@ class PrefixTree:
                 return node
         return -1
 
-    def is_extended(self, parent: int, chunk: bytes) -> bool:
-        """Does a longer block under `parent` begin with `chunk`?"""
+    def extension(self, parent: int, chunk: bytes) -> int:
+        """A longer block under `parent` that begins with `chunk`, or -1."""
         keys = self._sorted.get(parent)
         if keys is not None:
             key = parent.to_bytes(4, "big") + chunk
@@ -228,11 +251,11 @@ class PrefixTree:
             after = next(near, b"")
             if after == key:
                 after = next(near, b"")
-            return after.startswith(key)
-        return any(
-            self.length[node] * WORD > len(chunk) and self.chunk(node).startswith(chunk)
-            for node in self.each_child(parent)
-        )
+            return self.index[after] if after.startswith(key) else -1
+        for node in self.each_child(parent):
+            if self.length[node] * WORD > len(chunk) and self.chunk(node).startswith(chunk):
+                return node
+        return -1
 
     def sorted_keys(self, parent: int) -> list[bytes] | None:
         """The sorted keys of the children, where there are enough of them to be kept sorted."""
@@ -250,17 +273,54 @@ class PrefixTree:
             self.length[node] = 0
             self.roots[identity] = node
             self.identities[node] = identity
+            self._by_namespace.setdefault(identity.namespace, set()).add(identity)
+        return node
+
+    def identities_of(self, namespace: str) -> list[Identity]:
+        return list(self._by_namespace.get(namespace, ()))
+
+    def _forget_root(self, node: int) -> None:
+        identity = self.identities.pop(node)
+        del self.roots[identity]
+        others = self._by_namespace[identity.namespace]
+        others.discard(identity)
+        if not others:
+            del self._by_namespace[identity.namespace]
+
+    def bury(self, node: int) -> int:
+        """Put the subtree out of reach in O(1); returns the root above it (a root becomes one)."""
+        parent = self.parent[node]
+        if parent < 0:
+            self._forget_root(node)
+            self.graves.add(node)
+            return node
+        self._unlink(node, parent)
+        grave = self._new()
+        self.parent[grave] = -1
+        self.length[grave] = 0
+        self.graves.add(grave)
+        self.parent[node] = grave
+        self._link(node, grave, self.key(node))
+        return grave
+
+    def root_of(self, node: int) -> int:
+        while self.parent[node] >= 0:
+            node = self.parent[node]
         return node
 
     def insert(self, parent: int, chunk: bytes) -> int:
         """A new node without payload. The caller knows that there is none with these tokens."""
         node = self._new()
-        key = parent.to_bytes(4, "big") + chunk
-        self.index[key] = node
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
+        self.created[node] = self.used[node] = self.now
         start = node * self._width
         self._tokens[start : start + len(chunk)] = chunk
+        self._link(node, parent, parent.to_bytes(4, "big") + chunk)
+        return node
+
+    def _link(self, node: int, parent: int, key: bytes) -> None:
+        self.index[key] = node
         head = self._first_child[parent]
         self._next_sibling[node] = head
         self._previous_sibling[node] = -1
@@ -274,7 +334,6 @@ class PrefixTree:
         elif self.children[parent] > _LISTED:
             every = [self.key(child) for child in self.each_child(parent)]
             self._sorted[parent] = SortedKeys(every)
-        return node
 
     def remove(self, node: int) -> None:
         """Forget a node that has neither children nor payload; its number may be used again (its
@@ -282,14 +341,23 @@ class PrefixTree:
         if self.children[node] or not self.is_empty(node):
             raise ValueError(f"node {node} is removed although it has children or a block")
         parent = self.parent[node]
-        if parent < 0:
-            del self.roots[self.identities.pop(node)]
-        else:
+        if parent >= 0:
             self._unlink(node, parent)
+        elif node in self.graves:
+            self.graves.remove(node)
+        else:
+            self._forget_root(node)
+        if self.on_remove is not None:
+            self.on_remove(node)
         self.pins[node] = 0
         start = node * _DIGEST
         self._digests[start : start + _DIGEST] = _UNKNOWN
         self._unused.append(node)
+
+    def wipe(self, node: int) -> None:
+        """Overwrite the tokens of a node that was deleted and removed."""
+        start = node * self._width
+        self._tokens[start : start + self._width] = bytes(self._width)
 
     def is_empty(self, node: int) -> bool:
         """Has the node no block in any group?"""
@@ -330,6 +398,8 @@ class PrefixTree:
         for column in (self.parent, self._first_child, self._next_sibling, *self.payload):
             column.extend(blank)
         self._previous_sibling.extend(blank)
+        self.created.extend(array("d", bytes(8 * more)))
+        self.used.extend(array("d", bytes(8 * more)))
         self.children.extend(zero)
         self.pins.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
@@ -359,7 +429,17 @@ class PrefixTree:
 
     def nodes(self) -> Iterator[int]:
         """Every node that is in use, roots included."""
-        return chain(self.roots.values(), self.index.values())
+        return chain(self.roots.values(), self.graves, self.index.values())
+
+    def undigested(self, node: int, most: int) -> int:
+        """How many digests `digest` would have to compute; `most` when it is more."""
+        for count in range(most):
+            if self._digests[node * _DIGEST : (node + 1) * _DIGEST] != _UNKNOWN:
+                return count
+            node = self.parent[node]
+            if node < 0:
+                return count + 1
+        return most
 
     def digest(self, node: int) -> bytes:
         """Keyed 256-bit digest of identity and path; kept, so that each node pays for it once."""
@@ -374,7 +454,8 @@ class PrefixTree:
             node = self.parent[node]
         for missing in reversed(unknown):
             if self.parent[missing] < 0:
-                known = self._root_digest(self.identities[missing])
+                identity = self.identities.get(missing)
+                known = self._root_digest(identity) if identity is not None else _GRAVE
             else:
                 known = self.digest_below(known, self.chunk(missing))
             self._digests[missing * _DIGEST : (missing + 1) * _DIGEST] = known

@@ -6,13 +6,16 @@ its readers. A child always goes before its parent. Standard library only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import GhostRing, PrefixTree
 
 
 class Reclaimer:
-    """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far."""
+    """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far;
+    must_erase, erase: is the block of a node to be overwritten, and who is told (see Sweeper)."""
 
     def __init__(
         self,
@@ -28,6 +31,8 @@ class Reclaimer:
         self.ghosts = ghosts
         self.reach = reach
         self.evicted = 0
+        self.must_erase: Callable[[int], bool] = lambda node: False
+        self.erase: Callable[[int, int], None] = lambda group, block: None
         self._range = range(len(pools))
         self._full = tuple(g for g, back in enumerate(reach) if not back)
 
@@ -99,6 +104,8 @@ class Reclaimer:
         self.tree.payload[group][node] = -1
         pool.owner[block] = -1
         pool.give(block)
+        if self.must_erase(node):
+            self.erase(group, block)
 
     def prune(self, node: int) -> None:
         """Remove the node, and then its ancestors, while nothing needs them."""

@@ -492,9 +492,11 @@ class Scheduler:
             sequence.work.prompt_logprobs.clear()
         self._enqueue(sequence)
 
-    def _give_up_blocks(self, sequence: Sequence, now: float, *, finished: bool = False) -> None:
+    def _give_up_blocks(
+        self, sequence: Sequence, now: float, *, finished: bool | None = None
+    ) -> None:
         """Release the lease; what was committed stays cached. Only what finished belongs to its
-        session: neither a cut turn nor one that computes again later does."""
+        session: a cut turn does not (False), nor, until then, one that goes on later (None)."""
         assert sequence.lease is not None
         self._cache.release(sequence.lease, keep=True, finished=finished, now=now)
         sequence.work.note_stored(sequence.lease.stored)

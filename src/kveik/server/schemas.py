@@ -26,7 +26,6 @@ ANY: Schema = {"type": "object"}
 HTML: Schema = {"type": "string", "contentMediaType": "text/html"}
 TEXT: Schema = {"type": "string", "contentMediaType": "text/plain"}
 STATUS = _object({"status": _STRING})
-READY = _object({"status": _STRING, "warm": ANY}, optional=("warm",))
 VERSION = _object({"version": _STRING})
 RESET = _object({"reset": {"type": "boolean"}, "scope": _STRING})
 PROMPT = _object({"prompt": _STRING})
@@ -81,7 +80,6 @@ CACHE = _object(
     }
 )
 CACHES = _object({"object": {"const": "list"}, "data": _list(CACHE)})
-MANIFEST = _object({"entries": _list(ANY)})
 SESSIONS = _object(
     {
         "object": {"const": "list"},
@@ -280,25 +278,18 @@ TENANT: list[Schema] = [
         "description": "name of a tenant in the keys file instead of the own namespace (operators)",
     }
 ]
-_TOP: Schema = {
-    "name": "top",
-    "in": "query",
-    "required": False,
-    "schema": {
-        "type": "integer",
-        "minimum": LIMITS["listing_count"].low,
-        "maximum": LIMITS["listing_count"].high,
-    },
-    "description": "how many, the hottest first",
-}
-LISTING_QUERY: list[Schema] = [*SCOPE, *TENANT, _TOP]
-WARM: list[Schema] = [
+LISTING_QUERY: list[Schema] = [
+    *SCOPE,
+    *TENANT,
     {
-        "name": "warm",
+        "name": "top",
         "in": "query",
         "required": False,
-        "schema": {"enum": ["0", "1"]},
-        "description": "1: ready when the warm start is done too",
-    }
+        "schema": {
+            "type": "integer",
+            "minimum": LIMITS["listing_count"].low,
+            "maximum": LIMITS["listing_count"].high,
+        },
+        "description": "how many blocks, the hottest first",
+    },
 ]
-MANIFEST_QUERY: list[Schema] = [*TENANT, _TOP]

@@ -1,0 +1,112 @@
+"""What is cached, to be looked at: sessions, and the hottest blocks. Changes nothing.
+
+Every view looks at a bounded number of blocks, so that it does not hold up a step. Standard library
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from itertools import chain
+
+from kveik.cache.deadlines import NEVER
+from kveik.cache.directive import BlockView
+from kveik.cache.lease import Lease
+from kveik.cache.names import Names
+from kveik.cache.prefix import unpack_tokens
+from kveik.cache.retention import Retention
+from kveik.cache.sessions import SessionTable
+
+_LOOKED_AT = 2048  # blocks
+_CLIMBED = 20_000  # steps towards the root
+
+
+def session_views(
+    table: SessionTable, retention: Retention, namespace: str | None, block_size: int
+) -> list[tuple[str, str, float, int, int]]:
+    """(namespace, session, idle seconds, blocks, tokens), the session used last first."""
+    views: list[tuple[str, str, float, int, int]] = []
+    for space, session, entry in table.table(namespace):
+        label = retention.claims.find(space, "session", session)
+        blocks = sum(of.count for of in label.sets) if label is not None else 0
+        idle = 0.0 if entry.open else retention.clock.now - entry.last_use
+        views.append((space, session, idle, blocks, blocks * block_size))
+    return views
+
+
+class Listing:
+    """One listing."""
+
+    def __init__(self, retention: Retention, names: Names, leases: Collection[Lease]) -> None:
+        self.retention, self.names, self.leases = retention, names, leases
+        self.tree = retention.tree
+        self._steps = 0
+        self._roots: dict[int, tuple[int, int]] = {}  # node -> (root, tokens up to its end)
+
+    def views(self, namespace: str | None, top: int, with_path: bool) -> list[BlockView]:
+        found: list[BlockView] = []
+        for _, block in zip(range(_LOOKED_AT), self._hottest(), strict=False):
+            if len(found) >= top or self._steps > _CLIMBED:
+                break
+            view = self._view(block, namespace, with_path)
+            if view is not None:
+                found.append(view)
+        return found
+
+    def _hottest(self) -> Iterator[int]:
+        """Blocks of the first group: those that are read, then the idle ones, used last first."""
+        held = (block for lease in self.leases for block in lease.blocks[0])
+        return chain(dict.fromkeys(held), self.retention.idle[0].hottest())
+
+    def _view(self, block: int, namespace: str | None, with_path: bool) -> BlockView | None:
+        retention, tree = self.retention, self.tree
+        node = retention.pools[0].owner[block]
+        if node < 0:
+            return None
+        root, depth = self._climb(node)
+        identity = tree.identities.get(root)
+        if identity is None or namespace not in (None, identity.namespace):
+            return None
+        of = retention.set_of(node)
+        if retention.troubled() and self._is_gone(node):
+            return None
+        now = retention.clock.now
+        left = min(
+            retention.deadlines.delete_at(node) - now, self.names.time_left(of.live_labels())
+        )
+        return BlockView(
+            namespace=identity.namespace,
+            tokens=tree.length[node],
+            depth=depth,
+            hits=retention.idle[0].hits[block],
+            age=now - tree.created[node],
+            idle=0.0 if retention.is_read(node) else now - tree.used[node],
+            time_left=None if left == NEVER else max(left, 0.0),
+            priority=retention.priority(node),
+            demoted=retention.is_demoted(node),
+            pinned=of.pinned,
+            readers=retention.pools[0].refs[block],
+            claims=tuple(sorted(label.text for label in of.live_labels())),
+            path=unpack_tokens(tree.path(node)) if with_path else (),
+        )
+
+    def _is_gone(self, node: int) -> bool:
+        while self.tree.parent[node] >= 0:
+            self._steps += 1
+            if self.retention.why_gone(node):
+                return True
+            node = self.tree.parent[node]
+        return False
+
+    def _climb(self, node: int) -> tuple[int, int]:
+        """Its root, and the tokens up to its end."""
+        chain: list[int] = []
+        while node not in self._roots and self.tree.parent[node] >= 0:
+            chain.append(node)
+            node = self.tree.parent[node]
+        self._steps += len(chain)
+        root, depth = self._roots.get(node, (node, 0))
+        for each in reversed(chain):
+            depth += self.tree.length[each]
+            self._roots[each] = root, depth
+        return root, depth

@@ -1,0 +1,179 @@
+"""Named caches and pins: claims that hold the whole path of a prompt, with a deadline of their own.
+
+The time to live of a name belongs to its label and not to blocks, so that it is renewed or changed
+in O(1); when it ends in mode "delete", everything that carries the label is dead at once. Pins have
+a budget, a share of the pool. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
+
+from kveik.cache.claims import Label
+from kveik.cache.deadlines import NEVER
+from kveik.cache.directive import Ttl
+from kveik.cache.retention import Retention
+from kveik.cache.sweep import Arrange, Drain, Sweeper
+from kveik.errors import PinBudgetExceeded
+
+
+@dataclass(slots=True)
+class Name:
+    """One named cache: when it was made and last used. over: its time was up (mode demote)."""
+
+    label: Label
+    first: float
+    last: float
+    ttl: Ttl | None = None
+    over: bool = False
+
+    def deadline(self) -> float:
+        if self.ttl is None:
+            return NEVER
+        return (self.first if self.ttl.clock == "first_use" else self.last) + self.ttl.seconds
+
+
+class Names:
+    """budget: blocks (of every group) that may be pinned."""
+
+    def __init__(self, retention: Retention, sweeper: Sweeper, budget: int) -> None:
+        self.retention, self.sweeper, self.budget = retention, sweeper, budget
+        self.claims = retention.claims
+        self._names: dict[Label, Name] = {}
+        self._heap: list[tuple[float, int, Name]] = []
+        self._count = 0
+
+    # --- time
+
+    def renew(self, namespace: str, name: str, ttl: Ttl | None) -> Name:
+        """The named cache begins anew, as a claim without blocks when there was none."""
+        self.retention.activate()
+        now = self.retention.clock.now
+        label = self.claims.label(namespace, "name", name)
+        entry = self._names.get(label)
+        if entry is None:
+            entry = self._names[label] = Name(label, now, now)
+            self.claims.hold((label,))
+        self._change(entry, ttl)
+        return entry
+
+    def set_ttl(self, namespace: str, name: str, ttl: Ttl | None) -> None:
+        label = self.claims.find(namespace, "name", name)
+        if label in self._names:
+            self._change(self._names[label], ttl)
+
+    def _change(self, entry: Name, ttl: Ttl | None) -> None:
+        entry.first = entry.last = self.retention.clock.now
+        entry.ttl = ttl
+        if entry.over:
+            self._demote(entry, over=False)
+        self._wait(entry)
+
+    def _wait(self, entry: Name) -> None:
+        if entry.ttl is None:
+            return
+        if len(self._heap) > 2 * len(self._names) + 64:
+            self._heap = [item for item in self._heap if item[0] == item[2].deadline()]
+            heapify(self._heap)
+        self._count += 1
+        heappush(self._heap, (entry.deadline(), self._count, entry))
+
+    def used(self, labels: Iterable[Label]) -> None:
+        """Blocks with these labels are used now."""
+        for label in labels:
+            entry = self._names.get(label)
+            if entry is not None:
+                entry.last = self.retention.clock.now
+                if entry.over and entry.ttl is not None and entry.ttl.clock == "last_use":
+                    self._demote(entry, over=False)
+                    self._wait(entry)
+
+    def next_deadline(self) -> float | None:
+        return self._heap[0][0] if self._heap else None
+
+    def expire(self) -> None:
+        """End the names whose time is up. Costs nothing while none is."""
+        now = self.retention.clock.now
+        while self._heap and self._heap[0][0] <= now:
+            _, _, entry = heappop(self._heap)
+            if entry.deadline() > now:
+                if self._names.get(entry.label) is entry and not entry.over:
+                    self._wait(entry)
+            elif self._names.get(entry.label) is entry and entry.ttl is not None:
+                if entry.ttl.mode == "delete":
+                    self.forget(entry.label)
+                    sets = list(entry.label.sets)
+                    self.claims.kill(entry.label, "expired")
+                    self.sweeper.add(Drain(sets))
+                else:
+                    self._demote(entry, over=True)
+
+    def _demote(self, entry: Name, *, over: bool) -> None:
+        """What the name alone holds is the first to be evicted, or is so no longer."""
+        entry.over = over
+        sets = [of for of in entry.label.sets if of.holders() == [entry.label]]
+        for of in sets:
+            of.away = over
+        self.sweeper.add(Arrange(sets))
+
+    def time_left(self, labels: Iterable[Label]) -> float:
+        """Until the first of these names ends in mode delete."""
+        now = self.retention.clock.now
+        entries = (self._names.get(label) for label in labels)
+        return min(
+            (
+                entry.deadline() - now
+                for entry in entries
+                if entry is not None and entry.ttl is not None and entry.ttl.mode == "delete"
+            ),
+            default=NEVER,
+        )
+
+    def forget(self, label: Label) -> None:
+        """The name ends, or is invalidated."""
+        if self._names.pop(label, None) is not None:
+            self.claims.let_go((label,))
+
+    def forget_ended(self) -> None:
+        """After an invalidation."""
+        for label in [label for label in self._names if label.ended]:
+            self.forget(label)
+
+    # --- pins
+
+    def pinned(self) -> int:
+        return sum(of.count for of in self.claims.pinning)
+
+    def check_pin(self, blocks: int) -> None:
+        """Raise PinBudgetExceeded unless that many more may be pinned."""
+        left = self.budget - self.pinned()
+        if blocks > left:
+            raise PinBudgetExceeded(blocks, max(left, 0))
+
+    def set_pin(self, namespace: str, name: str, pinned: bool) -> None:
+        """Pin what the name holds, or no longer."""
+        label = self.claims.find(namespace, "name", name)
+        if label is None or label.pins is pinned:
+            return
+        if pinned:
+            self.check_pin(sum(of.count for of in label.sets if not of.pinned))
+        label.pins = pinned
+        for of in label.sets:
+            self.claims.note_pin(of)
+        self.sweeper.add(Arrange(label.sets))
+
+    def set_tags(self, namespace: str, name: str, tags: tuple[str, ...]) -> None:
+        """What the name alone holds carries these tags instead; what others hold too, besides."""
+        label = self.claims.find(namespace, "name", name)
+        if label is None:
+            return
+        new = frozenset(self.claims.label(namespace, "tag", tag) for tag in tags)
+        self.claims.hold(new)
+        for of in list(label.sets):
+            labels = of.live_labels()
+            if of.holders() == [label]:
+                labels = frozenset(each for each in labels if each.kind != "tag")
+            self.claims.relabel(of, labels | new)
+        self.claims.let_go(new)
