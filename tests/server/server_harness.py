@@ -88,9 +88,12 @@ def running(engine: Engine, config: ServerConfig | None = None) -> Iterator[Runn
         assert not thread.is_alive()
 
 
-def tiny_engine(folder: Path, **options: Any) -> Engine:
+def tiny_engine(
+    folder: Path, *, clock: Callable[[], float] = time.monotonic, **options: Any
+) -> Engine:
     options.setdefault("kv_memory", 4 * 2**20)
-    engine = Engine.load(EngineConfig(model=str(folder), served_model_name=MODEL, **options))
+    config = EngineConfig(model=str(folder), served_model_name=MODEL, **options)
+    engine = Engine.load(config, clock=clock)
     engine.start()
     return engine
 

@@ -248,10 +248,12 @@ def test_a_stream_joined_is_the_whole_answer(
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == text_of(whole)
-    told = [message.model_dump(exclude={"id"}, exclude_none=True) for message in (final, whole)]
-    for message in told:
-        for block in message["content"]:
-            block.pop("parsed_output", None)
+    assert (final.content[0].type, final.stop_reason, final.stop_sequence) == (
+        whole.content[0].type,
+        whole.stop_reason,
+        whole.stop_sequence,
+    )
+    told = [message.usage.model_dump(exclude={"kveik"}) for message in (final, whole)]
     assert told[0] == told[1]
 
 
@@ -287,6 +289,27 @@ def test_who_leaves_ends_the_request(server: RunningServer, client: anthropic.An
         stream.close()
         brake.release()
         until(lambda: server.leased() == 0)
+
+
+def test_a_stream_that_fails_says_so(server: RunningServer, client: anthropic.Anthropic) -> None:
+    with Brake(server.engine) as brake:
+        brake.step(3)
+        stream = client.messages.create(**asking(max_tokens=LONG), stream=True)
+        events = iter(stream)
+        next(events)
+        for work in list(server.engine._scheduler._works):
+            server.engine.abort(work)
+        brake.release()
+        with pytest.raises(anthropic.APIStatusError) as caught:
+            list(events)
+    assert caught.value.type == "overloaded_error"
+    assert isinstance(caught.value.body, dict)
+    assert caught.value.body["request_id"] == caught.value.request_id
+
+
+def test_the_model_is_listed(client: anthropic.Anthropic) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
 
 
 # ---- errors

@@ -27,6 +27,7 @@ from kveik.engine.request import (
 from kveik.errors import KveikError
 from kveik.server import anthropic_errors
 from kveik.server.bridge import Tagged
+from kveik.server.cache_report import cache_report
 from kveik.server.sse import frame
 
 Json = dict[str, Any]
@@ -93,6 +94,7 @@ class MessageAnswer:
             self._usage = {
                 **self._breakpoints.usage(used.cached_tokens, used.stored_tokens),
                 "output_tokens": used.completion_tokens,
+                "kveik": cache_report([used]),
             }
 
     def whole(self) -> Json:

@@ -22,6 +22,8 @@ from kveik.server.handlers import Work, generate, json_response, origin_of, read
 from kveik.server.jobs import Job, beside_loop, chat_request, check_model, preferences
 from kveik.server.service import Service
 
+AN_HOUR = 3600.0
+
 
 async def messages(service: Service, request: Request) -> Response:
     serving, origin = service.serving, origin_of(request)
@@ -31,15 +33,14 @@ async def messages(service: Service, request: Request) -> Response:
     conversation = body.conversation()
     asked = body.retention(conversation)
     prepared = await chat_request(engine, conversation, asked, _sampling(engine, body), origin)
-    asks = prepared.request
-    prompt = len(asks.prompt_token_ids)
+    asks, prompt = prepared.request, len(prepared.request.prompt_token_ids)
     overlong = prompt + body.max_tokens > engine.info.max_model_len
     if overlong:
         asks = replace(asks, params=replace(asks.params, max_tokens=None))
-    marked = prompt if conversation.marks else 0
+    hours = [span.end for span in asks.directive.spans if span.ttl.seconds >= AN_HOUR]
     answer = MessageAnswer(
         body.model,
-        Breakpoints(prompt, 0, marked),
+        Breakpoints(prompt, max(hours, default=0), max(prepared.mark_ends, default=0)),
         origin.request_id,
         stores=asks.directive.write != "none",
         overlong=overlong,

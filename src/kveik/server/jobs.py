@@ -18,7 +18,7 @@ from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import ContextLengthExceeded, InvalidRequest, KveikError, NotFound
 from kveik.server.messages import Conversation
 from kveik.server.protocol import ChatCompletion, Completion, Generation, Prompt
-from kveik.server.retention_fields import Retention, retention
+from kveik.server.retention_fields import Retention, breakpoint_spans, retention
 
 LONG_TEXT = 8192  # characters from which text is encoded beside the event loop
 
@@ -94,8 +94,11 @@ async def chat_request(
         ),
     )
     ends = tuple(end for _, end in spans[len(documents) :])
+    timed = breakpoint_spans([mark for _, mark in conversation.marks], ends)
     directive = replace(
         asked.directive,
+        ttl=None if timed else asked.directive.ttl,
+        spans=timed,
         documents=tuple(
             DocumentSpan(one.document, one.version, *span)
             for one, span in zip(documents, spans, strict=False)

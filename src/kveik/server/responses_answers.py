@@ -24,6 +24,7 @@ from kveik.engine.request import (
 )
 from kveik.errors import KveikError
 from kveik.server.bridge import Tagged
+from kveik.server.cache_report import cache_report
 from kveik.server.responses_fields import ResponseRequest
 from kveik.server.sse import PING, frame
 
@@ -174,4 +175,5 @@ def _usage(used: Usage) -> Json:
         "output_tokens": used.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used.prompt_tokens + used.completion_tokens,
+        "kveik": cache_report([used]),
     }

@@ -14,7 +14,17 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
-from kveik.cache.directive import PLAIN, Clock, Directive, Priority, Relevance, Ttl, TtlMode, Write
+from kveik.cache.directive import (
+    PLAIN,
+    Clock,
+    Directive,
+    Priority,
+    Relevance,
+    Ttl,
+    TtlMode,
+    TtlSpan,
+    Write,
+)
 from kveik.config import LIMITS, check_limit
 from kveik.engine.words import salt_digest
 from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
@@ -131,6 +141,24 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
     )
 
 
+def breakpoint_spans(marks: Sequence[Mark], ends: Sequence[int]) -> tuple[TtlSpan, ...]:
+    """How long the tokens up to each cache_control live: what lies before several, for the longest.
+    ends: the token position behind each mark."""
+    timed = [
+        (mark.seconds, end)
+        for mark, end in zip(marks, ends, strict=True)
+        if mark.field == "cache_control" and mark.seconds is not None
+    ]
+    spans: list[TtlSpan] = []
+    start = 0
+    for number, (_, end) in enumerate(timed):
+        longest = max(seconds for seconds, _ in timed[number:])
+        if end > start:
+            spans.append(TtlSpan(start, end, Ttl(longest, "last_use", "delete")))
+            start = end
+    return tuple(spans)
+
+
 def _check_native(native: Native) -> None:
     if native.session is None:
         for name, value in (
@@ -166,7 +194,8 @@ def _write(native: Native, fields: CacheFields, unmarked: bool) -> Write:
 
 
 def _ttl(native: Native, fields: CacheFields, marks: Sequence[Mark]) -> Ttl | None:
-    """The time to live; of several breakpoints the longest."""
+    """The time to live. Of several cache_control the longest: `breakpoint_spans` says which tokens
+    have which, and this that nothing else may say it."""
     found: dict[str, Ttl] = {}
     if native.ttl is not None:
         found["kveik.ttl"] = Ttl(
