@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand; its shell blocks name real commands."""
+"""The Python blocks of README and guide run as they stand; shell blocks name real commands."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from kveik.config import DEFAULT_MODEL_PATH
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```python *(\w*)\n(.*?)^```", README, re.M | re.S)
+PAGES = ("README.md", "docs/MANAGED_CACHE.md")
+TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
+BLOCKS = re.findall(r"^```python *(\w*)\n(.*?)^```", TEXT, re.M | re.S)
 OFFLINE = [code for kind, code in BLOCKS if kind == ""]
 SERVER = [code for kind, code in BLOCKS if kind == "server"]
 
@@ -46,12 +47,12 @@ def test_client_blocks_run_against_a_server(number: int, default_server: str) ->
 
 
 def test_the_blocks_were_found() -> None:
-    assert len(OFFLINE) >= 2
-    assert len(SERVER) >= 1
+    assert len(OFFLINE) >= 9
+    assert len(SERVER) >= 5
 
 
 def shell_commands() -> list[list[str]]:
-    text = "\n".join(re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)).replace("\\\n", " ")
+    text = "\n".join(re.findall(r"^```sh\n(.*?)^```", TEXT, re.M | re.S)).replace("\\\n", " ")
     return [shlex.split(line, comments=True) for line in text.splitlines() if line.strip()]
 
 
@@ -66,8 +67,9 @@ def test_shell_blocks_use_real_options() -> None:
     for words in shell_commands():
         if words[0] != "kveik":
             continue
+        command = words[1:3] if words[1] == "cache" else words[1:2]
         done = subprocess.run(
-            [sys.executable, "-m", "kveik", words[1], "--help"],
+            [sys.executable, "-m", "kveik", *command, "--help"],
             capture_output=True,
             text=True,
             env={"PATH": "", "COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
