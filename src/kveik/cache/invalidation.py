@@ -177,22 +177,26 @@ class Invalidation:
         for identity in self.tree.identities_of(conditions.namespace):
             if conditions.covers(identity):
                 root = self.tree.roots[identity]
-                path = self.tree.walk(root, prefix, blocks)
-                if len(path) == blocks:
-                    starts.append((path[-1] if path else root, prefix[blocks * self._width :]))
+                before = self.tree.before.get(root, b"")
+                if before and before.startswith(prefix):
+                    starts.append((root, b""))
+                elif prefix.startswith(before):
+                    path = self.tree.walk(root, prefix, blocks)
+                    if len(path) + len(before) // self._width == blocks:
+                        starts.append((path[-1] if path else root, prefix[blocks * self._width :]))
         return starts
 
     def _rule(self, conditions: Conditions) -> int:
         """Leave it to walks and to the sweep to find what the conditions match."""
         retention = self.retention
         retention.activate()
-        rule = retention.new_rule(conditions)
         starts = self._starts(conditions)
-        if not starts:
-            return 0
-        retention.rules.append(rule)
-        self.sweeper.add(Carrying(rule, [start for start, _ in starts], starts[0][1], self.sweeper))
-        return 1
+        for rest in dict.fromkeys(rest for _, rest in starts):
+            rule = retention.new_rule(conditions)
+            retention.rules.append(rule)
+            nodes = [start for start, each in starts if each == rest]
+            self.sweeper.add(Carrying(rule, nodes, rest, self.sweeper))
+        return int(bool(starts))
 
     def _forget_recipes(self, namespace: str) -> None:
         """They may contain what is forgotten."""

@@ -155,3 +155,4 @@ class CacheStats:
     idle_blocks: tuple[int, ...]  # in the tree only: cached and evictable
     fenced_blocks: tuple[int, ...]  # freed, waiting for a step to be acknowledged
     leaked_blocks: int
+    logical_blocks: tuple[int, ...] = ()  # as if every tree behind public blocks had its own

@@ -13,7 +13,7 @@ from kveik.cache.deadlines import NEVER
 from kveik.cache.directive import BlockView
 from kveik.cache.lease import Lease
 from kveik.cache.names import Names
-from kveik.cache.prefix import unpack_tokens
+from kveik.cache.prefix import WORD, unpack_tokens
 from kveik.cache.retention import Retention
 from kveik.cache.sessions import SessionTable
 
@@ -105,7 +105,8 @@ class Listing:
             chain.append(node)
             node = self.tree.parent[node]
         self._steps += len(chain)
-        root, depth = self._roots.get(node, (node, 0))
+        before = len(self.tree.before.get(node, b"")) // WORD
+        root, depth = self._roots.get(node, (node, before))
         for each in reversed(chain):
             depth += self.tree.length[each]
             self._roots[each] = root, depth

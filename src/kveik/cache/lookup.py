@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kveik.cache.directive import PUBLIC
 from kveik.cache.lease import Match, Miss
 from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree
 from kveik.cache.retention import Retention
+from kveik.cache.segments import EXACT
 
 
 class Found(NamedTuple):
@@ -19,7 +21,8 @@ class Found(NamedTuple):
 
     walked: the nodes of all whole blocks that are there; blocks: how many of them every group can
     serve; source, extra: a node whose first `extra` tokens continue them, or (-1, 0); gone: the
-    next one is there and dead, for this reason."""
+    next one is there and dead, for this reason; public: how many of them belong to the public
+    tree, behind which the tree of this root goes on."""
 
     root: int
     walked: list[int]
@@ -27,6 +30,11 @@ class Found(NamedTuple):
     source: int
     extra: int
     gone: str = ""
+    public: int = 0
+
+    def behind(self, blocks: int) -> int:
+        """The node behind which block number `blocks` hangs; -1 when there is none yet."""
+        return self.walked[blocks - 1] if blocks > self.public else self.root
 
 
 class Lookup:
@@ -54,9 +62,38 @@ class Lookup:
         return max(length - 1, 0) if self.caching else 0
 
     def find(self, identity: Identity, data: bytes, cap: int) -> Found:
-        """The longest prefix of at most `cap` tokens that every group can serve."""
+        """The longest prefix of at most `cap` tokens that every group can serve. A prompt may run
+        through whole public blocks and go on in the caller's own tree behind them."""
+        public = self._public_path(identity, data, cap)
+        if public:
+            found = self._find(self.based(identity, public[-1]), public, data, cap)
+            if found.blocks >= len(public):
+                return found
+        if identity.base and not data.startswith(self._before(identity)):
+            return Found(-1, [], 0, -1, 0)
+        return self._find(identity, [], data, cap)
+
+    def based(self, identity: Identity, node: int) -> Identity:
+        """The identity of the tree behind a public node; one that is nowhere before it has a
+        name."""
+        return identity._replace(base=self.tree.bases.get(node, b"none"))
+
+    def _before(self, identity: Identity) -> bytes:
+        return self.tree.before.get(self.tree.roots.get(identity, -1), b"")
+
+    def _public_path(self, identity: Identity, data: bytes, cap: int) -> list[int]:
+        """The living nodes of the public tree that begin the prompt."""
+        if identity.namespace == PUBLIC or identity.lineage != EXACT or identity.base or cap <= 0:
+            return []
+        shared = Identity(PUBLIC, identity.adapter)
+        walked = self.tree.walk(self.tree.roots.get(shared, -1), data, cap // self.block_size)
+        if walked and self.retention.troubled():
+            del walked[self.retention.alive(walked, shared, data)[0] :]
+        return walked
+
+    def _find(self, identity: Identity, public: list[int], data: bytes, cap: int) -> Found:
         root = self.tree.roots.get(identity, -1)
-        if root < 0 or cap <= 0:
+        if (root < 0 and not public) or cap <= 0:
             return Found(root, [], 0, -1, 0)
         size = self.block_size
         walked = self.tree.walk(root, data, cap // size)
@@ -64,21 +101,31 @@ class Lookup:
         if troubled:
             alive, gone = self.retention.alive(walked, identity, data)
             del walked[alive:]
+        walked = public + walked
+        found = Found(root, walked, 0, -1, 0, gone, len(public))
         runs = [self._runs(g, walked) for g in self._windowed]
         whole = len(walked)
         while whole and not self._served(runs, whole, whole * size):
             whole -= 1
         for blocks in range(len(walked), whole - 1, -1):
-            parent = walked[blocks - 1] if blocks else root
             start = blocks * size
             wanted = data[start * WORD : min(start + size, cap) * WORD]
-            for extra, node in self.tree.closest(parent, wanted):
+            for extra, node in self._closest(found, blocks, wanted):
                 held = all(self.tree.payload[g][node] >= 0 for g in self._windowed)
                 if not held or not self._served(runs, blocks, start + extra):
                     continue
                 if not troubled or not self.retention.why_gone(node):
-                    return Found(root, walked, blocks, node, extra, gone)
-        return Found(root, walked, whole, -1, 0, gone)
+                    return found._replace(blocks=blocks, source=node, extra=extra)
+        return found._replace(blocks=whole)
+
+    def _closest(self, found: Found, blocks: int, wanted: bytes) -> list[tuple[int, int]]:
+        """See PrefixTree.closest; where the public path ends, of both trees."""
+        parent = found.behind(blocks)
+        near = self.tree.closest(parent, wanted) if parent >= 0 else []
+        if found.public and blocks == found.public:
+            near += self.tree.closest(found.walked[blocks - 1], wanted)
+            near.sort(reverse=True)
+        return near
 
     def _runs(self, group: int, walked: list[int]) -> list[int]:
         """runs[k]: blocks of a window group that are there without a gap before block k."""
@@ -119,7 +166,8 @@ class Lookup:
         if found.extra:
             shared = self.tree.length[found.source]
             return Miss(cached, "diverged" if shared > found.extra else "new")
-        if found.blocks and self.tree.children[found.walked[-1]]:
+        behind = found.behind(found.blocks)
+        if found.blocks and behind >= 0 and self.tree.children[behind]:
             return Miss(cached, "diverged")
         return Miss(cached, "new")
 
@@ -127,8 +175,10 @@ class Lookup:
         """Why the block behind the found path is gone, if it is remembered."""
         if not len(self.ghosts):
             return None
-        node = found.walked[-1] if found.walked else found.root
+        node = found.behind(len(found.walked))
         tree = self.tree
+        if found.public:
+            identity = self.based(identity, found.walked[found.public - 1])
         above = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
         start = found.blocks * self._width
         rest = data[start : start + self._width]
@@ -158,16 +208,18 @@ class Lookup:
 
     def next_key(self, found: Found, data: bytes) -> bytes:
         """Key of the next whole block of the prompt (empty: there is none)."""
-        node = found.walked[found.blocks - 1] if found.blocks else found.root
+        node = found.behind(found.blocks)
         chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
         if node < 0 or len(chunk) < self._width:
             return b""
         return node.to_bytes(4, "big") + chunk
 
-    def whole_blocks(self, found: Found) -> Found:
-        """The match without its partial block."""
+    def whole_blocks(self, found: Found, identity: Identity) -> Found:
+        """The match without its partial block. What is public is served whole or not at all."""
         runs = [self._runs(g, found.walked) for g in self._windowed]
         whole = found.blocks
         while whole and not self._served(runs, whole, whole * self.block_size):
             whole -= 1
+        if whole < found.public:
+            return Found(self.tree.roots.get(identity, -1), [], 0, -1, 0)
         return found._replace(blocks=whole, source=-1, extra=0)

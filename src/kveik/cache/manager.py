@@ -243,9 +243,11 @@ class CacheManager:
         if not self._fits(found, wanted, spare):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
-            found = self.search.whole_blocks(found)
+            found = self.search.whole_blocks(found, identity)
             if not self._fits(found, wanted, spare):
                 return NoRoom()
+        if found.public:
+            identity = identity._replace(base=self.tree.base_of(found.walked[found.public - 1]))
         lease = Lease(identity, len(self.groups), directive)
         lease.opened_at = self._now
         cached = found.blocks * self.block_size + found.extra
@@ -320,7 +322,9 @@ class CacheManager:
         for number, node in enumerate(path):
             names |= retention.set_of(node).labels
             start = number * self.block_size
-            if number >= alone:
+            if number < found.public:
+                retention.used(node)
+            elif number >= alone:
                 retention.shared(lease, node, start, start + self.block_size)
             else:
                 retention.visited(lease, node)
@@ -331,9 +335,9 @@ class CacheManager:
     def _alone(self, path: list[int], found: Found, data: bytes) -> int:
         """Number of the first node of the path behind which no other sequence leaves it."""
         children, alone = self.tree.children, len(path)
-        if path and not self._leaves(path[-1], found, data):
+        if alone > found.public and not self._leaves(path[-1], found, data):
             alone -= 1
-            while alone and children[path[alone - 1]] == 1:
+            while alone > found.public and children[path[alone - 1]] == 1:
                 alone -= 1
         return alone
 
@@ -418,8 +422,8 @@ class CacheManager:
 
     def _publish_behind(self, lease: Lease, found: Found, data: bytes) -> None:
         """From now on full blocks of the lease are published behind the end of the match."""
-        root = self.tree.root(lease.identity)
-        lease.node = found.walked[found.blocks - 1] if found.blocks else root
+        root = self.tree.root(lease.identity, data[: found.public * self._width])
+        lease.node = found.walked[found.blocks - 1] if found.blocks > found.public else root
         lease.limit = _EVERYTHING
         self.tree.pins[lease.node] += 1
         lease.sealed = found.blocks
@@ -430,7 +434,7 @@ class CacheManager:
         """Remember what this lease will compute and not publish, to be able to say so later."""
         chunk = data[found.blocks * self._width : (found.blocks + 1) * self._width]
         if len(chunk) == self._width and self.ghosts.capacity:
-            tree, node = self.tree, found.walked[found.blocks - 1] if found.blocks else found.root
+            tree, node = self.tree, found.behind(found.blocks)
             above = tree.digest(node) if node >= 0 else tree.absent_root_digest(lease.identity)
             lease.unstored = tree.digest_below(above, chunk)
 
@@ -849,7 +853,7 @@ class CacheManager:
         identity = Identity(namespace, adapter, EXACT, salt)
         data = pack_tokens(tokens)
         found = self.search.find(identity, data, len(tokens))
-        path = found.walked[: found.blocks]
+        path = found.walked[found.public : found.blocks]
         held = found.blocks * self.block_size
         if found.source >= 0 and self.tree.length[found.source] == found.extra:
             path = [*path, found.source]
@@ -1000,7 +1004,14 @@ class CacheManager:
             idle_blocks=idle,
             fenced_blocks=fenced,
             leaked_blocks=sum(total) - sum(free) - sum(idle) - sum(fenced) - sum(leased),
+            logical_blocks=tuple(
+                count + self.tree.shared_blocks() for count in self._used_blocks()
+            ),
         )
+
+    def _used_blocks(self) -> list[int]:
+        """Blocks that hold something, per group."""
+        return [pool.num_blocks - len(pool.free) for pool in self.pools]
 
     def _fenced_only(self) -> list[set[int]]:
         """Per group, blocks that nobody but the fence holds."""

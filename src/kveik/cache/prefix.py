@@ -66,12 +66,14 @@ def shared_tokens(left: bytes, right: bytes) -> int:
 
 class Identity(NamedTuple):
     """What separates trees that must never see each other. lineage: EXACT or a recipe digest;
-    salt: a narrower circle within the namespace (hashed before it comes here)."""
+    salt: a narrower circle within the namespace (hashed before it comes here). base: names the
+    public node behind which this tree goes on; empty: it begins at position 0."""
 
     namespace: str
     adapter: int = 0
     lineage: bytes = EXACT
     salt: str = ""
+    base: bytes = b""
 
 
 class SortedKeys:
@@ -127,7 +129,12 @@ class PrefixTree:
     pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`.
     created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
-    told of every node that goes."""
+    told of every node that goes. account[node]: whose share of the pool it counts against (0:
+    everybody's), as `accounts` says of its namespace.
+
+    A tree may go on behind a node of another one, which is public: before[root] are the packed
+    tokens up to there, bases[node] the name by which identities call that node for as long as it
+    lives. orphans: names of public nodes that are gone, behind which trees may be left."""
 
     def __init__(self, num_groups: int, block_size: int, secret: bytes) -> None:
         self.block_size = block_size
@@ -137,6 +144,13 @@ class PrefixTree:
         self.index: dict[bytes, int] = {}
         self.roots: dict[Identity, int] = {}
         self.identities: dict[int, Identity] = {}
+        self.accounts: dict[str, int] = {}
+        self.account = bytearray()
+        self.before: dict[int, bytes] = {}
+        self.bases: dict[int, bytes] = {}
+        self.orphans: list[bytes] = []
+        self._base_names = 0
+        self._on_base: dict[bytes, set[Identity]] = {}
         self._by_namespace: dict[str, set[Identity]] = {}
         self.created = array("d")
         self.used = array("d")
@@ -162,12 +176,13 @@ class PrefixTree:
 
     def walk(self, root: int, data: bytes, blocks: int) -> list[int]:
         """The nodes of the first `blocks` whole blocks of `data`, up to the first that is not
-        there."""
+        there. The path of a tree that goes on behind a public one begins there."""
         nodes: list[int] = []
         if root < 0:
             return nodes
         get, width, node = self.index.get, self._width, root
-        for start in range(0, blocks * width, width):
+        before = len(self.before[root]) if root in self.before else 0
+        for start in range(before, blocks * width, width):
             found = get(node.to_bytes(4, "big") + data[start : start + width])
             if found is None:
                 break
@@ -218,11 +233,12 @@ class PrefixTree:
         return bytes(self._tokens[start : start + self.length[node] * WORD])
 
     def path(self, node: int) -> bytes:
-        """The packed tokens from the root to the end of the node."""
+        """The packed tokens from position 0 to the end of the node."""
         chunks: list[bytes] = []
         while self.parent[node] >= 0:
             chunks.append(self.chunk(node))
             node = self.parent[node]
+        chunks.append(self.before.get(node, b""))
         return b"".join(reversed(chunks))
 
     def key(self, node: int) -> bytes:
@@ -264,7 +280,27 @@ class PrefixTree:
 
     # --- change
 
-    def root(self, identity: Identity) -> int:
+    def base_of(self, node: int) -> bytes:
+        """The name of a node behind which other trees go on."""
+        if node not in self.bases:
+            self._base_names += 1
+            self.bases[node] = self._base_names.to_bytes(8, "big")
+        return self.bases[node]
+
+    def on_base(self, base: bytes) -> list[Identity]:
+        """The trees that go on behind that node."""
+        return list(self._on_base.get(base, ()))
+
+    def blocks_before(self, identity: Identity) -> int:
+        """Whole blocks of the public path behind which the tree goes on."""
+        root = self.roots.get(identity, -1)
+        return len(self.before.get(root, b"")) // self._width
+
+    def shared_blocks(self) -> int:
+        """Blocks of public paths, counted once for every tree that goes on behind them."""
+        return sum(len(before) // self._width for before in self.before.values())
+
+    def root(self, identity: Identity, before: bytes = b"") -> int:
         """The root of that identity, made when it is not there."""
         node = self.roots.get(identity)
         if node is None:
@@ -273,7 +309,11 @@ class PrefixTree:
             self.length[node] = 0
             self.roots[identity] = node
             self.identities[node] = identity
+            self.account[node] = self.accounts.get(identity.namespace, 0)
             self._by_namespace.setdefault(identity.namespace, set()).add(identity)
+            if identity.base:
+                self.before[node] = before
+                self._on_base.setdefault(identity.base, set()).add(identity)
         return node
 
     def identities_of(self, namespace: str) -> list[Identity]:
@@ -282,6 +322,9 @@ class PrefixTree:
     def _forget_root(self, node: int) -> None:
         identity = self.identities.pop(node)
         del self.roots[identity]
+        if identity.base:
+            del self.before[node]
+            self._on_base[identity.base].discard(identity)
         others = self._by_namespace[identity.namespace]
         others.discard(identity)
         if not others:
@@ -313,6 +356,7 @@ class PrefixTree:
         node = self._new()
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
+        self.account[node] = self.account[parent]
         self.created[node] = self.used[node] = self.now
         start = node * self._width
         self._tokens[start : start + len(chunk)] = chunk
@@ -349,6 +393,8 @@ class PrefixTree:
             self._forget_root(node)
         if self.on_remove is not None:
             self.on_remove(node)
+        if node in self.bases:
+            self.orphans.append(self.bases.pop(node))
         self.pins[node] = 0
         start = node * _DIGEST
         self._digests[start : start + _DIGEST] = _UNKNOWN
@@ -403,6 +449,7 @@ class PrefixTree:
         self.children.extend(zero)
         self.pins.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
+        self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))
         self._digests.extend(bytes(_DIGEST * more))
         self._unused.extend(range(size + more - 1, size - 1, -1))
@@ -475,7 +522,7 @@ class PrefixTree:
         name = identity.namespace.encode("utf-8", "surrogatepass")
         salt = identity.salt.encode("utf-8", "surrogatepass")
         adapter = identity.adapter.to_bytes(8, "big", signed=True)
-        parts = (name, adapter, identity.lineage, salt)
+        parts = (name, adapter, identity.lineage, salt, identity.base)
         framed = b"".join(len(part).to_bytes(8, "big") + part for part in parts)
         return hashlib.blake2b(
             framed, digest_size=_DIGEST, key=self._secret, person=b"kveik root"

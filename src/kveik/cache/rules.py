@@ -57,6 +57,7 @@ class Rule:
             return len(walked)
         width = self._tree.block_size * WORD
         start = max(len(conditions.prefix) - WORD, 0) // width
+        start = max(start - self._tree.blocks_before(identity), 0)
         return next((n for n in range(start, len(walked)) if self.concerns(walked[n])), len(walked))
 
     def matches(self, node: int) -> bool:

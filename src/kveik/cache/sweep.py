@@ -82,6 +82,10 @@ class Sweeper:
 
     def advance(self, budget: int) -> int:
         """Do a bounded amount of work; returns what is left of the budget."""
+        while self.tree.orphans:
+            for identity in self.tree.on_base(self.tree.orphans.pop()):
+                self.bury(self.tree.roots[identity], "invalidated")
+                budget -= 1
         while self.jobs and budget > 0:
             job = self.jobs[-1]
             budget -= max(job.advance(self, budget), 1)
