@@ -109,7 +109,6 @@ def test_after_warming_in_the_background_beside_live_requests(
     assert runs[0].chosen == runs[-1].chosen == cold.chosen
 
 
-@pytest.mark.xfail(reason="claims of the manager are coming")
 @pytest.mark.parametrize("clock", ["first_use", "last_use"])
 @pytest.mark.parametrize("mode", ["delete", "demote"])
 def test_around_a_deadline(parts: EngineParts, cold: Run, clock: Any, mode: Any) -> None:

@@ -876,6 +876,12 @@ class CacheManager:
         self.names.forget_ended()
         return receipt
 
+    def name_left(self, namespace: str, name: str, now: float = 0.0) -> float | None:
+        """Seconds until the time of a named cache is up (infinite: it has no end); None: there is
+        none of that name, or its time was up."""
+        self._at(now)
+        return self.names.left(namespace, name)
+
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float = 0.0) -> None:
         """Another time to live for the named cache, which begins now."""
         self._at(now)

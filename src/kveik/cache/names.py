@@ -90,6 +90,12 @@ class Names:
                     self._demote(entry, over=False)
                     self._wait(entry)
 
+    def left(self, namespace: str, name: str) -> float | None:
+        """Seconds until its time is up; None: there is no such name."""
+        label = self.claims.find(namespace, "name", name)
+        entry = None if label is None else self._names.get(label)
+        return None if entry is None else max(0.0, entry.deadline() - self.retention.clock.now)
+
     def next_deadline(self) -> float | None:
         return self._heap[0][0] if self._heap else None
 

@@ -146,9 +146,13 @@ class Books(Protocol):
 
     def unname(self, namespace: str, name: str, now: float) -> Receipt: ...
 
+    def name_left(self, namespace: str, name: str, now: float) -> float | None: ...
+
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float) -> None: ...
 
     def set_pin(self, namespace: str, name: str, pinned: bool, now: float) -> None: ...
+
+    def set_tags(self, namespace: str, name: str, tags: tuple[str, ...], now: float) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,15 +171,14 @@ class Workshop:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One name. ids: what its path is; computed: when its time to live began."""
+    """One name. ids: what its path is; computed: at least once, so that the manager knows it."""
 
     namespace: str
     spec: NamedSpec
     ids: array[int]
     created: float
     started: float = 0.0
-    computed: float | None = None
-    used: float = 0.0
+    computed: bool = False
     last_use: float | None = None
     hits: int = 0
     seconds: float | None = None
@@ -188,14 +191,6 @@ class _Entry:
         """Tokens, or as many as its text could be."""
         said = (self.spec.messages, self.spec.prompt or "")
         return max(len(self.ids), text_bytes(said) // 4)
-
-    @property
-    def deadline(self) -> float:
-        ttl = self.spec.ttl
-        if ttl is None or self.computed is None:
-            return math.inf
-        first = self.computed
-        return ttl.seconds + (first if ttl.clock == "first_use" else max(first, self.used))
 
     def matches(self, selector: Selector, now: float) -> bool:
         spec = self.spec
@@ -288,15 +283,15 @@ class NamedCaches:
                     "name",
                     param="name",
                 )
-            if spec.pin and not (entry.spec.pin and entry.computed is not None):
+            if spec.pin and not (entry.spec.pin and entry.computed):
                 self._books.check_pin(len(ids))
-            before, entry.spec = entry.spec, spec
+            before = entry.spec, entry.computed
+            entry.spec, entry.computed = spec, False
             try:
                 self._compute(entry, background=spec.background)
             except KveikError:
-                entry.spec = before
+                entry.spec, entry.computed = before
                 raise
-            entry.computed = None
             self._entries.setdefault(namespace, {})[spec.name] = entry
             self._gone.discard(namespace, spec.name)
             if done is not None:
@@ -328,21 +323,22 @@ class NamedCaches:
         pin: bool | Keep = KEEP,
         tags: tuple[str, ...] | Keep = KEEP,
     ) -> NamedCache:
-        """Change what is given. A new time to live begins now; new tags hold from the next time it
-        is computed, and the name is found by them at once. Raises NotFound, PinBudgetExceeded."""
+        """Change what is given. A new time to live begins now. Raises NotFound, PinBudgetExceeded
+        (and nothing was changed)."""
         with self._lock:
             entry, now = self._find(namespace, name, own=True), self._shop.clock()
             if not isinstance(pin, Keep):
-                if entry.computed is not None:
+                if entry.computed:
                     self._books.set_pin(entry.namespace, name, pin, now)
                 entry.spec = replace(entry.spec, pin=pin)
             if not isinstance(ttl, Keep):
-                if entry.computed is not None:
+                if entry.computed:
                     self._books.set_ttl(entry.namespace, name, ttl, now)
-                    entry.computed = now
                 entry.spec = replace(entry.spec, ttl=ttl)
-                self._due = min(self._due, entry.deadline)
+                self._expect(entry)
             if not isinstance(tags, Keep):
+                if entry.computed:
+                    self._books.set_tags(entry.namespace, name, tags, now)
                 entry.spec = replace(entry.spec, tags=tags)
             return self._view(entry)
 
@@ -412,22 +408,36 @@ class NamedCaches:
             code="cache_not_found",
         )
 
+    def _left(self, entry: _Entry) -> float | None:
+        """Seconds that are left of its time, as the manager counts them; None: it was up."""
+        if not entry.computed:
+            return math.inf
+        return self._books.name_left(entry.namespace, entry.spec.name, self._shop.clock())
+
     def _outlived(self, entry: _Entry) -> bool:
-        """Behind its deadline a demoted name lasts as long as its blocks; drops it otherwise."""
-        if entry.deadline <= self._shop.clock() and self._status(entry) == "evicted":
+        """Drop a name whose time was up. One that is only demoted lasts as long as its blocks."""
+        left = self._left(entry)
+        if left is None or (left == 0.0 and self._status(entry) == "evicted"):
             self._drop(entry, "expired")
             return True
         return False
 
     def _expire(self) -> None:
-        now = self._shop.clock()
-        if now < self._due:
+        """Uses put the ends off, so that `_due` is a lower bound."""
+        if self._shop.clock() < self._due:
             return
-        timed = [one for one in self._all() if one.spec.ttl and one.spec.ttl.mode == "delete"]
-        for entry in timed:
-            if entry.deadline <= now:
+        self._due = math.inf
+        for entry in list(self._all()):
+            if self._left(entry) is None:
                 self._drop(entry, "expired")
-        self._due = min((one.deadline for one in timed if one.deadline > now), default=math.inf)
+            else:
+                self._expect(entry)
+
+    def _expect(self, entry: _Entry) -> None:
+        """Look again when the time of this name may be up."""
+        left, ttl = self._left(entry), entry.spec.ttl
+        if left is not None and ttl is not None and ttl.mode == "delete":
+            self._due = min(self._due, self._shop.clock() + left)
 
     def _drop(self, entry: _Entry, reason: str | None = None) -> Receipt:
         name = entry.spec.name
@@ -442,6 +452,8 @@ class NamedCaches:
         self._settle(entry, _gone_error(name))
         public = entry.namespace == self._shop.public  # then anybody may have written it
         self._shop.forget_texts(None if public else entry.namespace)
+        if self._left(entry) is None:  # the manager ended it, and deletes what it held
+            return Receipt()
         return self._books.unname(entry.namespace, name, self._shop.clock())
 
     def _check_room(self, entry: _Entry) -> None:
@@ -471,7 +483,7 @@ class NamedCaches:
         spec = entry.spec
         directive = Directive(
             tags=spec.tags,
-            ttl=spec.ttl,
+            ttl=self._rest(entry),
             priority=spec.priority,
             documents=spec.documents,
             name=spec.name,
@@ -496,18 +508,22 @@ class NamedCaches:
 
     def _claim(self, entry: _Entry) -> None:
         """The path is computed: from now on the name holds it."""
-        spec, now = entry.spec, self._shop.clock()
-        if entry.computed is None:
-            entry.computed = now
-        ttl = spec.ttl and replace(spec.ttl, seconds=max(0.0, entry.deadline - now))
+        spec, now, ttl = entry.spec, self._shop.clock(), self._rest(entry)
         try:
             self._books.name(entry.namespace, spec.name, entry.ids, ttl=ttl, pin=spec.pin, now=now)
         except KveikError as error:
             self._settle(entry, error)
             return
-        entry.seconds = now - entry.started
-        self._due = min(self._due, entry.deadline)
+        entry.computed, entry.seconds = True, now - entry.started
+        self._expect(entry)
         self._settle(entry, None)
+
+    def _rest(self, entry: _Entry) -> Ttl | None:
+        """Its time to live, or what is left of it: to be computed again is no second first use."""
+        ttl = entry.spec.ttl
+        if ttl is None or ttl.clock == "last_use" or not entry.computed:
+            return ttl
+        return replace(ttl, seconds=self._left(entry) or 0.0)
 
     def _settle(self, entry: _Entry, error: KveikError | None) -> None:
         """It is computed no longer; whoever waits hears how it went."""
@@ -520,12 +536,12 @@ class NamedCaches:
 
     def _use(self, entry: _Entry, status: Status) -> None:
         entry.hits += 1
-        entry.used, entry.last_use = self._shop.clock(), self._shop.wall()
-        spec = entry.spec
+        entry.last_use = self._shop.wall()
+        spec, now = entry.spec, self._shop.clock()
         if status == "evicted":
             self._compute(entry, background=False)
         elif status == "ready" and spec.ttl is not None and spec.ttl.clock == "last_use":
-            self._books.set_ttl(entry.namespace, spec.name, spec.ttl, entry.used)
+            self._books.set_ttl(entry.namespace, spec.name, spec.ttl, now)
 
     def _status(self, entry: _Entry) -> Status:
         if entry.handle is not None:
@@ -537,7 +553,7 @@ class NamedCaches:
         return "ready" if found.cached_tokens >= len(entry.ids) else "evicted"
 
     def _view(self, entry: _Entry) -> NamedCache:
-        spec, left = entry.spec, entry.deadline - self._shop.clock()
+        spec, left = entry.spec, self._left(entry)
         blocks = -(-len(entry.ids) // self._shop.block_size)
         return NamedCache(
             namespace=entry.namespace,
@@ -550,7 +566,7 @@ class NamedCaches:
             created=entry.created,
             last_use=entry.last_use,
             hits=entry.hits,
-            time_left=None if left == math.inf else max(0.0, left),
+            time_left=None if left == math.inf else left,
             tags=spec.tags,
             priority=spec.priority,
             pinned=spec.pin,
