@@ -65,7 +65,7 @@ PLAN = [
     ("/v1/cache/invalidate", "POST", NEGATIVE, 20),
     ("/v1/cache/explain", "POST", POSITIVE, 15),
     ("/v1/cache/explain", "POST", NEGATIVE, 10),
-    *[(path, "GET", POSITIVE, 2) for path in ("/v1/caches", "/v1/sessions")],
+    *[(path, "GET", POSITIVE, 2) for path in ("/v1/caches", "/v1/sessions", "/v1/cache/manifest")],
     *[
         (path, "GET", POSITIVE, 2)
         for path in ("/", "/health", "/ready", "/version", "/metrics", "/v1/models")

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b, sha256
 
+from kveik.cache.directive import PUBLIC
 from kveik.errors import ConfigError, NotFound, PermissionDenied, Unauthorized
-from kveik.server.keys_file import Tenant
+from kveik.server.keys_file import PUBLIC_NAME, Tenant
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -98,7 +99,9 @@ class KeyRing:
         return found
 
     def namespace_of(self, name: str) -> str:
-        """Of a tenant by its name in the keys file. Raises NotFound."""
+        """Of a tenant by its name in the keys file, or what is public. Raises NotFound."""
+        if name == PUBLIC_NAME:
+            return PUBLIC
         try:
             return self._namespaces[name]
         except KeyError:
@@ -108,7 +111,27 @@ class KeyRing:
 
     def name_of(self, namespace: str) -> str | None:
         """What an operator is told instead of a namespace; None: it has no name."""
+        if namespace == PUBLIC:
+            return PUBLIC_NAME
         return next((name for name, own in self._namespaces.items() if own == namespace), None)
+
+    def warm_namespace(self, name: str | None) -> str:
+        """Where an entry of a warm manifest belongs. Raises ConfigError."""
+        if name is not None:
+            if name not in self._namespaces:
+                raise ConfigError(
+                    f"warm: the keys file has no tenant {name!r}; name one that it has",
+                    param="warm",
+                )
+            return self._namespaces[name]
+        namespaces = {key.caller.namespace for key in self._keys} or {""}
+        if len(namespaces) > 1:
+            raise ConfigError(
+                "warm: there are several keys, so every entry needs `tenant: NAME` of the keys "
+                "file (--keys-file)",
+                param="warm",
+            )
+        return namespaces.pop()
 
 
 def tenant_namespace(name: str) -> str:

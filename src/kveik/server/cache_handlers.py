@@ -19,6 +19,7 @@ from kveik.cache.directive import BlockView, Receipt, Selector
 from kveik.config import LIMITS, check_limit
 from kveik.engine.engine import Engine
 from kveik.engine.named import KEEP, NamedCache, NamedSpec
+from kveik.engine.warm import hot_entries
 from kveik.engine.words import document_id, identifier, salt_digest
 from kveik.errors import InvalidRequest, NotFound
 from kveik.server.cache_bodies import (
@@ -183,6 +184,13 @@ async def listing(service: Service, request: Request) -> Response:
     views = engine.cache_listing(_namespace(service, request), top=top)
     data = [{**_block(one), "claims": list(one.claims)} for one in views]
     return json_response({"object": "cache.listing", "data": data})
+
+
+async def manifest(service: Service, request: Request) -> Response:
+    """What is hot now, as entries of a manifest that warms it (--warm)."""
+    engine, top = service.serving.engine, _top(request)
+    namespace = _namespace(service, request)
+    return json_response({"entries": await asyncio.to_thread(hot_entries, engine, namespace, top)})
 
 
 async def explain(service: Service, request: Request) -> Response:

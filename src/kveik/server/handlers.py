@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kveik import __version__
-from kveik.errors import Conflict, InvalidRequest, KveikError
+from kveik.errors import Conflict, InvalidRequest, KveikError, Unavailable
 from kveik.server import metrics, page
 from kveik.server.answers import Answer, ChatAnswer, CompletionAnswer
 from kveik.server.auth import Caller
@@ -66,9 +66,20 @@ async def health(service: Service, request: Request) -> Response:
 
 
 async def ready(service: Service, request: Request) -> Response:
-    """Requests are served now; else 503."""
+    """Requests are served now; else 503. With ?warm=1 also 503 until the warm start is done."""
     _ = service.serving
-    return json_response({"status": "ready"})
+    wanted = request.query_params.get("warm", "0")
+    if wanted not in ("0", "1"):
+        raise InvalidRequest("warm: expected 0 or 1", param="warm")
+    if wanted == "0" or service.warm is None:
+        return json_response({"status": "ready"})
+    progress = service.warm.progress()
+    if progress.finished:
+        return json_response({"status": "ready", "warm": progress.as_json()})
+    error = Unavailable(f"warming: {progress.done} of {progress.total} entries are computed")
+    response = json_response({**error.body(), "warm": progress.as_json()}, error.status)
+    response.headers["retry-after"] = "1"
+    return response
 
 
 async def version(service: Service, request: Request) -> Response:

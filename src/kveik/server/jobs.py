@@ -109,6 +109,15 @@ async def chat_request(
     return Prepared(_request(ids, params, origin, asked, messages), ends)
 
 
+def _encode_chat(
+    engine: Engine, messages: Sequence[Mapping[str, Any]], asked: Retention, origin: Origin
+) -> Sequence[int]:
+    encoded = engine.token_memory.encode_chat(
+        messages, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
+    )
+    return encoded.token_ids
+
+
 def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
     """The messages with documents beside their parts, where the session's history finds them."""
     messages = [dict(message) for message in conversation.messages]
@@ -153,11 +162,12 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     asked = retention(body)
     wanted = [_behind_cache(engine, one, asked, origin.namespace) for one in body.prompt]
     size = sum(len(prompt) for prompt in wanted)
-    tokenizer = engine.tokenizer
-    encoded = await beside_loop(size, lambda: [_encode(tokenizer, one) for one in wanted])
+    encoded = await beside_loop(
+        size, lambda: [_encode(engine, one, asked, origin) for one in wanted]
+    )
     prompts: tuple[str, ...] = ()
     if body.echo:
-        prompts = tuple(_text(tokenizer, one) for one in wanted)
+        prompts = tuple(_text(engine.tokenizer, one) for one in wanted)
     requests = tuple(_request(ids, params, origin, asked) for ids in encoded)
     return Job(requests, params, prompts)
 
@@ -183,8 +193,13 @@ async def beside_loop(size: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if size > LONG_TEXT else work()
 
 
-def _encode(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
-    return tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+def _encode(engine: Engine, prompt: Prompt, asked: Retention, origin: Origin) -> Sequence[int]:
+    if not isinstance(prompt, str):
+        return prompt
+    encoded = engine.token_memory.encode(
+        prompt, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
+    )
+    return encoded.token_ids
 
 
 def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -192,7 +207,7 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def _request(
-    ids: list[int],
+    ids: Sequence[int],
     params: SamplingParams,
     origin: Origin,
     asked: Retention,

@@ -25,6 +25,9 @@ from kveik.config import LIMITS, parse_bytes
 from kveik.engine.words import identifier
 from kveik.errors import ConfigError
 
+PUBLIC_NAME = "public"
+"""How an operator names what every tenant shares; no tenant can be called so."""
+
 _FIELDS = ("name", "key", "admin", "reserved", "maximum")
 
 
@@ -74,6 +77,8 @@ def _tenant(entry: object, place: str) -> Tenant:
         name = identifier(entry.get("name"))
     except ValueError as error:
         _refuse(f"{place}: name", str(error))
+    if name == PUBLIC_NAME:
+        _refuse(f"{place}: name", f"{PUBLIC_NAME!r} stands for what every tenant shares")
     key, admin = entry.get("key"), entry.get("admin", False)
     if not isinstance(key, str) or not key or key != key.strip() or not key.isascii():
         _refuse(f"{place}: key", "expected a string of ASCII characters without spaces around it")

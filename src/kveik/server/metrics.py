@@ -27,11 +27,16 @@ _COUNTERS = (
     ("vllm:generation_tokens", "Tokens generated", "generation_tokens"),
     ("kveik:steps", "Steps of the engine", "steps"),
     ("kveik:step_seconds", "Time spent in steps", "step_seconds"),
+    ("kveik:stored_tokens", "Prompt tokens computed and left in the cache", "stored_tokens"),
+    ("kveik:saved_seconds", "Computation that hits saved, estimated", "seconds_saved"),
 )
 _GAUGES = (
     ("vllm:num_requests_running", "Requests being computed", "running"),
     ("vllm:num_requests_waiting", "Requests in the queue", "waiting"),
     ("kveik:waiting_tokens", "Prompt tokens in the queue", "waiting_tokens"),
+    ("kveik:named_caches", "Named caches", "named_caches"),
+    ("kveik:kept_conversations", "Sessions whose finished turns are kept", "conversations"),
+    ("kveik:kept_conversation_bytes", "Bytes of kept turns", "conversation_bytes"),
 )
 _CACHE_COUNTERS = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up", "queried_tokens"),
@@ -117,8 +122,21 @@ class EngineCollector(Collector):
         for name, text, attribute in _CACHE_COUNTERS:
             family = CounterMetricFamily(name, text, labels=["model_name"])
             yield _one(family, model, stats.cache, attribute)
+        yield self._levels(stats)
         yield self._finished(stats)
         yield from self._blocks(stats)
+
+    def _levels(self, stats: EngineStats) -> Metric:
+        """Of the three levels that a prompt can be saved at, encodings are shared by the model."""
+        family = CounterMetricFamily(
+            "kveik:level_hit_tokens",
+            "Prompt tokens that were not encoded (tokens) or not computed (states) again",
+            labels=["model_name", "level", "tier"],
+        )
+        model = self._engine.info.model_id
+        family.add_metric([model, "tokens", "memory"], stats.remembered_tokens)
+        family.add_metric([model, "states", "memory"], stats.cache.hit_tokens)
+        return family
 
     def _finished(self, stats: EngineStats) -> Metric:
         family = CounterMetricFamily(

@@ -110,6 +110,12 @@ class Retention:
     cached_content: str | None = None
     write_to_mark: bool = False
 
+    @property
+    def remembers(self) -> bool:
+        """May the tokens of its text be remembered too? Not of what is to leave no trace."""
+        ttl = self.directive.ttl
+        return self.directive.write != "none" and not (ttl is not None and ttl.mode == "delete")
+
 
 def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
     """Raises InvalidRequest where fields contradict each other or lack what they need."""

@@ -54,7 +54,13 @@ async def _openapi(service: Service, request: Request) -> Response:
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", handlers.index, Operation("The page of this server", schemas.HTML), True),
     Route("GET", "/health", handlers.health, Operation("The process lives", schemas.STATUS), True),
-    Route("GET", "/ready", handlers.ready, Operation("Requests are served", schemas.STATUS), True),
+    Route(
+        "GET",
+        "/ready",
+        handlers.ready,
+        Operation("Requests are served", schemas.READY, query=schemas.WARM),
+        True,
+    ),
     Route("GET", "/version", handlers.version, Operation("Of kveik", schemas.VERSION)),
     Route("GET", "/metrics", handlers.prometheus, Operation("For Prometheus", schemas.TEXT)),
     Route("GET", "/openapi.json", _openapi, Operation("This document", schemas.ANY)),
@@ -161,6 +167,12 @@ ROUTES: tuple[Route, ...] = (
         "/v1/cache",
         cache_handlers.listing,
         Operation("What is cached", schemas.LISTING, query=schemas.LISTING_QUERY),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/manifest",
+        cache_handlers.manifest,
+        Operation("What is hot, to warm it", schemas.MANIFEST, query=schemas.MANIFEST_QUERY),
     ),
     Route(
         "POST",

@@ -20,6 +20,7 @@ from typing import TextIO
 from kveik import __version__
 from kveik.config import EngineConfig, ServerConfig
 from kveik.engine.engine import Engine
+from kveik.engine.manifest import Manifest, read_manifest
 from kveik.engine.parts import EngineInfo
 from kveik.errors import ConfigError
 from kveik.server import logs
@@ -37,10 +38,21 @@ def serve(
     address, empty key) and whatever `Engine.load` raises."""
     refuse_open_door(server_config)
     service = Service.of(server_config)
+    manifest = read_warm_manifest(server_config, service)
     listener = bind(server_config)
     logs.configure(server_config.log_format)
     with listener:
-        asyncio.run(_serve(service, engine_config, listener, out or sys.stdout))
+        asyncio.run(_serve(service, engine_config, manifest, listener, out or sys.stdout))
+
+
+def read_warm_manifest(config: ServerConfig, service: Service) -> Manifest | None:
+    """Before a port is bound or a model loaded. Raises ConfigError, for unknown tenants too."""
+    if config.warm is None:
+        return None
+    manifest = read_manifest(config.warm)
+    for entry in manifest.entries:
+        service.keys.warm_namespace(entry.tenant)
+    return manifest
 
 
 def refuse_open_door(config: ServerConfig) -> None:
@@ -88,7 +100,11 @@ def bind(config: ServerConfig) -> socket.socket:
 
 
 async def _serve(
-    service: Service, engine_config: EngineConfig, listener: socket.socket, out: TextIO
+    service: Service,
+    engine_config: EngineConfig,
+    manifest: Manifest | None,
+    listener: socket.socket,
+    out: TextIO,
 ) -> None:
     server = HttpServer(service)
     if service.config.keys_file is not None:
@@ -102,6 +118,8 @@ async def _serve(
             service.ready(result)
             out.write(greeting(result.info, service.config, listener.getsockname()))
             out.flush()
+            if manifest is not None:
+                service.start_warming(manifest)
         else:
             server.should_exit = True
 

@@ -26,6 +26,7 @@ ANY: Schema = {"type": "object"}
 HTML: Schema = {"type": "string", "contentMediaType": "text/html"}
 TEXT: Schema = {"type": "string", "contentMediaType": "text/plain"}
 STATUS = _object({"status": _STRING})
+READY = _object({"status": _STRING, "warm": ANY}, optional=("warm",))
 VERSION = _object({"version": _STRING})
 RESET = _object({"reset": {"type": "boolean"}, "scope": _STRING})
 PROMPT = _object({"prompt": _STRING})
@@ -80,6 +81,7 @@ CACHE = _object(
     }
 )
 CACHES = _object({"object": {"const": "list"}, "data": _list(CACHE)})
+MANIFEST = _object({"entries": _list(ANY)})
 SESSIONS = _object(
     {
         "object": {"const": "list"},
@@ -278,18 +280,25 @@ TENANT: list[Schema] = [
         "description": "name of a tenant in the keys file instead of the own namespace (operators)",
     }
 ]
-LISTING_QUERY: list[Schema] = [
-    *SCOPE,
-    *TENANT,
+_TOP: Schema = {
+    "name": "top",
+    "in": "query",
+    "required": False,
+    "schema": {
+        "type": "integer",
+        "minimum": LIMITS["listing_count"].low,
+        "maximum": LIMITS["listing_count"].high,
+    },
+    "description": "how many, the hottest first",
+}
+LISTING_QUERY: list[Schema] = [*SCOPE, *TENANT, _TOP]
+WARM: list[Schema] = [
     {
-        "name": "top",
+        "name": "warm",
         "in": "query",
         "required": False,
-        "schema": {
-            "type": "integer",
-            "minimum": LIMITS["listing_count"].low,
-            "maximum": LIMITS["listing_count"].high,
-        },
-        "description": "how many blocks, the hottest first",
-    },
+        "schema": {"enum": ["0", "1"]},
+        "description": "1: ready when the warm start is done too",
+    }
 ]
+MANIFEST_QUERY: list[Schema] = [*TENANT, _TOP]

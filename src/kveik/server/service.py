@@ -14,6 +14,8 @@ from typing import Literal
 
 from kveik.config import ServerConfig
 from kveik.engine.engine import Engine
+from kveik.engine.manifest import Manifest
+from kveik.engine.warm import WarmStart
 from kveik.errors import ConfigError, Unavailable
 from kveik.server.auth import KeyRing
 from kveik.server.bridge import Bridge
@@ -43,6 +45,7 @@ class Service:
     phase: Literal["loading", "ready", "draining"] = "loading"
     active: int = 0  # requests being answered
     tenants: tuple[Tenant, ...] = ()  # of the keys file
+    warm: WarmStart | None = None
     _serving: Serving | None = None
 
     @classmethod
@@ -67,6 +70,11 @@ class Service:
         if self.phase == "loading":
             self.phase = "ready"
 
+    def start_warming(self, manifest: Manifest) -> None:
+        """Compute a manifest in the background. Raises ConfigError for a tenant that is unknown."""
+        self.warm = WarmStart(self.serving.engine, manifest, self.keys.warm_namespace)
+        self.warm.start()
+
     def reload_keys(self) -> None:
         """Read the keys file again. A broken one changes nothing and is told in one log line;
         requests that run go on, whatever became of their key."""
@@ -84,6 +92,8 @@ class Service:
     async def drain(self) -> None:
         """Refuse what is new, let what runs end for `drain_seconds`, then end it with an error."""
         self.phase = "draining"
+        if self.warm is not None:
+            self.warm.stop()
         deadline = asyncio.get_running_loop().time() + self.config.drain_seconds
         while self.active and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
