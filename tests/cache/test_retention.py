@@ -701,3 +701,22 @@ def test_plain_use_pays_for_no_column() -> None:
     books.pass_through(PROMPT, directive=PLAIN)
     assert not books.retention.active
     assert len(books.retention.claims.set_of) == 0
+
+
+def test_counters_of_what_went_and_why() -> None:
+    books = small(20)
+    books.pass_through(PROMPT, directive=Directive(tags=("t",), ttl=Ttl(60)), now=100.0)
+    books.pass_through(OTHER, directive=Directive(write="low", tags=("u",)), now=103.0)
+    books.name("", "faq", PROMPT[:8], pin=True)
+    assert books.stats().low_blocks == (10,)
+    books.pass_through(range(500, 520), now=105.0)
+    books.invalidate(Selector(tag="u"))
+    books.sweep(200.0)
+    books.pass_through([*PROMPT, 1], now=201.0)
+    stats = books.stats()
+    assert stats.evictions == {"capacity": 5, "expired": 10, "invalidated": 5}
+    assert stats.misses["expired"] == 1
+    assert (stats.erased_blocks, stats.pinned_blocks) == (15, (0,))
+    assert stats.block_ages.counts[1] == 1
+    books.pass_through([*PROMPT, 2], now=206.0)
+    assert books.stats().reuse_gaps.counts[1] == 1

@@ -5,7 +5,9 @@ The engine reads them; only the manager writes a lease. Standard library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from kveik.cache.claims import Label
@@ -139,6 +141,46 @@ class NoRoom:
 OpenResult: TypeAlias = Opened | Wait | NoRoom
 
 
+MISS_REASONS = (
+    "new",
+    "diverged",
+    "evicted",
+    "invalidated",
+    "expired",
+    "too_short",
+    "no_store",
+    "engine_changed",
+)
+EVICTION_REASONS = ("capacity", "expired", "invalidated")
+"""capacity: to make room; the others: deleted."""
+
+AGE_BUCKETS = (1, 10, 60, 300, 1800, 7200, 28800, 86400)
+"""Upper bounds of the buckets of a histogram of seconds; one more is for what is above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """How many values fell into each of AGE_BUCKETS and above; and their sum."""
+
+    counts: tuple[int, ...] = (0,) * (len(AGE_BUCKETS) + 1)
+    total: float = 0.0
+
+
+class Ages:
+    """A histogram that is being filled."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(AGE_BUCKETS) + 1)
+        self._total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._counts[bisect_left(AGE_BUCKETS, seconds)] += 1
+        self._total += seconds
+
+    def record(self) -> Histogram:
+        return Histogram(tuple(self._counts), self._total)
+
+
 @dataclass(frozen=True, slots=True)
 class CacheStats:
     """Counts since start (tokens unless said otherwise) and the state of the pool now (blocks)."""
@@ -156,3 +198,12 @@ class CacheStats:
     fenced_blocks: tuple[int, ...]  # freed, waiting for a step to be acknowledged
     leaked_blocks: int
     logical_blocks: tuple[int, ...] = ()  # as if every tree behind public blocks had its own
+    pinned_blocks: tuple[int, ...] = ()  # per group, cached or read; an upper bound in windows
+    demoted_blocks: tuple[int, ...] = ()  # idle, first to be evicted
+    low_blocks: tuple[int, ...] = ()  # idle, of low priority
+    evictions: Mapping[str, int] = field(default_factory=dict)  # EVICTION_REASONS, blocks
+    misses: Mapping[str, int] = field(default_factory=dict)  # MISS_REASONS, lookups that opened
+    erased_blocks: int = 0
+    sessions: int = 0
+    block_ages: Histogram = Histogram()  # of what was evicted, one value for each run of blocks
+    reuse_gaps: Histogram = Histogram()  # since the last use, one value for each hit

@@ -23,11 +23,23 @@ from kveik.cache.directive import (
     Ttl,
 )
 from kveik.cache.invalidation import Invalidation
-from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
+from kveik.cache.lease import (
+    EVICTION_REASONS,
+    MISS_REASONS,
+    Ages,
+    CacheStats,
+    Lease,
+    Match,
+    Miss,
+    NoRoom,
+    Opened,
+    OpenResult,
+    Wait,
+)
 from kveik.cache.listing import Listing, session_views
 from kveik.cache.lookup import Found, Lookup
 from kveik.cache.names import Names
-from kveik.cache.policy import IdleQueues, make_policy
+from kveik.cache.policy import DEMOTED, LOW, IdleQueues, make_policy
 from kveik.cache.pool import SEALED, BlockPool, StepFence
 from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, pack_tokens, unpack_tokens
 from kveik.cache.reclaim import Reclaimer
@@ -114,6 +126,8 @@ class CacheManager:
         self._launches = 0
         self._queried = self._hits = self._approximate = 0
         self._committed = self._copied = 0
+        self._misses = dict.fromkeys(MISS_REASONS, 0)
+        self._reuse_gaps = Ages()
 
     @property
     def open_leases(self) -> Collection[Lease]:
@@ -258,6 +272,9 @@ class CacheManager:
             self._note_unstored(lease, found, data)
         elif self.caching:
             self._publish_behind(lease, found, data)
+        if cached:
+            last = found.source if found.source >= 0 else found.walked[found.blocks - 1]
+            self._reuse_gaps.add(self._now - self.tree.used[last])
         moves = self._hold(lease, found, wanted)
         if self.retention.active or directive != PLAIN:
             self._claim(lease, found, data)
@@ -415,6 +432,8 @@ class CacheManager:
 
     def _count(self, lease: Lease, length: int) -> None:
         self._queried += length
+        if lease.miss is not None:
+            self._misses[lease.miss.reason] += 1
         if lease.lineage == EXACT:
             self._hits += lease.cached_tokens
         else:
@@ -1013,6 +1032,20 @@ class CacheManager:
             logical_blocks=tuple(
                 count + self.tree.shared_blocks() for count in self._used_blocks()
             ),
+            pinned_blocks=(self.names.pinned(),) * len(self.pools),
+            demoted_blocks=tuple(queue.waiting(DEMOTED) for queue in self.idle),
+            low_blocks=tuple(queue.waiting(LOW) for queue in self.idle),
+            evictions={
+                reason: self.sweeper.deleted.get(reason, 0)
+                if reason != "capacity"
+                else self.reclaim.evicted
+                for reason in EVICTION_REASONS
+            },
+            misses=dict(self._misses),
+            erased_blocks=self.sweeper.erased,
+            sessions=len(self.table),
+            block_ages=self.reclaim.ages.record(),
+            reuse_gaps=self._reuse_gaps.record(),
         )
 
     def _used_blocks(self) -> list[int]:

@@ -163,6 +163,10 @@ class IdleQueues:
                 best, best_rank = block, rank
         return best
 
+    def waiting(self, rank: int) -> int:
+        """Idle blocks of that class that are neither pinned nor parked."""
+        return self._waiting[rank]
+
     # --- class and pin of one block, idle or held
 
     def class_of(self, block: int) -> int:

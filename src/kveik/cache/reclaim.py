@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kveik.cache.lease import Ages
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import GhostRing, PrefixTree
@@ -31,6 +32,7 @@ class Reclaimer:
         self.ghosts = ghosts
         self.reach = reach
         self.evicted = 0
+        self.ages = Ages()
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
         self._range = range(len(pools))
@@ -80,6 +82,7 @@ class Reclaimer:
         if boundary is None:
             return
         parent, node = boundary
+        self.ages.add(max(self.tree.now - self.tree.created[node], 0.0))
         if self.ghosts.capacity:
             digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
             self.ghosts.remember(digest, "evicted")

@@ -37,9 +37,10 @@ class Freed(NamedTuple):
 class Job(Protocol):
     """Work of many nodes. advance: look at or free about `budget` nodes; returns how many.
 
-    done: nothing is left to do."""
+    done: nothing is left to do. deadly: while it is not done, dead nodes may be in the tree."""
 
     done: bool
+    deadly: bool
 
     def advance(self, sweeper: Sweeper, budget: int) -> int: ...
 
@@ -78,7 +79,7 @@ class Sweeper:
 
     def add(self, job: Job) -> None:
         self.jobs.append(job)
-        self.retention.sweeping = True
+        self.retention.sweeping |= job.deadly
 
     def advance(self, budget: int) -> int:
         """Do a bounded amount of work; returns what is left of the budget."""
@@ -91,7 +92,7 @@ class Sweeper:
             budget -= max(job.advance(self, budget), 1)
             if job.done and job in self.jobs:
                 self.jobs.remove(job)
-        self.retention.sweeping = bool(self.jobs)
+        self.retention.sweeping = any(job.deadly for job in self.jobs)
         return budget
 
     def freed(self) -> Freed:
@@ -194,6 +195,8 @@ class Sweeper:
 class Burial:
     """Frees everything below a grave, children before parents."""
 
+    deadly = True
+
     def __init__(self, grave: int, reason: str, tree: PrefixTree) -> None:
         self.done = False
         self._grave = self._place = grave  # a pin on each
@@ -236,6 +239,8 @@ class Burial:
 class Drain:
     """Buries what the dead among these label sets left in the tree."""
 
+    deadly = True
+
     def __init__(self, sets: Iterable[LabelSet]) -> None:
         self.done = False
         self._sets = list(sets)
@@ -274,6 +279,8 @@ class Drain:
 class Arrange:
     """The class and the pin of the blocks of these sets, after what they follow from changed."""
 
+    deadly = False
+
     def __init__(self, sets: Iterable[LabelSet]) -> None:
         self.done = False
         self._left = [(of, of.count) for of in sets if of.count]
@@ -304,6 +311,8 @@ class Carrying:
 
     starts: where the prefix of the rule ends but for its last block; rest: the packed tokens of
     that block with which a child of a start must begin."""
+
+    deadly = True
 
     def __init__(self, rule: Rule, starts: list[int], rest: bytes, sweeper: Sweeper) -> None:
         self.done = False
