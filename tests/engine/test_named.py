@@ -90,9 +90,6 @@ class Shop:
             self.ask(chr(200 + number) * 80)
 
 
-pending = pytest.mark.xfail(reason="public blocks of the manager are coming")
-
-
 @pytest.fixture
 def shop() -> Shop:
     return Shop()
@@ -413,7 +410,6 @@ def test_names_belong_to_one_namespace(shop: Shop) -> None:
     assert len(shop.named.list()) == 2
 
 
-@pending
 def test_public_names_are_found_by_all_and_changed_by_their_owner_only(shop: Shop) -> None:
     shop.named.create(NamedSpec("operator", "tv", prompt=PROMPT, public=True))
     shop.drain()

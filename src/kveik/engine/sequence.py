@@ -57,7 +57,7 @@ class Work:
     def note_stored(self, stored: int) -> None:
         """A lease on this prompt was released and left `stored` tokens from the start."""
         ours = min(stored, self.prompt_length) - self.cached_tokens
-        self.stored_tokens = max(self.stored_tokens, ours)
+        self.stored_tokens = max(self.stored_tokens, min(ours, self.computed_prompt_tokens))
 
     def usage(self) -> Usage:
         return Usage(
