@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from prompt_pairs import PromptPair, pairs
+from toy_model import toy_engine
 
 from kveik.cache.directive import Divergence
 from kveik.config import DEFAULT_MODEL_PATH
-from kveik.engine.explain import Explanation, explain
+from kveik.engine.causes import TextCause
+from kveik.engine.explain import CAUSES, REASONS, Explanation, explain
+from kveik.engine.request import Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 
 WINDOW = 512
@@ -78,3 +85,151 @@ def table(confusion: Counter[tuple[str, str, str]]) -> str:
         if cause != found
     ]
     return "\n".join(lines)
+
+
+# ---- what an explanation says
+
+
+@pytest.fixture(scope="module")
+def plain() -> Tokenizer:
+    return Tokenizer.from_folder(DEFAULT_MODEL_PATH)
+
+
+RULES = "Be kind. Prices include tax. The 55-inch TV comes with a wall bracket. " * 3
+
+
+def of_texts(tokenizer: Tokenizer, old: str, new: str, reason: str = "diverged") -> Explanation:
+    cached, wanted = tokenizer.encode(old), tokenizer.encode(new)
+    found = divergence_of(cached, wanted, reason)
+    return explain(found, wanted, tokenizer, remembered=7, block_size=4)
+
+
+def test_an_explanation_names_pieces_position_and_levels(plain: Tokenizer) -> None:
+    old, new = (f"{RULES}It is {clock} now. {RULES}" for clock in ("14:05:11", "14:06:12"))
+    told = of_texts(plain, old, new)
+    assert (told.cause, told.reason) == ("time", "diverged")
+    assert (told.cached_text, told.wanted_text) == ("14:05:11", "14:06:12")
+    assert plain.encode(old)[: told.position] == plain.encode(new)[: told.position]
+    assert plain.encode(old)[told.position] != plain.encode(new)[told.position]
+    assert (told.cached_token, told.wanted_token) == ("5", "6")
+    assert told.blocks_shared == told.position // 4
+    assert "move it to the end" in told.advice
+    body = told.as_json()
+    assert body["hit_tokens"] == {
+        "by_level": {
+            "tokens": 7,
+            "encodings": told.prompt_tokens,
+            "states": told.position,
+        },
+        "by_tier": {"memory": told.position},
+    }
+    assert json.loads(json.dumps(body)) == body
+
+
+def test_the_advice_says_whose_message_it_is(plain: Tokenizer) -> None:
+    chats = [
+        [{"role": "system", "content": f"It is {day}, 3 March 2024. {RULES}"}, QUESTION]
+        for day in ("Sunday", "Monday")
+    ]
+    cached, wanted = (plain.encode_chat(chat) for chat in chats)
+    told = explain(divergence_of(cached, wanted, "diverged"), wanted, plain)
+    assert told.role == "system"
+    assert told.advice.startswith("The time in the system prompt changes every call")
+
+
+QUESTION = {"role": "user", "content": "What's the weather today?"}
+
+
+def test_the_position_moves_to_the_first_token_that_differs(plain: Tokenizer) -> None:
+    """A cache serves whole blocks: the tokens behind the last one may be equal for a while."""
+    old, new = plain.encode(RULES + "one two three"), plain.encode(RULES + "one two four")
+    same = next(i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
+    found = Divergence(same - 3, "diverged", tuple(old[same - 3 :]), tuple(new[same - 3 :]))
+    told = explain(found, new, plain, cached_tokens=same - 3)
+    assert told.position == same
+    assert dict(told.levels)["states"] == same - 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason", "cause"),
+    [
+        ("", "Hello", "new", "new_content"),
+        (RULES, RULES + "And more", "new", "new_content"),
+        (RULES + "And more", RULES.strip(), "diverged", "complete"),
+        (RULES + "x", RULES + "y", "too_short", "complete"),
+        (RULES, RULES + "y", "evicted", "evicted"),
+        (RULES, RULES + "y", "expired", "expired"),
+        (RULES, RULES + "y", "invalidated", "invalidated"),
+        (RULES, RULES + "y", "no_store", "no_store"),
+        (RULES, RULES + "y", "engine_changed", "other_adapter"),
+    ],
+)
+def test_what_needs_no_reading(
+    plain: Tokenizer, old: str, new: str, reason: str, cause: str
+) -> None:
+    assert of_texts(plain, old, new, reason).cause == cause
+
+
+def test_the_same_text_in_other_tokens(plain: Tokenizer) -> None:
+    words = plain.encode(RULES)
+    letters = [token for letter in RULES for token in plain.encode(letter)[1:]]
+    found = divergence_of([words[0], *letters], words, "diverged")
+    assert explain(found, words, plain).cause == "retokenised"
+
+
+def test_half_characters_at_the_difference(plain: Tokenizer) -> None:
+    told = of_texts(plain, RULES + "🙂 " + RULES, RULES + "🙃 " + RULES)
+    assert told.cause == "different_text"
+    assert ("🙂" in told.cached_text, "🙃" in told.wanted_text) == (True, True)
+
+
+# ---- in the engine
+
+
+def test_the_engine_explains_a_prompt_from_what_it_holds() -> None:
+    engine = toy_engine(blocks=64)
+
+    def run(text: str, namespace: str = "") -> None:
+        params = SamplingParams(max_tokens=1)
+        engine.submit(Request(tuple(text.encode()), params, namespace), lambda event: None)
+        while engine.step():
+            pass
+
+    old, new = (
+        f"Be kind and brief, always. It is {clock} now. {'So be it. ' * 8}"
+        for clock in ("14:05:11", "14:06:12")
+    )
+    run(old)
+    told = engine.explain_prompt(tuple(new.encode()), remembered=3)
+    assert (told.cause, told.cached_text, told.wanted_text) == ("time", "14:05:11", "14:06:12")
+    assert told.position == new.index("6:12")
+    assert dict(told.levels)["tokens"] == 3
+    elsewhere = engine.explain_prompt(tuple(new.encode()), namespace="other")
+    assert (elsewhere.cause, elsewhere.position, elsewhere.cached_text) == ("new_content", 0, "")
+    assert engine.explain_prompt(tuple(old.encode())).cause == "complete"
+    assert engine.explain_prompt(tuple(old.encode()), salt="s").cause == "new_content"
+
+
+# ---- the page
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "EXPLAIN.md").read_text(encoding="utf-8")
+
+
+def codes_of(heading: str) -> set[str]:
+    """The codes that the first column of a table lists."""
+    section = PAGE.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return set(re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE))
+
+
+def test_the_page_lists_every_code_and_no_other() -> None:
+    assert codes_of("Reasons") == set(REASONS)
+    assert codes_of("Causes") == set(CAUSES)
+    assert set(get_args(TextCause)) <= set(CAUSES)
+    assert {cause for cause in REASONS.values() if cause} <= set(CAUSES)
+    assert codes_of("Levels") == {"tokens", "encodings", "states"}
+
+
+def test_the_page_quotes_the_advice() -> None:
+    for advice in CAUSES.values():
+        assert advice.format(where="…") in PAGE.replace("\n", " "), advice

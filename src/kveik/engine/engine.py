@@ -27,6 +27,7 @@ from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Select
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
+from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.named import NamedCaches, Workshop
 from kveik.engine.parts import (
@@ -277,6 +278,19 @@ class Engine:
         with self._state:
             now = self._clock()
             return self._cache.divergence(token_ids, namespace=namespace, salt=salt, now=now)
+
+    def explain_prompt(
+        self, token_ids: Sequence[int], namespace: str = "", salt: str = "", remembered: int = 0
+    ) -> Explanation:
+        """Where this prompt would stop being cached, why, and what to do about it. remembered:
+        token ids that the token memory knew. The texts are read outside of the lock."""
+        return explain(
+            self.divergence(token_ids, namespace, salt),
+            token_ids,
+            self.tokenizer,
+            remembered=remembered,
+            block_size=self.info.block_size,
+        )
 
     def reset_cache(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False, and nothing changed, while requests hold blocks."""
