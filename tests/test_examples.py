@@ -32,5 +32,5 @@ def test_example_is_short(path: Path) -> None:
     assert len(path.read_text().splitlines()) < 40
 
 
-def test_there_are_five() -> None:
-    assert len(EXAMPLES) >= 5
+def test_there_are_nine() -> None:
+    assert len(EXAMPLES) >= 9

@@ -47,7 +47,32 @@ BLOCK = {
     "readers": 2,
     "claims": ["session:s1", "tag:news"],
 }
+EXPLANATION = {
+    "prompt_tokens": 1050,
+    "hit_tokens": {
+        "by_level": {"tokens": 0, "encodings": 1050, "states": 1024},
+        "by_tier": {"memory": 1024},
+    },
+    "blocks_shared": 64,
+    "position": 1024,
+    "reason": "diverged",
+    "cause": "timestamp",
+    "advice": "move it to the end",
+    "cached": {"text": "12:03\n", "token": "3"},
+    "wanted": {"text": "12:04\n", "token": "4"},
+    "role": None,
+}
 USAGE = {"prompt_tokens": 40, "prompt_tokens_details": {"cached_tokens": 32}}
+
+
+SENTENCES = """\
+1,024 of 1,050 prompt tokens would come from the cache (64 blocks)
+from token 1,024 on not: diverged
+  cached  '12:03\\n'
+  here    '12:04\\n'
+cause   timestamp
+advice  move it to the end
+"""
 
 
 class Server:
@@ -210,7 +235,7 @@ def test_invalidate_needs_a_condition(server: Server, cache: Run) -> None:
 
 
 def test_explain_reads_texts_and_conversations(server: Server, cache: Run, tmp_path: Path) -> None:
-    server.answers["POST", "/v1/cache/explain"] = {"hit_tokens": 32, "advice": "move it", "x": []}
+    server.answers["POST", "/v1/cache/explain"] = EXPLANATION
     messages = [{"role": "user", "content": "Hello"}]
     chat, whole, text = tmp_path / "c.json", tmp_path / "w.json", tmp_path / "t.txt"
     chat.write_text(json.dumps(messages))
@@ -226,12 +251,22 @@ def test_explain_reads_texts_and_conversations(server: Server, cache: Run, tmp_p
         code, out, _ = cache("explain", source)
         assert code == 0
         assert server.asked[-1][2] == body
-        assert "hit tokens:" in out
-        assert "move it" in out
-        assert "x:" not in out
+        assert out == SENTENCES
     bad = tmp_path / "bad.json"
     bad.write_text("{")
     assert cache("explain", str(bad))[0] == 2
+
+
+def test_explain_leaves_out_what_is_not_known(server: Server, cache: Run) -> None:
+    nothing = {"text": "", "token": ""}
+    server.answers["POST", "/v1/cache/explain"] = EXPLANATION | {
+        "cached": nothing,
+        "wanted": nothing,
+        "cause": None,
+        "advice": "",
+    }
+    assert len(cache("explain", "hello")[1].splitlines()) == 2
+    assert json.loads(cache("explain", "hello", "--json")[1])["prompt_tokens"] == 1050
 
 
 def test_warm_computes_every_entry(server: Server, cache: Run, tmp_path: Path) -> None:

@@ -93,10 +93,8 @@ def explain(remote: Remote, source: str, *, as_json: bool) -> None:
     answer = remote.json("POST", "/v1/cache/explain", _question(source))
     if as_json:
         _print_json(answer)
-        return
-    for name, value in answer.items():
-        if value not in (None, [], {}, ""):
-            typer.echo(f"{name.replace('_', ' ') + ':':<18} {_line(value)}")
+    else:
+        typer.echo("\n".join(_explanation(answer)))
 
 
 def warm(remote: Remote, path: Path, *, as_json: bool) -> None:
@@ -296,6 +294,24 @@ def _receipt(receipt: Json) -> str:
         f", {receipt['deferred']:,} more blocks in the next steps" if receipt["deferred"] else ""
     )
     return f"{receipt['blocks']:,} blocks, {receipt['tokens']:,} tokens, {tiers}{later}"
+
+
+def _explanation(answer: Json) -> list[str]:
+    """Sentences; what the server left empty is left out."""
+    hits = answer["hit_tokens"]["by_level"]
+    lines = [
+        f"{hits['states']:,} of {answer['prompt_tokens']:,} prompt tokens would come from the "
+        f"cache ({answer['blocks_shared']:,} blocks)",
+        f"from token {answer['position']:,} on not: {answer['reason']}",
+    ]
+    for label, name in (("cached", "cached"), ("here", "wanted")):
+        if text := answer[name]["text"]:
+            lines.append(f"  {label:<7} {text!r}")
+    if answer.get("cause"):
+        lines.append(f"cause   {answer['cause']}")
+    if answer.get("advice"):
+        lines.append(f"advice  {answer['advice']}")
+    return lines
 
 
 _CACHE_COLUMNS: tuple[Column, ...] = (
