@@ -161,6 +161,37 @@ def test_a_longer_prompt_writes_what_is_new(sea: Sea) -> None:
     assert read + written == sea.position(system)
 
 
+def test_after_five_minutes_it_is_gone(sea: Sea) -> None:
+    sea.ask(system=MARKED)
+    sea.clock.now += 301
+    read, written, _ = figures(sea.ask(system=MARKED, messages=question("When?")))
+    assert (read, written) == (0, sea.position(MARKED))
+
+
+def test_a_use_begins_the_five_minutes_anew(sea: Sea) -> None:
+    sea.ask(system=MARKED)
+    for number in range(4):
+        sea.clock.now += 200
+        read, written, _ = figures(sea.ask(system=MARKED, messages=question(f"Why {number}?")))
+        assert read >= sea.position(MARKED)
+        assert written == 0
+    sea.clock.now += 301
+    assert figures(sea.ask(system=MARKED))[0] == 0
+
+
+def test_an_hour_outlives_five_minutes(sea: Sea) -> None:
+    system = [block(HANDBOOK, AN_HOUR), block(CHAPTER, FIVE_MINUTES)]
+    sea.ask(system=system)
+    sea.clock.now += 301
+    read, written, _ = figures(sea.ask(system=system))
+    hour, both = sea.position(system[:1]), sea.position(system)
+    block_size = 16
+    assert hour - block_size < read <= hour + block_size  # lifetimes belong to blocks of 16 tokens
+    assert read + written == both
+    sea.clock.now += 3601
+    assert figures(sea.ask(system=system))[0] == 0
+
+
 def test_plain_use_lives_on_behind_an_hour(sea: Sea) -> None:
     system = [block(HANDBOOK, AN_HOUR)]
     first = figures(sea.ask(system=system))
@@ -308,9 +339,28 @@ def test_what_the_cache_saved(sea: Sea) -> None:
     assert told[0]["kveik"]["token_pairs"] == saved["token_pairs"]
 
 
+def test_the_native_object(sea: Sea) -> None:
+    """A session ends, and what only it computed is gone."""
+    sea.ask(system=MARKED, kveik={"session": "s1", "tags": ["sea"]})
+    assert figures(sea.ask(system=MARKED, kveik={"session": "s1"}))[0] > 0
+    with sea.server.http(headers={"x-api-key": "alice"}) as http:
+        assert http.delete("/v1/sessions/s1").status_code == 200
+    assert figures(sea.ask(system=MARKED))[0] == 0
+
+
 def test_a_session_is_continued(sea: Sea) -> None:
     """Only the new turn is sent; the session knows what came before."""
     first = sea.ask(system=HANDBOOK, kveik={"session": "s1"})
     second = sea.ask(messages=question("And?"), kveik={"session": "s1", "continue": True})
     assert sum(figures(second)) > sum(figures(first)) + first.usage.output_tokens
     assert figures(second)[0] >= sum(figures(first))
+
+
+def test_a_new_version_of_a_document(sea: Sea) -> None:
+    system = [{**block(HANDBOOK, AN_HOUR), "document": "handbook@1"}]
+    sea.ask(system=system)
+    assert figures(sea.ask(system=system))[0] > 0
+    with sea.server.http(headers={"x-api-key": "alice"}) as http:
+        receipt = http.post("/v1/documents/handbook", json={"version": "2"})
+    assert receipt.status_code == 200
+    assert figures(sea.ask(system=system))[0] < 16
