@@ -171,12 +171,14 @@ class Workshop:
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One name. ids: what its path is; computed: at least once, so that the manager knows it."""
+    """One name. ids: what its path is; size: tokens, or as many as its text could be; computed: at
+    least once, so that the manager knows it."""
 
     namespace: str
     spec: NamedSpec
     ids: array[int]
     created: float
+    size: int
     started: float = 0.0
     computed: bool = False
     last_use: float | None = None
@@ -185,12 +187,6 @@ class _Entry:
     error: KveikError | None = None
     handle: int | None = None  # of the request that computes it
     listeners: list[Callable[[NamedCache], None]] = field(default_factory=list)
-
-    @property
-    def size(self) -> int:
-        """Tokens, or as many as its text could be."""
-        said = (self.spec.messages, self.spec.prompt or "")
-        return max(len(self.ids), text_bytes(said) // 4)
 
     def matches(self, selector: Selector, now: float) -> bool:
         spec = self.spec
@@ -270,12 +266,13 @@ class NamedCaches:
         kept, PinBudgetExceeded, and what Engine.submit raises."""
         ids = array("I", self._tokens(spec))
         spec = self._labelled(spec)
+        size = max(len(ids), text_bytes((spec.messages, spec.prompt or "")) // 4)
         namespace = self._shop.public if spec.public else spec.namespace
         with self._lock:
             self._expire()
             entry = self._entries.get(namespace, {}).get(spec.name)
             if entry is None:
-                entry = _Entry(namespace, spec, ids, self._shop.wall())
+                entry = _Entry(namespace, spec, ids, self._shop.wall(), size)
                 self._check_room(entry)
             elif (entry.ids, entry.spec.kind) != (ids, spec.kind):
                 raise Conflict(
@@ -308,60 +305,8 @@ class NamedCaches:
         with self._lock:
             self._expire()
             seen = (namespace, self._shop.public)
-            return [
-                self._view(entry)
-                for entry in self._all()
-                if namespace is None or entry.namespace in seen
-            ]
-
-    def update(
-        self,
-        namespace: str,
-        name: str,
-        *,
-        ttl: Ttl | Keep | None = KEEP,
-        pin: bool | Keep = KEEP,
-        tags: tuple[str, ...] | Keep = KEEP,
-    ) -> NamedCache:
-        """Change what is given. A new time to live begins now. Raises NotFound, PinBudgetExceeded
-        (and nothing was changed)."""
-        with self._lock:
-            entry, now = self._find(namespace, name, own=True), self._shop.clock()
-            if not isinstance(pin, Keep):
-                if entry.computed:
-                    self._books.set_pin(entry.namespace, name, pin, now)
-                entry.spec = replace(entry.spec, pin=pin)
-            if not isinstance(ttl, Keep):
-                if entry.computed:
-                    self._books.set_ttl(entry.namespace, name, ttl, now)
-                entry.spec = replace(entry.spec, ttl=ttl)
-                self._expect(entry)
-            if not isinstance(tags, Keep):
-                if entry.computed:
-                    self._books.set_tags(entry.namespace, name, tags, now)
-                entry.spec = replace(entry.spec, tags=tags)
-            return self._view(entry)
-
-    def delete(self, namespace: str, name: str) -> Receipt:
-        """End the name's claim. Raises NotFound."""
-        with self._lock:
-            return self._drop(self._find(namespace, name, own=True))
-
-    def expand(
-        self,
-        namespace: str,
-        name: str,
-        *,
-        messages: Sequence[Message] | None = None,
-        prompt: str | Sequence[int] | None = None,
-    ) -> Expanded:
-        """The content of a request that names this cache. Raises NotFound, Conflict (it failed),
-        InvalidRequest where the request is of another kind."""
-        with self._lock:
-            entry = self._find(namespace, name)
-            expanded = _joined(entry.spec, self._view(entry), messages, prompt)
-            self._use(entry, expanded.cache.status)
-            return expanded
+            entries = [one for one in self._all() if namespace is None or one.namespace in seen]
+        return [view for entry in entries if (view := self._view_if_there(entry)) is not None]
 
     def invalidate(self, selector: Selector) -> None:
         """Forget every name that comes under the selector."""
@@ -551,6 +496,61 @@ class NamedCaches:
         now = self._shop.clock()
         found = self._books.explain((*entry.ids, 0), namespace=entry.namespace, now=now)
         return "ready" if found.cached_tokens >= len(entry.ids) else "evicted"
+
+    def _view_if_there(self, entry: _Entry) -> NamedCache | None:
+        """One name at a time, so that no step waits for a long list."""
+        with self._lock:
+            there = self._entries.get(entry.namespace, {}).get(entry.spec.name) is entry
+            return self._view(entry) if there else None
+
+    def update(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        ttl: Ttl | Keep | None = KEEP,
+        pin: bool | Keep = KEEP,
+        tags: tuple[str, ...] | Keep = KEEP,
+    ) -> NamedCache:
+        """Change what is given. A new time to live begins now. Raises NotFound, PinBudgetExceeded
+        (and nothing was changed)."""
+        with self._lock:
+            entry, now = self._find(namespace, name, own=True), self._shop.clock()
+            if not isinstance(pin, Keep):
+                if entry.computed:
+                    self._books.set_pin(entry.namespace, name, pin, now)
+                entry.spec = replace(entry.spec, pin=pin)
+            if not isinstance(ttl, Keep):
+                if entry.computed:
+                    self._books.set_ttl(entry.namespace, name, ttl, now)
+                entry.spec = replace(entry.spec, ttl=ttl)
+                self._expect(entry)
+            if not isinstance(tags, Keep):
+                if entry.computed:
+                    self._books.set_tags(entry.namespace, name, tags, now)
+                entry.spec = replace(entry.spec, tags=tags)
+            return self._view(entry)
+
+    def delete(self, namespace: str, name: str) -> Receipt:
+        """End the name's claim. Raises NotFound."""
+        with self._lock:
+            return self._drop(self._find(namespace, name, own=True))
+
+    def expand(
+        self,
+        namespace: str,
+        name: str,
+        *,
+        messages: Sequence[Message] | None = None,
+        prompt: str | Sequence[int] | None = None,
+    ) -> Expanded:
+        """The content of a request that names this cache. Raises NotFound, Conflict (it failed),
+        InvalidRequest where the request is of another kind."""
+        with self._lock:
+            entry = self._find(namespace, name)
+            expanded = _joined(entry.spec, self._view(entry), messages, prompt)
+            self._use(entry, expanded.cache.status)
+            return expanded
 
     def _view(self, entry: _Entry) -> NamedCache:
         spec, left = entry.spec, self._left(entry)
