@@ -47,6 +47,7 @@ from kveik.cache.restrict import Restrictor
 from kveik.cache.retention import Retention
 from kveik.cache.segments import EXACT, CopyPrefix, Erase, KvGroup, Move, Segment
 from kveik.cache.sessions import Session, SessionTable
+from kveik.cache.shares import Share, Shares
 from kveik.cache.sweep import Sweeper
 from kveik.errors import ConfigError
 
@@ -111,6 +112,8 @@ class CacheManager:
             self.tree, self.ghosts, self.reach, enable_prefix_caching, self.retention
         )
         self.reclaim = Reclaimer(self.pools, self.idle, self.tree, self.ghosts, self.reach)
+        self.shares = Shares(self.tree, self.idle, min(num_blocks))
+        self.reclaim.victim = self.shares.victim
         self.restrictor = Restrictor(self.tree, self.reclaim)
         self.leaders = self.restrictor.leaders
         self.sweeper = Sweeper(
@@ -236,6 +239,7 @@ class CacheManager:
         spare: int = 0,
         now: float = 0.0,
         directive: Directive = PLAIN,
+        last_resort: bool = False,
     ) -> OpenResult:
         """Look up `tokens`, hold what matches, reserve slots so that `wanted` tokens fit.
 
@@ -244,7 +248,8 @@ class CacheManager:
         directive: who keeps what this lease writes, and until when (its pin is refused here with
         PinBudgetExceeded). wanted >= cached tokens + 1. A partial match inside a sealed block
         becomes a CopyPrefix into a private block. spare: blocks per group that must stay free or
-        evictable beside it, for the growth of those that run already; otherwise NoRoom."""
+        evictable beside it, for the growth of those that run already; otherwise NoRoom.
+        last_resort: nothing else runs and there was no room; even what is pinned gives way."""
         self._at(now)
         data = pack_tokens(tokens)
         identity = Identity(namespace, adapter, lineage, salt)
@@ -254,11 +259,11 @@ class CacheManager:
         found = self.search.find(identity, data, self.search.cap(len(tokens)) if reuse else 0)
         if reuse and (leader := self.leaders.get(self.search.next_key(found, data))):
             return Wait(leader)
-        if not self._fits(found, wanted, spare):
+        if not self._fits(found, wanted, spare, namespace, last_resort):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
             found = self.search.whole_blocks(found, identity)
-            if not self._fits(found, wanted, spare):
+            if not self._fits(found, wanted, spare, namespace, last_resort):
                 return NoRoom()
         if found.public:
             identity = identity._replace(base=self.tree.base_of(found.walked[found.public - 1]))
@@ -283,7 +288,9 @@ class CacheManager:
         self.leases.add(lease)
         return Opened(lease, moves)
 
-    def _fits(self, found: Found, wanted: int, spare: int) -> bool:
+    def _fits(
+        self, found: Found, wanted: int, spare: int, namespace: str, last_resort: bool
+    ) -> bool:
         """Are there blocks for `wanted` tokens and `spare`, beside what the match will hold?"""
         cached = found.blocks * self.block_size + found.extra
         need = self.blocks_for(max(wanted, cached + 1)) - found.blocks + spare
@@ -296,7 +303,10 @@ class CacheManager:
             for node in held:
                 block = payload[node]
                 kept += not pool.refs[block] and not idle.is_pinned(block)
-            if need > len(pool.free) + idle.evictable - kept:
+            room = self.shares.evictable(g, self.shares.account(namespace)) - kept
+            if last_resort:
+                room = idle.count - len(held)
+            if need > len(pool.free) + room:
                 return False
         return True
 
@@ -415,7 +425,8 @@ class CacheManager:
             pool = self.pools[g]
             taken = pool.take(min(need, len(pool.free)))
             evicting = need - len(taken)
-            self.reclaim.make_room(g, evicting, self._now)
+            account = self.shares.account(lease.identity.namespace)
+            self.reclaim.make_room(g, evicting, self._now, account)
             taken += reversed(pool.take(evicting))  # in the order in which they were evicted
             lease.blocks[g] += taken
             self.idle[g].renew(taken)
@@ -477,7 +488,8 @@ class CacheManager:
         self._known(lease)
         need = self.blocks_for(wanted) - lease.capacity // self.block_size
         for g in self._range:
-            if need > len(self.pools[g].free) + self.idle[g].evictable:
+            account = self.shares.account(lease.identity.namespace)
+            if need > len(self.pools[g].free) + self.shares.evictable(g, account):
                 return False
         self._grow(lease, wanted)
         return True
@@ -491,7 +503,9 @@ class CacheManager:
             raise ValueError("fork: the moves of this lease were not launched yet")
         partial = lease.committed - lease.sealed * self.block_size
         if partial and any(
-            not self.pools[g].free and not self.idle[g].evictable for g in self._range
+            not self.pools[g].free
+            and not self.shares.evictable(g, self.shares.account(lease.identity.namespace))
+            for g in self._range
         ):
             return None
         child = Lease(lease.identity, len(self.groups), lease.directive)
@@ -921,6 +935,7 @@ class CacheManager:
         True while there are more."""
         self._at(now)
         left = self.sweeper.advance(budget)
+        self._trim(budget)
         while left > 0:
             node = self.retention.deadlines.take_due(self._now)
             if node >= 0:
@@ -933,6 +948,11 @@ class CacheManager:
             self.invalidation.end_session(*idle, "expired")
             left -= 8
         return bool(self.sweeper.jobs) or self.retention.deadlines.is_due(self._now)
+
+    def _trim(self, budget: int) -> None:
+        """What a namespace keeps beyond its maximum goes."""
+        for g, account, above in self.shares.above_maximum():
+            self.reclaim.trim(g, min(above, budget), self._now, account)
 
     def _come_due(self, node: int) -> None:
         """A deadline of this node may have passed."""
@@ -1003,10 +1023,33 @@ class CacheManager:
         """Blocks (of the first full group) that `tokens` need."""
         return -(-tokens // self.block_size)
 
-    def capacity_tokens(self) -> int:
-        """The longest sequence that fits when nothing else is held. A window group counts as if it
-        kept everything: one chunk of a prompt may be as long as the prompt."""
-        return min(pool.num_blocks for pool in self.pools) * self.block_size
+    def capacity_tokens(self, namespace: str = "") -> int:
+        """The longest sequence of this namespace that fits when nothing else runs: others keep what
+        is reserved for them. A window group counts as if it kept everything: one chunk of a prompt
+        may be as long as the prompt."""
+        blocks = min(pool.num_blocks for pool in self.pools)
+        return (blocks - self.shares.others_reserve(namespace)) * self.block_size
+
+    def set_shares(self, shares: Mapping[str, tuple[int, int | None]]) -> None:
+        """Reserved and maximum bytes of cached blocks per namespace; all others share the rest.
+        ConfigError, and nothing changed, when they are no shares of this pool."""
+        size = max(sum(group.bytes_per_block for group in self.groups), 1)
+        self.shares.set(
+            {
+                name: Share(-(-reserved // size), None if most is None else most // size)
+                for name, (reserved, most) in shares.items()
+            }
+        )
+
+    def usage(self, namespace: str) -> tuple[int, int, int, int | None]:
+        """Bytes of a namespace with a share: idle in the cache, the same as if what is public
+        were its own, reserved, maximum."""
+        size, share = sum(group.bytes_per_block for group in self.groups), self.shares.of(namespace)
+        account = self.shares.account(namespace)
+        idle = self.idle[0].evictable_of[account] * size if account else 0
+        public = sum(self.tree.blocks_before(each) for each in self.tree.identities_of(namespace))
+        most = None if share.maximum is None else share.maximum * size
+        return idle, idle + public * size, share.reserved * size, most
 
     def stats(self) -> CacheStats:
         fenced = tuple(len(blocks) for blocks in self._fenced_only())

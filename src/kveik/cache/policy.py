@@ -101,9 +101,11 @@ class IdleQueues:
     """Idle blocks of one group in the order of eviction; intrusive doubly linked lists.
 
     Entry `num_blocks` of the link arrays is the ring head of the pinned blocks, those behind it are
-    the heads of the queues, class by class. A block keeps its class and its pin while it is held.
+    the heads of the queues, account by account (see `shares.py`), class by class. A block keeps
+    its class and its pin while it is held.
 
-    count: idle blocks, pinned ones included; evictable: those that may go."""
+    count: idle blocks, pinned ones included; evictable: those that may go, evictable_of: by
+    account."""
 
     def __init__(self, pool: BlockPool, tree: PrefixTree, policy: Policy) -> None:
         if not 1 <= policy.queues <= MAX_QUEUES:
@@ -113,14 +115,19 @@ class IdleQueues:
         self._facts = BlockFacts(self, pool, tree)
         size = pool.num_blocks
         self._pinned_ring = size
-        self._rings = size + 1  # ring of queue q in class c: _rings + c * queues + q
+        self._rings = (
+            size + 1
+        )  # of queue q in class c of account a: + (a * classes + c) * queues + q
         links = range(size + 1 + _CLASSES * policy.queues)
         self._next = array("i", links)  # alone: linked to itself
         self._previous = array("i", links)
         self._key = array("d", bytes(8 * size))
         self._class = bytearray([NORMAL]) * size
         self._pinned = bytearray(size)
-        self._waiting = [0] * _CLASSES  # blocks linked in each class
+        self._tree, self._owner = tree, pool.owner
+        self._account = bytearray(size)
+        self._waiting = [0] * _CLASSES  # blocks linked in each class of each account
+        self.evictable_of = [0]
         self._parked: set[int] = set()
         self.last_used = array("q", bytes(8 * size))
         self.hits = array("i", bytes(4 * size))
@@ -133,18 +140,47 @@ class IdleQueues:
 
     def append(self, block: int) -> None:
         """A block became idle."""
+        if len(self.evictable_of) > 1:
+            self._account[block] = self._tree.account[self._owner[block]]
         self._link(block)
         self.count += 1
+        if not self._pinned[block]:
+            self.evictable_of[self._account[block]] += 1
 
     def remove(self, block: int) -> None:
         """A block is held again or leaves the tree."""
         self._take_out(block)
         self.count -= 1
+        if not self._pinned[block]:
+            self.evictable_of[self._account[block]] -= 1
 
-    def first(self, now: float) -> int:
-        """The block to be evicted first; -1 when none is idle (or all are pinned or parked)."""
-        for rank, waiting in enumerate(self._waiting):
-            if waiting:
+    def set_accounts(self, count: int) -> None:
+        """Blocks are sorted by account anew; each keeps its place among those it meets."""
+        waiting = [block for block in self if not self._pinned[block]]
+        for block in waiting:
+            self.remove(block)
+        del self._next[self._rings :], self._previous[self._rings :]
+        rings = range(self._rings, self._rings + count * _CLASSES * self._queues)
+        self._next.extend(rings)
+        self._previous.extend(rings)
+        self._waiting = [0] * (count * _CLASSES)
+        self.evictable_of = [0] * count
+        self._account = bytearray(len(self._account))
+        for block in waiting:
+            self.append(block)
+        for block in self._ring_members(self._pinned_ring):
+            self._account[block] = self._tree.account[self._owner[block]]
+
+    def each_pinned(self) -> Iterator[int]:
+        """The idle blocks that are pinned, what became idle first coming first."""
+        return self._ring_members(self._pinned_ring)
+
+    def first(self, now: float, account: int = 0) -> int:
+        """The account's block to be evicted first; -1 when none is idle (or all are pinned or
+        parked)."""
+        start = account * _CLASSES
+        for rank in range(start, start + _CLASSES):
+            if self._waiting[rank]:
                 ring = self._rings + rank * self._queues
                 if self._queues == 1:
                     return self._next[ring]
@@ -194,6 +230,7 @@ class IdleQueues:
             self._take_out(block)
             self._pinned[block] = pinned
             self._link(block)
+            self.evictable_of[self._account[block]] += -1 if pinned else 1
         else:
             self._pinned[block] = pinned
 
@@ -215,7 +252,7 @@ class IdleQueues:
         """The last child is gone: a parked block is again at the head of its queue."""
         if block in self._parked:
             self._parked.remove(block)
-            self._waiting[self._class[block]] += 1
+            self._waiting[self._rank(block)] += 1
             self._insert(block, self._next[self._ring(block)])
 
     # --- links
@@ -225,7 +262,11 @@ class IdleQueues:
         facts = self._facts
         facts.block = block
         queue = self._policy.queue(facts)
-        return self._rings + self._class[block] * self._queues + queue
+        return self._rings + self._rank(block) * self._queues + queue
+
+    def _rank(self, block: int) -> int:
+        """Its class among those of all accounts."""
+        return self._account[block] * _CLASSES + self._class[block]
 
     def _link(self, block: int) -> None:
         if self._pinned[block]:
@@ -234,7 +275,7 @@ class IdleQueues:
             return
         ring = self._ring(block)
         self._key[block] = self._policy.key(self._facts)
-        self._waiting[self._class[block]] += 1
+        self._waiting[self._rank(block)] += 1
         self._insert(block, ring)
 
     def _insert(self, block: int, after: int) -> None:
@@ -257,7 +298,7 @@ class IdleQueues:
         if self._pinned[block]:
             self.pinned -= 1
         else:
-            self._waiting[self._class[block]] -= 1
+            self._waiting[self._rank(block)] -= 1
 
     def _is_idle(self, block: int) -> bool:
         return self._next[block] != block or block in self._parked

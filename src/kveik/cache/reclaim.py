@@ -15,8 +15,9 @@ from kveik.cache.prefix import GhostRing, PrefixTree
 
 
 class Reclaimer:
-    """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far;
-    must_erase, erase: is the block of a node to be overwritten, and who is told (see Sweeper)."""
+    """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far. victim:
+    whose block goes for the need of an account (see Shares); must_erase, erase: is the block of a
+    node to be overwritten, and who is told (see Sweeper)."""
 
     def __init__(
         self,
@@ -33,31 +34,56 @@ class Reclaimer:
         self.reach = reach
         self.evicted = 0
         self.ages = Ages()
+        self.victim: Callable[[int, int], int] = lambda group, account: 0
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
         self._range = range(len(pools))
         self._full = tuple(g for g, back in enumerate(reach) if not back)
 
-    def make_room(self, group: int, count: int, now: float = 0.0) -> None:
-        """Evict idle blocks until `count` are free. The caller knows that there are enough.
+    def make_room(self, group: int, count: int, now: float = 0.0, account: int = 0) -> None:
+        """Evict idle blocks until `count` are free, for the need of this account. The caller knows
+        that there are enough; pinned ones go when nothing else is left.
 
         Of a chain that goes tail before head only the last to go is remembered: whoever asks for
         it again misses there first."""
         free = self.pools[group].free
         boundary: tuple[int, int] | None = None  # (pinned parent, node) of what went last
+        idle = self.idle[group]
         while len(free) < count:
-            boundary = self._evict(group, boundary, now)
+            block = idle.first(now, self.victim(group, account))
+            boundary = self._evict(group, block if block >= 0 else self._any(group, now), boundary)
         self._remember(boundary)
 
+    def trim(self, group: int, count: int, now: float, account: int) -> None:
+        """Evict so many idle blocks of this account, or as many as wait in its queues."""
+        boundary: tuple[int, int] | None = None
+        idle = self.idle[group]
+        wanted = idle.evictable_of[account] - count
+        while idle.evictable_of[account] > wanted:
+            block = idle.first(now, account)
+            if block < 0:
+                break
+            boundary = self._evict(group, block, boundary)
+        self._remember(boundary)
+
+    def _any(self, group: int, now: float) -> int:
+        """A block of any account, or a pinned one: what was asked for waits for its children."""
+        idle = self.idle[group]
+        for account in range(len(idle.evictable_of)):
+            block = idle.first(now, account)
+            if block >= 0:
+                return block
+        owner, children = self.pools[group].owner, self.tree.children
+        return next(block for block in idle.each_pinned() if not children[owner[block]])
+
     def _evict(
-        self, group: int, boundary: tuple[int, int] | None, now: float
+        self, group: int, block: int, boundary: tuple[int, int] | None
     ) -> tuple[int, int] | None:
-        """The idle block that the policy names goes: with its node, or, in a window group, alone.
+        """An idle block goes: with its node, or, in a window group, alone.
 
         A block goes before its parent; where a policy names the parent first, that one is parked
         until its last child is gone."""
         idle, tree = self.idle[group], self.tree
-        block = idle.first(now)
         node = self.pools[group].owner[block]
         if self.reach[group]:
             self.free_payload(group, node)

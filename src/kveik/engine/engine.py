@@ -18,7 +18,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import NamedTuple
@@ -310,6 +310,17 @@ class Engine:
             self.history.invalidate(selector)
             self.token_memory.forget(selector.namespace)
             return receipt
+
+    def set_shares(self, shares: Mapping[str, tuple[int, int | None]]) -> None:
+        """Reserved and maximum bytes of cached K/V per namespace, instead of those before; all
+        others share the rest. ConfigError, and nothing changed, when the pool is too small."""
+        with self._state:
+            self._cache.set_shares(shares)
+
+    def cache_usage(self, namespace: str) -> tuple[int, int, int, int | None]:
+        """See CacheManager.usage."""
+        with self._state:
+            return self._cache.usage(namespace)
 
     def end_session(self, namespace: str, session: str) -> Receipt | None:
         """What only this conversation computed goes; None: there is no such session."""

@@ -115,7 +115,6 @@ class Scheduler:
         self.waiting_tokens = 0  # their prompts
         self._cache = cache
         self._end_ids = frozenset(end_ids)
-        self._capacity = cache.capacity_tokens()
         self._works: dict[int, Work] = {}
         self._running: list[Sequence] = []  # hold a lease; by order
         self._waiting: list[Sequence] = []  # hold nothing; by order
@@ -146,11 +145,12 @@ class Scheduler:
                 f"context of this model is {context} tokens: shorten one of the two",
                 param="prompt",
             )
-        allowed = min(context, self._capacity + 1) - prompt
-        if prompt > self._capacity or allowed < least:
+        capacity = self._cache.capacity_tokens(request.namespace)
+        allowed = min(context, capacity + 1) - prompt
+        if prompt > capacity or allowed < least:
             raise PromptTooLarge(
                 f"the prompt has {prompt} tokens and max_tokens is {asked}, but the "
-                f"KV pool holds {self._capacity} tokens: shorten one of the two or give the "
+                f"KV pool holds {capacity} tokens: shorten one of the two or give the "
                 "engine more --kv-memory",
                 param="prompt",
             )
@@ -329,10 +329,14 @@ class Scheduler:
             self._add_chunk(sequence, draft)
         elif not self._flushed:
             draft.flush = True
+        elif isinstance(self._open(sequence, now, reuse=False, last_resort=True), Opened):
+            self._add_chunk(sequence, draft)
         else:
             self._failures.append(self._fail(sequence.work, "no room in an empty KV pool", now))
 
-    def _open(self, sequence: Sequence, now: float, *, reuse: bool) -> OpenResult:
+    def _open(
+        self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
+    ) -> OpenResult:
         """Open a lease for all wanted tokens."""
         work, params = sequence.work, sequence.work.request.params
         if work.request.explain and not work.started:
@@ -352,6 +356,7 @@ class Scheduler:
             reuse=reuse and params.use_cache and sequence.work.request.reuse,
             spare=self._rivals(work),
             now=now,
+            last_resort=last_resort,
         )
         if isinstance(result, Opened):
             lease = result.lease
