@@ -44,7 +44,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
     "engine/": (("engine", "models", "store", "kernels", "cache", "errors", "config"), ()),
     "server/": (
-        ("server", "engine", "cache.directive", "errors", "config", "__version__"),
+        ("server", "engine", "cache.directive", "cache.lease", "errors", "config", "__version__"),
         ("starlette", "uvicorn", "pydantic", "prometheus_client"),
     ),
     "": (

@@ -144,7 +144,8 @@ BAD_CHATS: list[tuple[Any, str | None]] = [
 UNSERVED = (
     "tools", "tool_choice", "functions", "function_call", "parallel_tool_calls", "audio",
     "modalities", "prediction", "reasoning_effort", "verbosity", "web_search_options",
-    "cache_control", "session_id",
+    "cache_control", "session_id", "extra_key", "id_slot", "kv_transfer_params", "n_cache_reuse",
+    "n_discard", "n_keep",
     "safety_identifier", "service_tier", "store", "metadata", "best_of",
 )  # fmt: skip
 

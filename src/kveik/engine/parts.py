@@ -40,6 +40,7 @@ class EngineInfo:
     pool_tokens: int
     pool_bytes: int
     kv_bytes_per_token: int
+    block_bytes: tuple[int, ...]  # of one block of each group
     defaults: dict[str, float]  # sampling defaults of generation_config.json
 
 
@@ -99,6 +100,7 @@ def engine_info(parts: EngineParts) -> EngineInfo:
         ),
         kv_bytes_per_token=sum(group.bytes_per_block for group in model.groups)
         // config.block_size,
+        block_bytes=tuple(group.bytes_per_block for group in model.groups),
         defaults=dict(parts.defaults),
     )
 

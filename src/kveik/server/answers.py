@@ -24,7 +24,7 @@ from kveik.engine.request import (
 )
 from kveik.engine.tokenizer import Tokenizer
 from kveik.server.bridge import Tagged
-from kveik.server.cache_report import cache_report
+from kveik.server.cache_report import cache_report, explanation
 from kveik.server.jobs import Job
 from kveik.server.logprobs import (
     CompletionLogprobs,
@@ -107,6 +107,9 @@ class Answer(ABC):
         prompt, event = tagged
         if isinstance(event, PromptReady):
             self.totals.misses.append(event.miss)
+            remembered = self.job.remembered[prompt] if self.job.remembered else 0
+            request = self.job.requests[prompt]
+            self.totals.explanation = explanation(event, request, self.tokenizer, remembered)
             if event.prompt_logprobs is not None:
                 self.prompt_rows[prompt] = event.prompt_logprobs
             first = prompt * self.job.params.n

@@ -201,19 +201,8 @@ async def explain(service: Service, request: Request) -> Response:
     salt = "" if body.cache_salt is None else salt_digest(body.cache_salt)
     namespace = _namespace(service, request)
     ids = await beside_loop(_size(body), lambda: _encoded(engine, body))
-    return json_response(await asyncio.to_thread(_explained, engine, ids, namespace, salt))
-
-
-def _explained(engine: Engine, ids: tuple[int, ...], namespace: str, salt: str) -> Json:
-    found = engine.explain(ids, namespace, salt)
-    left = engine.divergence(ids, namespace, salt)
-    return {
-        "cached_tokens": found.cached_tokens,
-        "position": left.position,
-        "reason": left.reason,
-        "cached_text": engine.tokenizer.decode(left.cached),
-        "wanted_text": engine.tokenizer.decode(left.wanted),
-    }
+    found = await asyncio.to_thread(engine.explain_prompt, ids, namespace, salt)
+    return json_response(found.as_json())
 
 
 def _encoded(engine: Engine, body: Content) -> tuple[int, ...]:

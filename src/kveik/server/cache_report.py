@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kveik.engine.request import Usage
+from kveik.engine.explain import explain
+from kveik.engine.request import PromptReady, Request, Usage
+from kveik.engine.tokenizer import Tokenizer
 
 Json = dict[str, Any]
 
@@ -29,3 +31,18 @@ def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Js
     if explanation is not None:
         report["explanation"] = explanation
     return report
+
+
+def explanation(
+    ready: PromptReady, request: Request, tokenizer: Tokenizer, remembered: int = 0
+) -> Json | None:
+    """Of a prompt whose request asked for it. remembered: tokens that were not encoded again."""
+    if ready.divergence is None:
+        return None
+    return explain(
+        ready.divergence,
+        request.prompt_token_ids,
+        tokenizer,
+        cached_tokens=ready.cached_tokens,
+        remembered=remembered,
+    ).as_json()

@@ -14,9 +14,10 @@ from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
+from kveik.engine.token_memory import Encoded
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import ContextLengthExceeded, InvalidRequest, KveikError, NotFound
-from kveik.server.messages import Conversation
+from kveik.server.messages import Conversation, text_size
 from kveik.server.protocol import ChatCompletion, Completion, Generation, Prompt
 from kveik.server.retention_fields import Retention, breakpoint_spans, retention
 
@@ -35,11 +36,13 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What one HTTP request asks of the engine. prompts: the texts, for `echo`."""
+    """What one HTTP request asks of the engine. prompts: the texts, for `echo`. remembered: tokens
+    of each prompt that were not encoded again."""
 
     requests: tuple[Request, ...]
     params: SamplingParams
     prompts: tuple[str, ...] = ()
+    remembered: tuple[int, ...] = ()
 
 
 def check_model(engine: Engine, name: str | None) -> None:
@@ -59,16 +62,17 @@ async def chat_job(engine: Engine, body: ChatCompletion, origin: Origin) -> Job:
     params = _sampling(body, engine.info.defaults, wanted, logprobs, body.prompt_logprobs)
     asked = retention(body, [mark for _, mark in body.messages.marks])
     prepared = await chat_request(engine, body.messages, asked, params, origin)
-    return Job((prepared.request,), params)
+    return Job((prepared.request,), params, remembered=(prepared.remembered,))
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A conversation as the engine takes it. mark_ends: the token position behind each breakpoint,
-    in the order of `Conversation.marks`."""
+    in the order of `Conversation.marks`. remembered: tokens that were not encoded again."""
 
     request: Request
     mark_ends: tuple[int, ...] = ()
+    remembered: int = 0
 
 
 async def chat_request(
@@ -85,13 +89,9 @@ async def chat_request(
     documents = document_parts(messages)
     places = [(one.message, one.part) for one in documents]
     places += [(message + before, part) for (message, part), _ in conversation.marks]
-    ids, spans = await beside_loop(
-        conversation.characters,
-        lambda: (
-            engine.tokenizer.encode_chat_with_spans(messages, places)
-            if places
-            else (engine.tokenizer.encode_chat(messages), [])
-        ),
+    encoded, spans = await beside_loop(
+        text_size(messages),
+        lambda: _encode_chat(engine, messages, places, asked, origin),
     )
     ends = tuple(end for _, end in spans[len(documents) :])
     timed = breakpoint_spans([mark for _, mark in conversation.marks], ends)
@@ -106,16 +106,25 @@ async def chat_request(
         write_until=_last_breakpoint(conversation, ends) if asked.write_to_mark else None,
     )
     asked = replace(asked, directive=directive)
-    return Prepared(_request(ids, params, origin, asked, messages), ends)
+    request = _request(encoded.token_ids, params, origin, asked, messages)
+    return Prepared(request, ends, encoded.remembered)
 
 
 def _encode_chat(
-    engine: Engine, messages: Sequence[Mapping[str, Any]], asked: Retention, origin: Origin
-) -> Sequence[int]:
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    places: Sequence[tuple[int, int]],
+    asked: Retention,
+    origin: Origin,
+) -> tuple[Encoded, list[tuple[int, int]]]:
+    """places: parts whose token spans are wanted; finding them takes the whole text."""
+    if places:
+        ids, spans = engine.tokenizer.encode_chat_with_spans(messages, places)
+        return Encoded(tuple(ids), 0), spans
     encoded = engine.token_memory.encode_chat(
         messages, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
     )
-    return encoded.token_ids
+    return encoded, []
 
 
 def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
@@ -168,8 +177,8 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     prompts: tuple[str, ...] = ()
     if body.echo:
         prompts = tuple(_text(engine.tokenizer, one) for one in wanted)
-    requests = tuple(_request(ids, params, origin, asked) for ids in encoded)
-    return Job(requests, params, prompts)
+    requests = tuple(_request(one.token_ids, params, origin, asked) for one in encoded)
+    return Job(requests, params, prompts, tuple(one.remembered for one in encoded))
 
 
 def _behind_cache(engine: Engine, prompt: Prompt, asked: Retention, namespace: str) -> Prompt:
@@ -193,13 +202,12 @@ async def beside_loop(size: int, work: Callable[[], Result]) -> Result:
     return await asyncio.to_thread(work) if size > LONG_TEXT else work()
 
 
-def _encode(engine: Engine, prompt: Prompt, asked: Retention, origin: Origin) -> Sequence[int]:
+def _encode(engine: Engine, prompt: Prompt, asked: Retention, origin: Origin) -> Encoded:
     if not isinstance(prompt, str):
-        return prompt
-    encoded = engine.token_memory.encode(
+        return Encoded(prompt, 0)
+    return engine.token_memory.encode(
         prompt, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
     )
-    return encoded.token_ids
 
 
 def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
@@ -207,14 +215,14 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def _request(
-    ids: Sequence[int],
+    ids: tuple[int, ...],
     params: SamplingParams,
     origin: Origin,
     asked: Retention,
     messages: Sequence[Mapping[str, Any]] = (),
 ) -> Request:
     return Request(
-        tuple(ids),
+        ids,
         params,
         namespace=origin.namespace,
         request_id=origin.request_id,

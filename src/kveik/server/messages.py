@@ -7,7 +7,7 @@ from, and breakpoints (Anthropic's cache_control, OpenAI's prompt_cache_breakpoi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -68,11 +68,7 @@ class Conversation:
 
     @property
     def characters(self) -> int:
-        """About the size of the texts."""
-        return sum(
-            len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
-            for content in (message["content"] for message in self.messages)
-        )
+        return text_size(self.messages)
 
     def behind(self, message: dict[str, Any]) -> Conversation:
         """This conversation with one more message in front."""
@@ -81,6 +77,14 @@ class Conversation:
             [((at + 1, part), name, version) for (at, part), name, version in self.documents],
             [((at + 1, part), mark) for (at, part), mark in self.marks],
         )
+
+
+def text_size(messages: Iterable[Mapping[str, Any]]) -> int:
+    """About how many characters there are to encode."""
+    return sum(
+        len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+        for content in (message["content"] for message in messages)
+    )
 
 
 @contextlib.contextmanager

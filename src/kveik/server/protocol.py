@@ -241,6 +241,8 @@ class Completion(Generation):
         super().check()
         if self.kveik is not None and self.kveik.continues:
             refuse("kveik.continue", "goes with messages only; use /v1/chat/completions")
+        if self.kveik is not None and self.kveik.explain and len(self.prompt) > 1:
+            refuse("kveik.explain", "explains one prompt; send one")
         check_limit("choice_count", len(self.prompt) * (self.n or 1), param="n")
 
 

@@ -14,6 +14,12 @@ from kveik.errors import UnsupportedFeature
 _SHARED: dict[str, tuple[object, ...]] = {
     "best_of": (1,),
     "cache_control": (),
+    "extra_key": (),
+    "id_slot": (),
+    "kv_transfer_params": (),
+    "n_cache_reuse": (),
+    "n_discard": (),
+    "n_keep": (),
     "metadata": ({},),
     "response_format": ({"type": "text"},),
     "safety_identifier": (),
@@ -43,6 +49,14 @@ CHAT: dict[str, tuple[object, ...]] = {
 COMPLETION: dict[str, tuple[object, ...]] = {**_SHARED, "suffix": ()}
 
 
+_INSTEAD = {
+    "cache_control": "put it on a content part",
+    "extra_key": "send cache_salt",
+    "session_id": "send kveik.session",
+}
+"""What to do instead of leaving a field out."""
+
+
 def refuse_unserved(body: Mapping[str, Any], known: Mapping[str, tuple[object, ...]]) -> None:
     """Raise UnsupportedFeature for the first field that would have no effect."""
     for name, value in body.items():
@@ -50,7 +64,9 @@ def refuse_unserved(body: Mapping[str, Any], known: Mapping[str, tuple[object, .
             continue
         if not any(type(value) is type(neutral) and value == neutral for neutral in known[name]):
             raise UnsupportedFeature(
-                f"{name}: is not served; leave it out{_alternative(known[name])}", param=name
+                f"{name}: is not served; {_INSTEAD.get(name, 'leave it out')}"
+                f"{_alternative(known[name])}",
+                param=name,
             )
 
 
