@@ -14,6 +14,8 @@ from prompt_pairs import PromptPair, pairs
 from toy_model import toy_engine
 
 from kveik.cache.directive import Divergence
+from kveik.cache.manager import CacheManager, Opened
+from kveik.cache.segments import KvGroup
 from kveik.config import DEFAULT_MODEL_PATH
 from kveik.engine.causes import TextCause
 from kveik.engine.explain import CAUSES, REASONS, Explanation, explain
@@ -76,6 +78,32 @@ def test_the_right_cause_is_named(tokenizer: Tokenizer, seed: int) -> None:
         )
     blamed = [key for key in wrong if key[0] in HARMLESS and key[2] not in HARMLESS]
     assert sum(wrong[key] for key in blamed) <= 0.02 * total, blamed
+
+
+def cached_in_blocks(token_ids: Sequence[int]) -> CacheManager:
+    """A cache that holds one finished prompt."""
+    cache = CacheManager((KvGroup((0,), bytes_per_block=64),), (400,), 16)
+    opened = cache.open(token_ids, len(token_ids))
+    assert isinstance(opened, Opened)
+    cache.launched(0)
+    cache.acknowledge(0)
+    cache.commit(opened.lease, token_ids)
+    cache.release(opened.lease, keep=True, finished=True)
+    return cache
+
+
+def test_the_right_cause_is_named_from_what_the_cache_really_says(tokenizer: Tokenizer) -> None:
+    wrong, total = Counter[tuple[str, str, str]](), 0
+    for pair in pairs(150, 5):
+        if pair.reason not in ("diverged", "new") or same_prompt(tokenizer, pair):
+            continue
+        cache = cached_in_blocks(ids_of(tokenizer, pair.before, last=pair.cause != "new_content"))
+        wanted = ids_of(tokenizer, pair.after)
+        told = explain(cache.divergence(wanted), wanted, tokenizer)
+        total += 1
+        wrong[pair.cause, pair.form, told.cause] += told.cause != pair.cause
+    assert total > 100
+    assert sum(wrong.values()) <= 0.1 * total, table(wrong)
 
 
 def table(confusion: Counter[tuple[str, str, str]]) -> str:

@@ -113,8 +113,14 @@ class _Pair:
         self.place = len(before)
         self.cached = before + old
         self.wanted = before + new
-        self.role = role_at(before)
+        self.role = role_at(before) or self._before_all_roles()
         self.pieces: tuple[str, str] | None = None
+
+    def _before_all_roles(self) -> str | None:
+        """Words before the first marked message are the system's, however a template puts them."""
+        inside = any(_mark_at(text, self.place) for text in (self.cached, self.wanted))
+        told = _ROLE.search(self.old) and _ROLE.search(self.new)
+        return "system" if told and not inside else None
 
     def finding(self, cause: TextCause) -> Finding:
         cached, wanted = self.pieces or (
@@ -191,7 +197,7 @@ def _moved(pair: _Pair) -> TextCause | None:
     share = _shared(old, new)
     if here >= 0 and share >= 0.75 and _swapped(old, new, here, there):
         return "order"
-    if here < 0 and share >= 0.85 and len(old) > 300 and len(old_item) >= 12:
+    if here < 0 and share >= 0.85 and len(old) > 300 and old[:60] in new:
         return "order"
     return None
 
@@ -292,7 +298,8 @@ def _varies(pair: _Pair, value: Value, other: Value) -> bool:
         return value.shape != "counter" or again or same >= 1
     if named and (again or (same >= 1 and value.shape != "random_id")):
         return True
-    return again and not _is_question(pair, new)
+    stays = same >= min(40, len(old), len(new))  # more than the frame of the next message
+    return stays and not _is_question(pair, new)
 
 
 def _is_question(pair: _Pair, rest: str) -> bool:
@@ -360,17 +367,24 @@ def _history(pair: _Pair) -> TextCause | None:
     starts = [match.start() for match in _ROLE.finditer(pair.new)]
     for start in starts[:8]:
         found = _found_in(pair.old, pair.new[start:])
-        if found is not None and found > 0:
+        if found is not None and found > 0 and _goes_on(pair.old[found:], pair.new[start:]):
             messages = len(_roles_of_dropped("", pair.old[:found]))
             pair.pieces = (pair.old[:found], pair.new[:start])
             fewer = messages > starts.index(start) + 1 or _NOTICE.search(pair.new[:start])
             return "front_truncation" if fewer else "different_text"
     turns = sum(_role_of(match) == "user" for match in _ROLE.finditer(pair.new))
-    first = sum(_role_of(match) != "system" for match in _ROLE.finditer(pair.before)) <= 1
+    roles = [_role_of(match) for match in _ROLE.finditer(pair.before)]
+    first = "system" in roles[-2:] or len(roles) <= 1
     old_chat = len(_ROLE.findall(pair.old)) >= 1
     if first and old_chat and (turns >= 2 or (turns and _NOTICE.search(pair.new[:_LITTLE]))):
         return "front_truncation"
     return None
+
+
+def _goes_on(old: str, new: str) -> bool:
+    """Not only one message that happens to be the same, or its frame at the end of the window."""
+    same = _common(old, new)
+    return same >= 200 or (same >= 60 and same == min(len(old), len(new)))
 
 
 # ---- texts
@@ -380,8 +394,12 @@ def _found_in(text: str, wanted: str) -> int | None:
     """Where the beginning of `wanted` stands in `text`; a window may cut it off at its end."""
     if len(wanted) >= 12:
         found = text.find(wanted[: 2 * _NEAR])
-        if found >= 0:
-            return found
+        for _ in range(4):  # the same question may have been asked before
+            if found < 0:
+                break
+            if _common(text[found:], wanted) >= min(len(text) - found, len(wanted), 80):
+                return found
+            found = text.find(wanted[: 2 * _NEAR], found + 1)
     if len(wanted) >= 6 and text.endswith(wanted):
         return len(text) - len(wanted)
     for length in range(min(2 * _NEAR, len(wanted), len(text)), 15, -1):

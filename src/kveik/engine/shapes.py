@@ -100,7 +100,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9]+")
 _NUMBER = re.compile(r"\d{1,3}(?:[,'’]\d{3})+(?!\d)|\d+(?:st|nd|rd|th)?")
 _UUID = re.compile(r"(?i)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _SENTENCE_END = re.compile(r"\n|[.!?]\s|\|>")
-_LABEL = re.compile(r"[^\W\d_]+|#|№")
+_LABEL = re.compile(r"[^\W\d_]+")
 
 
 def _set(words: str) -> frozenset[str]:
@@ -118,7 +118,7 @@ fingerprint run job
 """)
 COUNTER_LABELS = _set("""
 request req turn message msg messages step iteration iter attempt try call query count counter
-number no nr num seq sequence index idx round retry visit # № n interaction exchange question
+number no nr num seq sequence index idx round retry visit n interaction exchange question
 item entry total visits calls requests turns times
 """)
 
@@ -224,8 +224,9 @@ def _counter(text: str, place: int) -> Value | None:
     before, after = text[max(0, start - 2) : start], text[end : end + 2]
     if re.search(r"[\w][.]$|[$€£¥.]$", before) or re.match(r"[.,]\d|[°%€$£]", after):
         return None
-    follows = _singular(_LABEL.findall(text[end : end + 24])[:1])
-    counted = bool((labels_before(text, start) | follows) & COUNTER_LABELS)
+    follows = _singular(_LABEL.findall(text[end : end + 24].partition("\n")[0])[:1])
+    signed = before.endswith(("#", "№")) and before != "##"
+    counted = signed or bool((labels_before(text, start) | follows) & COUNTER_LABELS)
     return Value("counter", start, end, counted)
 
 
