@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 from kveik.cache.manager import CacheManager, Lease, Opened
 from kveik.cache.segments import KvGroup
@@ -15,7 +16,7 @@ class Books(CacheManager):
     """A manager with shortcuts for tests; every shortcut ends with `check()`."""
 
     def __init__(
-        self, blocks: int = 10, size: int = 16, groups: Sequence[KvGroup] = (FULL,), **options: bool
+        self, blocks: int = 10, size: int = 16, groups: Sequence[KvGroup] = (FULL,), **options: Any
     ) -> None:
         super().__init__(groups, [blocks] * len(groups), size, **options)
         self.steps = itertools.count()

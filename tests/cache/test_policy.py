@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from books import Books
 
+from kveik.cache.directive import Directive, Ttl
 from kveik.cache.manager import NoRoom
 from kveik.cache.policy import DEMOTED, HIGH, LOW, NORMAL, BlockFacts, IdleQueues, make_policy
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import PrefixTree
+from kveik.errors import ConfigError
 
 
 def waiting(*ranks: int, policy: str = "lru") -> IdleQueues:
@@ -178,3 +183,189 @@ def test_demoted_tails_go_first_and_a_demoted_head_waits_for_its_tail() -> None:
         books.reclaim.make_room(0, free)
         books.check()
         assert [books.cached([*range(n, n + 8), 1]) for n in (0, 100, 200)] == left
+
+
+# --- facts: whatever a policy may read, something updates
+
+
+def facts_of(books: Books, block: int) -> BlockFacts:
+    facts = books.idle[0].facts
+    facts.block = block
+    return facts
+
+
+def test_facts_of_place_and_size() -> None:
+    books = Books(blocks=4, size=4)
+    books.end(books.run(list(range(6)), namespace="tenant"))
+    head, tail = ((facts_of(books, n).depth, facts_of(books, n).tokens) for n in (0, 1))
+    assert (head, tail) == ((4, 4), (6, 2))
+    assert facts_of(books, 1).namespace == "tenant"
+
+
+def test_fact_recompute_cost_grows_with_depth() -> None:
+    books = Books(blocks=1030, size=4)
+    books.end(books.run(list(range(4116))))
+    head, deep = (facts_of(books, block).recompute_cost for block in (0, 1024))
+    assert head == pytest.approx(4, rel=0.01)
+    assert deep == pytest.approx(8, rel=0.01)
+
+
+def test_facts_of_time_follow_the_clock_that_is_handed_in() -> None:
+    books = Books(blocks=4, size=4)
+    books.end(books.start([1, 2, 3, 4, 5], now=10.0))
+    lease = books.start([1, 2, 3, 4, 5], now=20.0)
+    books.commit(lease, [1, 2, 3, 4, 5], now=21.0)
+    books.release(lease, now=25.0)
+    first = facts_of(books, 0)
+    assert (first.created, first.used, first.hits) == (21.0, 25.0, 0)
+    before = first.last_used
+    lease = books.start([1, 2, 3, 4, 6], now=40.0)
+    books.release(lease, now=41.0)
+    again = facts_of(books, 0)
+    assert (again.created, again.used, again.hits) == (21.0, 41.0, 1)
+    assert again.last_used > before
+
+
+def test_facts_of_retention() -> None:
+    books = Books(blocks=4, size=4)
+    plain = books.run([9] * 4)
+    books.end(plain)
+    directive = Directive(tags=("a", "b"), ttl=Ttl(60.0, "first_use"), priority="high")
+    lease = books.start([1, 2, 3, 4], directive=directive, now=100.0)
+    books.commit(lease, [1, 2, 3, 4], now=100.0)
+    books.release(lease, now=101.0)
+    facts = facts_of(books, 1)
+    assert (facts.tags, facts.deadline, facts.priority) == (2, 160.0, HIGH)
+    generation = facts.generation
+    facts = facts_of(books, 0)
+    assert (facts.tags, facts.deadline, facts.priority) == (0, float("inf"), NORMAL)
+    assert facts.generation < generation
+
+
+# --- cost
+
+
+def serve(books: Books, tokens: list[int]) -> None:
+    books.end(books.run(tokens))
+
+
+def pressed(policy: str) -> tuple[int, int]:
+    """A long prompt, then short ones that come once each: what is left of the long one, and of the
+    short one that came last."""
+    books = Books(blocks=24, size=4, policy=policy)
+    long = list(range(1000, 1064))
+    for _ in range(4):
+        serve(books, long)
+    for number in range(20):
+        serve(books, list(range(8 * number, 8 * number + 8)))
+    return books.cached([*long, 1]), books.cached([*range(152, 160), 1])
+
+
+def test_cost_keeps_what_is_used_often_where_lru_keeps_what_came_last() -> None:
+    assert pressed("lru") == (0, 8)
+    kept, last = pressed("cost")
+    assert kept > 32
+    assert last == 8
+
+
+def deep_and_shallow(policy: str) -> tuple[int, int]:
+    """One prompt of 8,000 tokens, then four of 16; room is made for one more block."""
+    books = Books(blocks=2004, size=4, policy=policy)
+    serve(books, list(range(8000)))
+    for start in (10_000, 20_000):
+        serve(books, list(range(start, start + 8)))
+    books.reclaim.make_room(0, 1)
+    books.check()
+    return books.cached([*range(8000), 1]), books.cached([*range(10_000, 10_008), 1])
+
+
+def test_cost_lets_a_shallow_tail_go_before_a_deep_one() -> None:
+    """Both were used once; behind 8,000 tokens attention alone makes a block dearer."""
+    assert deep_and_shallow("lru") == (7996, 8)
+    assert deep_and_shallow("cost") == (8000, 4)
+
+
+def test_what_was_used_often_once_does_not_stay_for_ever() -> None:
+    """The inflation overtakes it."""
+    books = Books(blocks=8, size=4, policy="cost")
+    for _ in range(50):
+        serve(books, [1] * 8)
+    facts_of(books, 0)
+    for number in range(400):
+        serve(books, list(range(8 * number + 100, 8 * number + 108)))
+    assert books.idle[0].facts.inflation > 0
+    assert books.cached([1] * 9) == 0
+
+
+# --- the operator's own
+
+
+def guide() -> str:
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text()
+    return text.split("```python\n")[1].split("```")[0]
+
+
+def test_the_example_of_a_policy_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the start of prompts, which lru gives away with the prompt that is oldest."""
+    (tmp_path / "starts_first.py").write_text(guide())
+    monkeypatch.syspath_prepend(str(tmp_path))
+    left = {}
+    for policy in ("lru", "starts_first:KeepStarts"):
+        books = Books(blocks=16, size=4, policy=policy)
+        serve(books, list(range(1000, 1032)))
+        serve(books, list(range(2000, 2032)))
+        books.reclaim.make_room(0, 8)
+        books.check()
+        left[policy] = [books.cached([*range(n, n + 32), 1]) for n in (1000, 2000)]
+    assert left == {"lru": [0, 32], "starts_first:KeepStarts": [12, 20]}
+
+
+BROKEN = """
+class NoRank:
+    queues = 1
+    def queue(self, facts): return 0
+    def key(self, facts): return 0.0
+
+class ManyQueues(NoRank):
+    queues = 33
+    def rank(self, queue, key, now): return key
+
+class WrongQueue(ManyQueues):
+    queues = 2
+    def queue(self, facts): return 2
+
+class WrongRank(WrongQueue):
+    def queue(self, facts): return 1
+    def rank(self, queue, key, now): return "first"
+
+class NeedsArguments(NoRank):
+    def __init__(self, size): ...
+
+function = len
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("oracle", "not known; use lru, cost or module:Class"),
+        ("no_such_module_here:Policy", "cannot be imported"),
+        ("broken_policies:Absent", "has no class 'Absent'"),
+        ("broken_policies:function", "has no class 'function'"),
+        ("broken_policies:NoRank", "no method rank"),
+        ("broken_policies:ManyQueues", "has 1 to 32 queues, got 33"),
+        ("broken_policies:WrongQueue", "queue 2 of 2"),
+        ("broken_policies:WrongRank", "rank returned str"),
+        ("broken_policies:NeedsArguments", "without arguments"),
+        ("broken_policies:", "has no class ''"),
+        (":Policy", "cannot be imported"),
+    ],
+)
+def test_what_is_no_policy_is_refused_with_the_reason(
+    name: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_policies.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=re.escape(why)) as refused:
+        Books(policy=name)
+    assert refused.value.param == "policy"

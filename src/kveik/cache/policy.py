@@ -17,29 +17,67 @@ never named. Standard library only; links are flat arrays.
 
 from __future__ import annotations
 
+import math
 from array import array
 from collections.abc import Iterator
-from typing import Protocol
+from importlib import import_module
+from typing import Any, NoReturn, Protocol
 
 from kveik.cache.pool import BlockPool
-from kveik.cache.prefix import PrefixTree
+from kveik.cache.prefix import WORD, Identity, PrefixTree
 from kveik.errors import ConfigError
 
 MAX_QUEUES = 32
 DEMOTED, LOW, NORMAL, HIGH = range(4)
 _CLASSES = 4
+ATTENTION_PARITY = 4096
+"""Tokens before a token at which reading them costs as much as everything else that is computed for
+it: six times the width of the hidden state, for models of the Llama family of some hundred million
+parameters. A policy compares costs, so that only the order of magnitude matters."""
+
+
+class Kept(Protocol):
+    """What is known of a node about being kept."""
+
+    def deadline(self, node: int) -> float: ...
+
+    def tags(self, node: int) -> int: ...
+
+    def generation(self, node: int) -> int: ...
 
 
 class BlockFacts:
     """What a policy may know of a block, read from the books when asked for.
 
-    Valid during the call only: the next call shows another block through the same object."""
+    Valid during the call only: the next call shows another block through the same object. Seconds
+    are those of the clock that is handed to the cache."""
 
-    __slots__ = ("_idle", "_pool", "_tree", "block")
+    __slots__ = ("_idle", "_pool", "_tree", "block", "kept")
 
     def __init__(self, idle: IdleQueues, pool: BlockPool, tree: PrefixTree) -> None:
         self._idle, self._pool, self._tree = idle, pool, tree
+        self.kept: Kept | None = None
         self.block = -1
+
+    @property
+    def _node(self) -> int:
+        return self._pool.owner[self.block]
+
+    @property
+    def namespace(self) -> str:
+        """Whose it is; found by walking to the start of the prompt."""
+        identity = self._tree.identities.get(self._tree.root_of(self._node))
+        return identity.namespace if identity else ""
+
+    @property
+    def created(self) -> float:
+        """Seconds: when it was computed, which is its first use."""
+        return self._tree.created[self._node]
+
+    @property
+    def used(self) -> float:
+        """Seconds: its last use."""
+        return self._tree.used[self._node]
 
     @property
     def last_used(self) -> int:
@@ -59,7 +97,39 @@ class BlockFacts:
     @property
     def tokens(self) -> int:
         """Tokens in the block: fewer than the block size in a sealed tail."""
-        return self._tree.length[self._pool.owner[self.block]]
+        return self._tree.length[self._node]
+
+    @property
+    def depth(self) -> int:
+        """Tokens from the start of the prompt up to the end of the block."""
+        return self._tree.depth[self._node]
+
+    @property
+    def recompute_cost(self) -> float:
+        """Of its tokens, the prefix being there; 1 is a token with nothing before it."""
+        tokens = self.tokens
+        return tokens * (1.0 + (self.depth - tokens / 2) / ATTENTION_PARITY)
+
+    @property
+    def deadline(self) -> float:
+        """Seconds: when it is deleted if it is not used before; infinite: never."""
+        return math.inf if self.kept is None else self.kept.deadline(self._node)
+
+    @property
+    def tags(self) -> int:
+        """How many tags it carries."""
+        return 0 if self.kept is None else self.kept.tags(self._node)
+
+    @property
+    def generation(self) -> int:
+        """Grows from node to node; 0 while nobody asked for more than plain use."""
+        return 0 if self.kept is None else self.kept.generation(self._node)
+
+    @property
+    def inflation(self) -> float:
+        """The greatest key of a block evicted so far: how old the cache is, in the policy's own
+        measure (the L of GreedyDual)."""
+        return self._idle.inflation
 
 
 class Policy(Protocol):
@@ -90,11 +160,73 @@ class LeastRecentlyUsed:
         return key
 
 
+class CostAware:
+    """Cheap to compute again and seldom used goes first: GreedyDual-Size with frequency.
+
+    The key is inflation + uses * recompute cost / size (Cherkasova 1998); all blocks have one
+    size. Values are rounded down to half octaves, one queue each: within a queue keys grow with
+    the inflation, so that the head has the smallest."""
+
+    queues = MAX_QUEUES
+
+    def queue(self, facts: BlockFacts) -> int:
+        value = (1 + facts.hits) * facts.recompute_cost
+        return min(int(2 * math.log2(value)), MAX_QUEUES - 1)
+
+    def key(self, facts: BlockFacts) -> float:
+        return facts.inflation + float(2 ** (self.queue(facts) / 2))
+
+    def rank(self, queue: int, key: float, now: float) -> float:
+        return key
+
+
+SHIPPED: dict[str, type[Policy]] = {"lru": LeastRecentlyUsed, "cost": CostAware}
+
+
 def make_policy(name: str) -> Policy:
-    """The policy of that name; ConfigError when there is none."""
-    if name == "lru":
-        return LeastRecentlyUsed()
-    raise ConfigError(f"cache policy: {name!r} is not known; use lru", param="policy")
+    """The policy of that name, or an instance of `module:Class`, which is imported: the name comes
+    from whoever runs the engine, never from a request. ConfigError when it cannot be used."""
+    if name in SHIPPED:
+        return SHIPPED[name]()
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        known = ", ".join(SHIPPED)
+        _refuse(name, f"is not known; use {known} or module:Class")
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        _refuse(name, f"{module_name} cannot be imported ({type(error).__name__}: {error})")
+    made = getattr(module, class_name, None)
+    if not isinstance(made, type):
+        _refuse(name, f"{module_name} has no class {class_name!r}")
+    try:
+        policy = made()
+    except Exception as error:
+        _refuse(name, f"cannot be made without arguments ({type(error).__name__}: {error})")
+    for method in ("queue", "key", "rank"):
+        if not callable(getattr(policy, method, None)):
+            _refuse(name, f"is not a policy: it has no method {method}")
+    return _tried(name, policy)
+
+
+def _tried(name: str, policy: Any) -> Policy:
+    """The policy, after a block of one token was shown to it: better a fault now than later."""
+    pool, tree = BlockPool(1), PrefixTree(1, 1, b"")
+    pool.owner[0] = tree.insert(tree.root(Identity("")), bytes(WORD))
+    queues = IdleQueues(pool, tree, policy)
+    try:
+        queues.append(0)
+        rank = policy.rank(0, 0.0, 0.0)
+    except Exception as error:
+        _refuse(name, f"failed with a first block ({type(error).__name__}: {error})")
+    if isinstance(rank, bool) or not isinstance(rank, int | float):
+        _refuse(name, f"rank returned {type(rank).__name__}, not a number")
+    loaded: Policy = policy
+    return loaded
+
+
+def _refuse(name: str, why: str) -> NoReturn:
+    raise ConfigError(f"policy: {name!r} {why}", param="policy")
 
 
 class IdleQueues:
@@ -108,17 +240,17 @@ class IdleQueues:
     account."""
 
     def __init__(self, pool: BlockPool, tree: PrefixTree, policy: Policy) -> None:
-        if not 1 <= policy.queues <= MAX_QUEUES:
-            raise ConfigError(f"a policy has 1 to {MAX_QUEUES} queues, got {policy.queues}")
+        queues = getattr(policy, "queues", None)
+        if not isinstance(queues, int) or not 1 <= queues <= MAX_QUEUES:
+            _refuse(type(policy).__name__, f"has 1 to {MAX_QUEUES} queues, got {queues}")
         self._policy = policy
-        self._queues = policy.queues
-        self._facts = BlockFacts(self, pool, tree)
+        self._queues = queues
+        self.facts = BlockFacts(self, pool, tree)
         size = pool.num_blocks
         self._pinned_ring = size
-        self._rings = (
-            size + 1
-        )  # of queue q in class c of account a: + (a * classes + c) * queues + q
-        links = range(size + 1 + _CLASSES * policy.queues)
+        # of queue q in class c of account a: _rings + (a * classes + c) * queues + q
+        self._rings = size + 1
+        links = range(size + 1 + _CLASSES * queues)
         self._next = array("i", links)  # alone: linked to itself
         self._previous = array("i", links)
         self._key = array("d", bytes(8 * size))
@@ -133,6 +265,8 @@ class IdleQueues:
         self.hits = array("i", bytes(4 * size))
         self.count = 0
         self.pinned = 0  # idle blocks that are pinned
+        self.inflation = 0.0  # see BlockFacts
+        self.inflates = queues > 1  # within one queue keys make no difference
 
     @property
     def evictable(self) -> int:
@@ -186,6 +320,10 @@ class IdleQueues:
                     return self._next[ring]
                 return self._first_of(ring, now)
         return -1
+
+    def inflate(self, block: int) -> None:
+        """This block is evicted."""
+        self.inflation = max(self.inflation, self._key[block])
 
     def _first_of(self, rings: int, now: float) -> int:
         """Compares the heads of the queues of one class."""
@@ -259,9 +397,11 @@ class IdleQueues:
 
     def _ring(self, block: int) -> int:
         """Head of the queue that the policy names for the block, in the block's class."""
-        facts = self._facts
+        facts = self.facts
         facts.block = block
         queue = self._policy.queue(facts)
+        if not 0 <= queue < self._queues:
+            raise ValueError(f"the policy named queue {queue} of {self._queues}")
         return self._rings + self._rank(block) * self._queues + queue
 
     def _rank(self, block: int) -> int:
@@ -274,7 +414,7 @@ class IdleQueues:
             self._insert(block, self._pinned_ring)
             return
         ring = self._ring(block)
-        self._key[block] = self._policy.key(self._facts)
+        self._key[block] = self._policy.key(self.facts)
         self._waiting[self._rank(block)] += 1
         self._insert(block, ring)
 

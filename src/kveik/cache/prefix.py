@@ -127,6 +127,7 @@ class PrefixTree:
     """Nodes by number. `payload[g][node]` is the block of group g, -1 when it has none.
 
     pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`.
+    depth[node]: tokens of its whole path.
     created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
     told of every node that goes. account[node]: whose share of the pool it counts against (0:
@@ -152,6 +153,7 @@ class PrefixTree:
         self._base_names = 0
         self._on_base: dict[bytes, set[Identity]] = {}
         self._by_namespace: dict[str, set[Identity]] = {}
+        self.depth = array("i")
         self.created = array("d")
         self.used = array("d")
         self.parent = array("i")
@@ -307,6 +309,7 @@ class PrefixTree:
             node = self._new()
             self.parent[node] = -1
             self.length[node] = 0
+            self.depth[node] = len(before) // WORD
             self.roots[identity] = node
             self.identities[node] = identity
             self.account[node] = self.accounts.get(identity.namespace, 0)
@@ -357,6 +360,7 @@ class PrefixTree:
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
         self.account[node] = self.account[parent]
+        self.depth[node] = self.depth[parent] + self.length[node]
         self.created[node] = self.used[node] = self.now
         start = node * self._width
         self._tokens[start : start + len(chunk)] = chunk
@@ -446,8 +450,8 @@ class PrefixTree:
         self._previous_sibling.extend(blank)
         self.created.extend(array("d", bytes(8 * more)))
         self.used.extend(array("d", bytes(8 * more)))
-        self.children.extend(zero)
-        self.pins.extend(zero)
+        for count in (self.children, self.pins, self.depth):
+            count.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
         self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))

@@ -85,6 +85,8 @@ class Reclaimer:
         until its last child is gone."""
         idle, tree = self.idle[group], self.tree
         node = self.pools[group].owner[block]
+        if idle.inflates:
+            idle.inflate(block)
         if self.reach[group]:
             self.free_payload(group, node)
             self.evicted += 1

@@ -43,6 +43,8 @@ class Retention:
         self._serial = array("q")
         self._serials = 0
         self._flags = bytearray()
+        for queues in idle:
+            queues.facts.kept = self
 
     # --- the columns
 
@@ -76,6 +78,20 @@ class Retention:
     def new_rule(self, conditions: Conditions) -> Rule:
         """A rule about the nodes that are there now."""
         return Rule(conditions, self.next_serial(), self.tree, self.claims, self._serial)
+
+    # --- facts for policies
+
+    def deadline(self, node: int) -> float:
+        """When the node is deleted if it is not used before."""
+        return self.deadlines.delete_at(node)
+
+    def tags(self, node: int) -> int:
+        if node >= len(self._flags):
+            return 0
+        return sum(label.kind == "tag" for label in self.set_of(node).labels)
+
+    def generation(self, node: int) -> int:
+        return self._serial[node] if node < len(self._serial) else 0
 
     # --- dead or alive
 
