@@ -364,3 +364,11 @@ def test_a_new_version_of_a_document(sea: Sea) -> None:
         receipt = http.post("/v1/documents/handbook", json={"version": "2"})
     assert receipt.status_code == 200
     assert figures(sea.ask(system=system))[0] < 16
+
+
+def test_a_miss_is_explained(sea: Sea) -> None:
+    sea.ask(system="The time is 10:31:07. " + HANDBOOK)
+    later = sea.ask(system="The time is 10:31:09. " + HANDBOOK, kveik={"explain": True})
+    told: Any = later.usage.to_dict()["kveik"]
+    assert told["explanation"]["advice"]
+    assert "explanation" not in sea.ask(system=HANDBOOK).usage.to_dict()["kveik"]  # type: ignore[operator]

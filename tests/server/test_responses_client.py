@@ -131,6 +131,41 @@ def test_what_was_cached_is_told(client: openai.OpenAI) -> None:
     assert first.output_text == second.output_text
 
 
+def test_the_native_object(client: openai.OpenAI) -> None:
+    """What a request does not write is not there; why it is not is told."""
+    asked = {**ASK, "input": "A question that only this test of the native object asks."}
+    written = client.responses.create(**asked, extra_body={"kveik": {"write": False}})
+    again = client.responses.create(**asked, extra_body={"kveik": {"explain": True}})
+    assert written.usage is not None
+    assert again.usage is not None
+    assert written.usage.input_tokens_details.cache_write_tokens == 0
+    assert again.usage.input_tokens_details.cached_tokens < written.usage.input_tokens - 16
+    assert again.usage.input_tokens_details.cache_write_tokens > 0
+    assert again.usage.to_dict()["kveik"]["explanation"]  # type: ignore[index]
+    kept = client.responses.create(**asked)
+    assert kept.usage is not None
+    assert kept.usage.input_tokens_details.cached_tokens == kept.usage.input_tokens - 1
+
+
+def test_only_what_ends_at_a_breakpoint_is_stored(client: openai.OpenAI) -> None:
+    shared = "Something long that all of these questions begin with, whoever asks them. "
+    parts: list[Any] = [
+        {"type": "input_text", "text": shared, "prompt_cache_breakpoint": {"mode": "explicit"}},
+        {"type": "input_text", "text": "And this, which nobody asks twice, is not stored."},
+    ]
+    asked = {
+        **ASK,
+        "instructions": "Sail on.",
+        "input": [{"role": "user", "content": parts}],
+        "prompt_cache_options": {"mode": "explicit"},
+    }
+    client.responses.create(**asked)
+    again = client.responses.create(**asked)
+    assert again.usage is not None
+    read = again.usage.input_tokens_details.cached_tokens
+    assert 16 < read < again.usage.input_tokens - 16
+
+
 # ---- streams
 
 

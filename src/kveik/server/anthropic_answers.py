@@ -27,7 +27,7 @@ from kveik.engine.request import (
 from kveik.errors import KveikError
 from kveik.server import anthropic_errors
 from kveik.server.bridge import Tagged
-from kveik.server.cache_report import cache_report
+from kveik.server.cache_report import Account
 from kveik.server.sse import frame
 
 Json = dict[str, Any]
@@ -64,12 +64,20 @@ class MessageAnswer:
     ping = frame({"type": "ping"}, "ping")
 
     def __init__(
-        self, model: str, breakpoints: Breakpoints, request_id: str, *, stores: bool, overlong: bool
+        self,
+        model: str,
+        breakpoints: Breakpoints,
+        request_id: str,
+        account: Account,
+        *,
+        stores: bool,
+        overlong: bool,
     ) -> None:
         self._id = f"msg_{uuid.uuid4().hex}"
         self._model = model
         self._breakpoints = breakpoints
         self._request_id = request_id
+        self._account = account
         self._stores = stores
         self._overlong = overlong
         self._text: list[str] = []
@@ -79,6 +87,7 @@ class MessageAnswer:
     def take(self, tagged: Tagged) -> None:
         event = tagged[1]
         if isinstance(event, PromptReady):
+            self._account.ready(event)
             expected = self._breakpoints.prompt - event.cached_tokens if self._stores else 0
             self._usage = {
                 **self._breakpoints.usage(event.cached_tokens, expected),
@@ -94,7 +103,7 @@ class MessageAnswer:
             self._usage = {
                 **self._breakpoints.usage(used.cached_tokens, used.stored_tokens),
                 "output_tokens": used.completion_tokens,
-                "kveik": cache_report([used]),
+                "kveik": self._account.json(used),
             }
 
     def whole(self) -> Json:

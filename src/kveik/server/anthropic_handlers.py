@@ -18,6 +18,7 @@ from kveik.engine.engine import Engine
 from kveik.engine.request import SamplingParams
 from kveik.server.anthropic_answers import Breakpoints, MessageAnswer
 from kveik.server.anthropic_fields import CountTokens, Messages
+from kveik.server.cache_report import Account
 from kveik.server.handlers import Work, generate, json_response, origin_of, read_body
 from kveik.server.jobs import Job, beside_loop, chat_request, check_model, preferences
 from kveik.server.service import Service
@@ -42,6 +43,7 @@ async def messages(service: Service, request: Request) -> Response:
         body.model,
         Breakpoints(prompt, max(hours, default=0), max(prepared.mark_ends, default=0)),
         origin.request_id,
+        Account(prepared, engine.tokenizer),
         stores=asks.directive.write != "none",
         overlong=overlong,
     )

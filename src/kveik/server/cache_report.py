@@ -11,8 +11,27 @@ from typing import Any
 from kveik.engine.explain import explain
 from kveik.engine.request import PromptReady, Request, Usage
 from kveik.engine.tokenizer import Tokenizer
+from kveik.server.jobs import Prepared
 
 Json = dict[str, Any]
+
+
+class Account:
+    """`usage.kveik` of a request with one prompt, while its events come."""
+
+    def __init__(self, prepared: Prepared, tokenizer: Tokenizer) -> None:
+        self._prepared = prepared
+        self._tokenizer = tokenizer
+        self._explanation: Json | None = None
+
+    def ready(self, event: PromptReady) -> None:
+        prepared = self._prepared
+        self._explanation = explanation(
+            event, prepared.request, self._tokenizer, prepared.remembered
+        )
+
+    def json(self, usage: Usage) -> Json:
+        return cache_report([usage], self._explanation)
 
 
 def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Json:

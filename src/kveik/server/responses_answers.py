@@ -24,7 +24,7 @@ from kveik.engine.request import (
 )
 from kveik.errors import KveikError
 from kveik.server.bridge import Tagged
-from kveik.server.cache_report import cache_report
+from kveik.server.cache_report import Account
 from kveik.server.responses_fields import ResponseRequest
 from kveik.server.sse import PING, frame
 
@@ -38,12 +38,13 @@ class ResponseAnswer:
 
     ping = PING
 
-    def __init__(self, body: ResponseRequest, params: SamplingParams) -> None:
+    def __init__(self, body: ResponseRequest, params: SamplingParams, account: Account) -> None:
         self._id = f"resp_{uuid.uuid4().hex}"
         self._item = f"msg_{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._body = body
         self._params = params
+        self._account = account
         self._begun = False
         self._text: list[str] = []
         self._status = "in_progress"
@@ -53,21 +54,23 @@ class ResponseAnswer:
 
     def take(self, tagged: Tagged) -> None:
         event = tagged[1]
-        if isinstance(event, ChoiceDelta):
+        if isinstance(event, PromptReady):
+            self._account.ready(event)
+        elif isinstance(event, ChoiceDelta):
             self._text.append(event.text)
         elif isinstance(event, ChoiceFinished):
             self._status = "incomplete" if event.finish_reason == "length" else "completed"
         elif isinstance(event, RequestFinished):
-            self._usage = _usage(event.usage)
+            self._usage = {**_usage(event.usage), "kveik": self._account.json(event.usage)}
 
     def whole(self) -> Json:
         return self._response([self._message()])
 
     def frames(self, tagged: Tagged) -> bytes:
         event = tagged[1]
+        self.take(tagged)
         if isinstance(event, PromptReady):
             return self._opening()
-        self.take(tagged)
         if isinstance(event, ChoiceDelta) and event.text:
             return self._part("output_text.delta", delta=event.text, logprobs=[])
         if isinstance(event, RequestFinished):
@@ -175,5 +178,4 @@ def _usage(used: Usage) -> Json:
         "output_tokens": used.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used.prompt_tokens + used.completion_tokens,
-        "kveik": cache_report([used]),
     }

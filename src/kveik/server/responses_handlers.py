@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kveik.engine.request import SamplingParams
+from kveik.server.cache_report import Account
 from kveik.server.handlers import Work, generate, origin_of, read_body
 from kveik.server.jobs import Job, chat_request, check_model, preferences
 from kveik.server.responses_answers import ResponseAnswer
@@ -24,6 +25,6 @@ async def responses(service: Service, request: Request) -> Response:
     conversation = body.conversation()
     asked = body.retention(conversation)
     prepared = await chat_request(engine, conversation, asked, params, origin)
-    answer = ResponseAnswer(body, params)
+    answer = ResponseAnswer(body, params, Account(prepared, engine.tokenizer))
     work = Work(Job((prepared.request,), params), answer, "input", bool(body.stream))
     return await generate(service, serving, request, work)
