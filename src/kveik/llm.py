@@ -21,8 +21,9 @@ from kveik.cache.directive import Receipt
 from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
+from kveik.engine.explain import Explanation, explain
 from kveik.engine.manifest import read_manifest
-from kveik.engine.request import Event, Request, SamplingParams
+from kveik.engine.request import Event, PromptReady, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 from kveik.engine.warm import WarmProgress, WarmStart
 from kveik.engine.words import document_id, identifier
@@ -151,7 +152,7 @@ class LLM:
         else:
             request = self.request(prompt, sampling_params, cache)  # type: ignore[arg-type]
         collector = DeltaCollector()
-        return self._deltas(self.engine.submit(request, collector), collector)
+        return self._deltas(self.engine.submit(request, collector), collector, request)
 
     def score(
         self, texts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None
@@ -228,6 +229,21 @@ class LLM:
         receipt = self.engine.invalidate(wanted)
         self._settle()
         return receipt
+
+    def explain(
+        self, prompt: Prompt | Conversation, *, cache: CacheOptions | None = None
+    ) -> Explanation:
+        """How much of a prompt or conversation the cache would serve now, where that ends, the
+        cause and what to do about it. cache: whose (namespace, cache_salt, cached_content)."""
+        options = replace(cache or PLAIN_USE, write=False)  # leaves no trace of the text either
+        params = SamplingParams(max_tokens=0)
+        if is_conversation(prompt):
+            request = self.chat_request(prompt, params, options)  # type: ignore[arg-type]
+        else:
+            request = self.request(prompt, params, options)  # type: ignore[arg-type]
+        return self.engine.explain_prompt(
+            request.prompt_token_ids, request.namespace, request.salt, request.remembered
+        )
 
     def warm(self, manifest: str | os.PathLike[str]) -> WarmProgress:
         """Compute the prompts of a manifest (YAML or JSON, docs/MANAGED_CACHE.md) now. An entry
@@ -328,13 +344,33 @@ class LLM:
             if collector.error is not None:
                 ended.close()
                 raise collector.error
+        for collector in collectors:
+            collector.output.explanation = self._explanation(collector.request, collector.ready)
         return [collector.output for collector in collectors]
 
-    def _deltas(self, handle: int, collector: DeltaCollector) -> Iterator[StreamDelta]:
+    def _explanation(self, request: Request, ready: PromptReady | None) -> Explanation | None:
+        """Why not more of its prompt was cached when it was admitted, where it asked."""
+        if ready is None or ready.divergence is None:
+            return None
+        return explain(
+            ready.divergence,
+            request.prompt_token_ids,
+            self.engine.tokenizer,
+            cached_tokens=ready.cached_tokens,
+            remembered=request.remembered,
+            block_size=self.engine.info.block_size,
+        )
+
+    def _deltas(
+        self, handle: int, collector: DeltaCollector, request: Request
+    ) -> Iterator[StreamDelta]:
         try:
             while not collector.ended:
                 self._step()
-                yield from collector.take()
+                for delta in collector.take():
+                    if delta.usage is not None:
+                        delta.explanation = self._explanation(request, collector.ready)
+                    yield delta
             if collector.error is not None:
                 raise collector.error
         finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from kveik.engine.explain import Explanation
 from kveik.engine.plan import TokenLogprobs
 from kveik.engine.request import (
     ChoiceDelta,
@@ -64,7 +65,9 @@ class RequestMetrics:
 @dataclass(slots=True)
 class RequestOutput:
     """One prompt and its choices. num_cached_tokens: prompt tokens that the KV cache served;
-    cache_miss: why not more of them. prompt_logprobs: one per prompt token, the first None."""
+    cache_miss: why not more of them; explanation: the same with texts, cause and advice, where
+    asked for. usage.computed_prompt_tokens were computed; usage.savings is what the cache saved.
+    prompt_logprobs: one per prompt token, the first None."""
 
     request_id: str
     prompt: str | None
@@ -75,6 +78,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     cache_miss: MissReason | None = None
     usage: Usage | None = None
+    explanation: Explanation | None = None
     metrics: RequestMetrics | None = None
 
 
@@ -90,7 +94,7 @@ class ScoreOutput:
 @dataclass(slots=True)
 class StreamDelta:
     """New text of one choice. The last delta of a choice has its finish_reason; the last one of the
-    request has `usage` (cached tokens among it)."""
+    request has `usage` (cached tokens among it) and, where asked for, the explanation."""
 
     index: int
     text: str
@@ -98,6 +102,7 @@ class StreamDelta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
+    explanation: Explanation | None = None
 
 
 class OutputCollector:
@@ -107,6 +112,8 @@ class OutputCollector:
         self, request: Request, token_text: Callable[[int], str], clock: Callable[[], float]
     ) -> None:
         params = request.params
+        self.request = request
+        self.ready: PromptReady | None = None
         self.output = RequestOutput(
             request.request_id, request.prompt, list(request.prompt_token_ids)
         )
@@ -130,6 +137,7 @@ class OutputCollector:
                 self.output.outputs[choice].finish_reason = finish_reason
                 self.output.outputs[choice].stop_reason = stop_reason
             case PromptReady():
+                self.ready = event
                 self._prompt_ready(event)
             case RequestFailed(error):
                 self._end(None, error)
@@ -181,6 +189,7 @@ class DeltaCollector:
     def __init__(self) -> None:
         self.ended = False
         self.error: KveikError | None = None
+        self.ready: PromptReady | None = None
         self._deltas: list[StreamDelta] = []
 
     def take(self) -> list[StreamDelta]:
@@ -195,7 +204,7 @@ class DeltaCollector:
                 last = self._last_of(choice)
                 last.finish_reason, last.stop_reason = finish_reason, stop_reason
             case PromptReady():
-                pass
+                self.ready = event
             case RequestFailed(error):
                 self.error, self.ended = error, True
             case _:

@@ -44,7 +44,7 @@ def prompt_request(
         salt=cache.salt(),
         remember=cache.may_be_remembered(),
     )
-    return _request(encoded.token_ids, params, cache, content)
+    return _request(encoded.token_ids, params, cache, content, remembered=encoded.remembered)
 
 
 def chat_request(
@@ -64,7 +64,7 @@ def chat_request(
         salt=cache.salt(),
         remember=cache.may_be_remembered(),
     )
-    return _request(encoded.token_ids, params, cache, text)
+    return _request(encoded.token_ids, params, cache, text, remembered=encoded.remembered)
 
 
 def _content(prompt: Prompt) -> str | tuple[int, ...]:
@@ -104,6 +104,7 @@ def _request(
     cache: CacheOptions,
     text: str | None = None,
     documents: Sequence[DocumentSpan] = (),
+    remembered: int = 0,
 ) -> Request:
     return Request(
         ids,
@@ -113,4 +114,5 @@ def _request(
         directive=cache.directive(documents),
         salt=cache.salt(),
         explain=cache.explain,
+        remembered=remembered,
     )

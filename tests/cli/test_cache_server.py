@@ -89,3 +89,17 @@ def test_a_manifest_of_what_is_hot_warms_again(warmed: Run, tmp_path: Path) -> N
     rows = json.loads(warmed("warm", str(file), "--json")[1])["entries"]
     assert rows
     assert all(row["cached"] >= row["tokens"] - 8 for row in rows)
+
+
+def test_what_is_invalidated_is_explained_as_such(warmed: Run) -> None:
+    def hit_tokens() -> int:
+        told = json.loads(warmed("explain", TEXT, "--json")[1])
+        return int(told["hit_tokens"]["by_level"]["states"])
+
+    assert hit_tokens() > 40
+    receipt = json.loads(warmed("invalidate", "--tag", "plain", "--json")[1])
+    assert receipt["blocks"] + receipt["deferred"] > 0
+    assert hit_tokens() <= 1
+    code, out, _ = warmed("explain", TEXT)
+    assert code == 0
+    assert "invalidated" in out

@@ -293,6 +293,60 @@ def test_nonsense_is_refused_before_anything_is_computed(llm: LLM) -> None:
     assert llm.cache.stats().queried_tokens == 0
 
 
+# ---- explanations
+
+
+def test_explain_says_where_and_why_and_leaves_no_trace(llm: LLM) -> None:
+    assert llm.explain(TEXT).reason == "new"
+    assert llm.explain(TEXT).reason == "new"
+    assert llm.engine.token_memory.size == 0
+    llm.generate(TEXT * 3 + "It is 12:03 now.", PARAMS)
+    told = llm.explain(TEXT * 3 + "It is 12:04 now.")
+    hits = dict(told.levels)
+    assert told.reason == "diverged"
+    assert hits["states"] > 100
+    assert told.advice
+    assert dict(llm.explain(TEXT * 3 + "It is 12:03 now.").levels)["tokens"] > 100
+    assert llm.explain([{"role": "user", "content": TEXT}]).prompt_tokens > 40
+    assert llm.explain(TEXT * 3, cache=CacheOptions(namespace="north")).reason == "new"
+    llm.caches.create("faq", prompt="Something else. ")
+    assert llm.explain("And", cache=CacheOptions(cached_content="faq")).position > 3
+
+
+def test_an_output_explains_itself_where_asked(llm: LLM) -> None:
+    llm.generate(TEXT, PARAMS)
+    other = TEXT[:60] + "of three weeks."
+    foreseen = llm.explain(other)
+    asked = llm.generate(other, PARAMS, cache=CacheOptions(write=False, explain=True))[0]
+    assert asked.explanation is not None
+    assert asked.explanation.reason == "diverged"
+    assert asked.explanation.cause == foreseen.cause
+    assert dict(asked.explanation.levels)["states"] == asked.num_cached_tokens
+    assert llm.generate(other, PARAMS)[0].explanation is None
+
+
+def test_a_stream_explains_itself_at_its_end(llm: LLM) -> None:
+    llm.generate(TEXT, PARAMS)
+    *before, last = llm.stream(TEXT + "And?", PARAMS, cache=CacheOptions(explain=True))
+    assert last.explanation is not None
+    assert dict(last.explanation.levels)["states"] > 40
+    assert all(delta.explanation is None for delta in before)
+    *_, last = llm.stream(TEXT + "And?", PARAMS)
+    assert last.explanation is None
+
+
+def test_an_output_says_what_the_cache_saved(llm: LLM) -> None:
+    cold = llm.generate(TEXT, PARAMS)[0].usage
+    warm = llm.generate(TEXT, PARAMS)[0].usage
+    assert cold is not None
+    assert warm is not None
+    assert warm.savings is not None
+    assert cold.computed_prompt_tokens == cold.prompt_tokens
+    assert warm.computed_prompt_tokens == 1
+    assert warm.savings.flops > 0
+    assert warm.savings.old_old > 0
+
+
 # ---- the whole
 
 

@@ -107,7 +107,7 @@ class Request:
     what becomes of the blocks it computes. background: computed when nobody else needs the step.
     messages: the conversation that the prompt renders; it enters the history of the directive's
     session, with the answer, when the request finishes. explain: PromptReady brings the
-    divergence."""
+    divergence. remembered: token ids of the prompt that did not have to be encoded."""
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
@@ -120,6 +120,7 @@ class Request:
     reuse: bool = True  # False: nothing is taken from the cache
     background: bool = False
     explain: bool = False
+    remembered: int = 0
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
 
