@@ -309,6 +309,24 @@ def test_the_cache_is_shared_with_chat_completions(sea: Sea) -> None:
     assert chat.usage.prompt_tokens_details.cached_tokens == chat.usage.prompt_tokens - 1
 
 
+def test_in_a_chat_the_longest_lifetime_behind_holds(sea: Sea) -> None:
+    """OpenAI's API has no order of lifetimes: what lies before several lives as long as the last
+    of them that matters."""
+    parts: list[Any] = [block(HANDBOOK, FIVE_MINUTES), block(CHAPTER, AN_HOUR)]
+    asked: dict[str, Any] = {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": parts}, *question("Why?")],
+        "max_tokens": 4,
+    }
+    with sea.server.openai("alice") as client:
+        client.chat.completions.create(**asked)
+        sea.clock.now += 301
+        usage = client.chat.completions.create(**asked).usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+
+
 def test_a_stream_tells_the_same_figures(sea: Sea) -> None:
     system = [block(HANDBOOK, AN_HOUR), block(CHAPTER, FIVE_MINUTES)]
     asked: dict[str, Any] = {

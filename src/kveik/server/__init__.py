@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's API over the engine.
+"""The HTTP door: OpenAI's and Anthropic's APIs over the engine.
 
     table of routes (routes) -> gate: ids, limits, Host, keys, errors, log (gate)
         -> handlers: body -> record (json_body, protocol) -> job (jobs) -> bridge -> engine
