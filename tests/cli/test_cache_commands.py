@@ -203,8 +203,15 @@ def test_rm_tells_what_went(server: Server, cache: Run) -> None:
     server.answers["DELETE", "/v1/caches/faq"] = RECEIPT
     code, out, _ = cache("rm", "faq")
     assert code == 0
-    for figure in ("faq: 1,200 blocks", "19,200 tokens", "4,096 bytes of memory", "7 more blocks"):
+    for figure in (
+        "faq: 1,200 blocks",
+        "19,200 tokens",
+        "4,096 bytes of memory",
+        "7 blocks in the next steps",
+    ):
         assert figure in out
+    server.answers["DELETE", "/v1/caches/one"] = RECEIPT | {"blocks": 1, "tokens": 1, "deferred": 0}
+    assert cache("rm", "one")[1] == "one: 1 block, 1 token, 4,096 bytes of memory\n"
     code, out, err = cache("rm", "faq", "nothing")
     assert (code, out.count("\n"), err.count("\n")) == (1, 1, 1)
 

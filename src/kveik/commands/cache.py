@@ -290,10 +290,13 @@ def _held_by(row: Json) -> str:
 
 def _receipt(receipt: Json) -> str:
     tiers = ", ".join(f"{_line(size)} bytes of {tier}" for tier, size in receipt["bytes"].items())
-    later = (
-        f", {receipt['deferred']:,} more blocks in the next steps" if receipt["deferred"] else ""
-    )
-    return f"{receipt['blocks']:,} blocks, {receipt['tokens']:,} tokens, {tiers}{later}"
+    blocks, tokens = _count(receipt["blocks"], "block"), _count(receipt["tokens"], "token")
+    later = f", {_count(receipt['deferred'], 'block')} in the next steps"
+    return f"{blocks}, {tokens}, {tiers}" + (later if receipt["deferred"] else "")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _explanation(answer: Json) -> list[str]:
@@ -301,7 +304,7 @@ def _explanation(answer: Json) -> list[str]:
     hits = answer["hit_tokens"]["by_level"]
     lines = [
         f"{hits['states']:,} of {answer['prompt_tokens']:,} prompt tokens would come from the "
-        f"cache ({answer['blocks_shared']:,} blocks)",
+        f"cache ({_count(answer['blocks_shared'], 'block')})",
         f"from token {answer['position']:,} on not: {answer['reason']}",
     ]
     for label, name in (("cached", "cached"), ("here", "wanted")):
