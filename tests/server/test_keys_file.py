@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cache_server import cache_server, fresh
 from server_harness import MODEL, Brake, RunningServer, running, until
 
 from kveik.config import ServerConfig
 from kveik.engine.engine import Engine
 from kveik.errors import ConfigError
-from kveik.server.auth import KeyRing, tenant_namespace
-from kveik.server.keys_file import Tenant, read_keys_file
+from kveik.server.auth import KeyRing
+from kveik.server.keys_file import Tenant, read_keys_file, tenant_namespace
 from kveik.server.run import refuse_open_door
 
 ADA, ADA_NEW, BO, ADMIN = "ada-key-canary", "ada-new-canary", "bo-key-canary", "admin-key-canary"
 ENTRIES: list[dict[str, Any]] = [
-    {"name": "ada", "key": ADA, "reserved": "1MiB", "maximum": 4_000_000},
+    {"name": "ada", "key": ADA, "reserved": "64KiB", "maximum": 4_000_000},
     {"name": "bo", "key": BO},
     {"name": "ops", "key": ADMIN, "admin": True},
 ]
@@ -46,12 +47,12 @@ def tenants(server_engine: Engine, tmp_path: Path) -> Iterator[tuple[RunningServ
 def test_json_and_toml_say_the_same(tmp_path: Path) -> None:
     toml = tmp_path / "keys.toml"
     toml.write_text(
-        f'[[keys]]\nname = "ada"\nkey = "{ADA}"\nreserved = "1MiB"\nmaximum = 4000000\n'
+        f'[[keys]]\nname = "ada"\nkey = "{ADA}"\nreserved = "64KiB"\nmaximum = 4000000\n'
         f'[[keys]]\nname = "bo"\nkey = "{BO}"\n'
         f'[[keys]]\nname = "ops"\nkey = "{ADMIN}"\nadmin = true\n'
     )
     assert read_keys_file(toml) == read_keys_file(write(tmp_path / "keys.json", ENTRIES))
-    assert read_keys_file(toml)[0] == Tenant("ada", ADA, False, 2**20, 4_000_000)
+    assert read_keys_file(toml)[0] == Tenant("ada", ADA, False, 2**16, 4_000_000)
 
 
 @pytest.mark.parametrize(
@@ -159,3 +160,47 @@ def test_a_namespace_follows_from_the_name_and_does_not_show_it() -> None:
     assert "canary" not in caller.namespace
     assert ring.name_of(caller.namespace) == "ada-canary"
     assert not caller.operator
+
+
+def test_shares_are_set_at_the_start_and_again(
+    tenants: tuple[RunningServer, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    server, path = tenants
+
+    def reserved(name: str) -> int:
+        return server.engine.cache_usage(tenant_namespace(name))[2]
+
+    assert reserved("ada") >= 2**16
+    assert reserved("bo") == 0
+    write(path, [ENTRIES[0], {**ENTRIES[1], "reserved": "128KiB"}, ENTRIES[2]])
+    server.service.reload_keys()
+    assert reserved("bo") >= 2**17
+    write(path, [{"name": "cy", "key": "cy-key", "reserved": "1TiB"}])  # more than the pool
+    with caplog.at_level(logging.ERROR, logger="kveik.server"):
+        server.service.reload_keys()
+    assert "the keys stay as they were" in caplog.text
+    assert reserved("bo") >= 2**17
+    with server.http() as http:
+        assert http.get("/v1/models", headers=bearer(ADA)).status_code == 200
+
+
+def test_reserved_and_maximum_decide_who_is_evicted(
+    tiny_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A tenant that floods: its maximum drops its own blocks, a reserve keeps the other's."""
+    for shares, stays in (({"reserved": "96KiB"}, True), ({}, False)):
+        entries = [{**ENTRIES[1], **shares}, {"name": "ops", "key": ADMIN, "admin": True}]
+        path = write(tmp_path / "shares.json", [*entries, {"name": "flood", "key": ADA}])
+        config = ServerConfig(port=0, keys_file=str(path))
+        with cache_server(tiny_folder(), config, kv_memory=2**18) as small:
+            kept = fresh(20)
+            small.cached(kept, BO)
+            for _ in range(12):
+                small.cached(fresh(20), ADA)
+            assert (small.peek(kept, BO) > 16) is stays
+    path = write(tmp_path / "shares.json", [{**ENTRIES[1], "maximum": "16KiB"}, *entries[1:]])
+    with cache_server(tiny_folder(), ServerConfig(port=0, keys_file=str(path))) as roomy:
+        text = fresh(60)
+        roomy.cached(text, BO)
+        size = roomy.usage(text, BO)["prompt_tokens"]
+        assert roomy.peek(text, BO) < size // 2

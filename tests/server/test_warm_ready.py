@@ -12,8 +12,8 @@ from server_harness import MODEL, Brake, running, tiny_engine, until
 from kveik.config import ServerConfig
 from kveik.engine.manifest import read_manifest
 from kveik.errors import ConfigError
-from kveik.server.auth import KeyRing, tenant_namespace
-from kveik.server.keys_file import Tenant
+from kveik.server.auth import KeyRing
+from kveik.server.keys_file import Tenant, tenant_namespace
 from kveik.server.run import read_warm_manifest
 from kveik.server.service import Service
 

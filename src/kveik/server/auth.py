@@ -14,7 +14,7 @@ from hashlib import blake2b, sha256
 
 from kveik.cache.directive import PUBLIC
 from kveik.errors import ConfigError, NotFound, PermissionDenied, Unauthorized
-from kveik.server.keys_file import PUBLIC_NAME, Tenant
+from kveik.server.keys_file import PUBLIC_NAME, Tenant, tenant_namespace
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -134,10 +134,6 @@ class KeyRing:
         return namespaces.pop()
 
 
-def tenant_namespace(name: str) -> str:
-    return _hexdigest(name, b"kveik-tenant")
-
-
 def _given_key(headers: Headers) -> bytes:
     """The key sent, b"" if there is none or the headers contradict each other."""
     keys: set[bytes] = set()
@@ -155,8 +151,4 @@ def _digest(key: str | bytes) -> bytes:
 
 
 def _namespace(key: str) -> str:
-    return _hexdigest(key, b"kveik-namespace")
-
-
-def _hexdigest(text: str, person: bytes) -> str:
-    return blake2b(text.encode(), digest_size=16, person=person).hexdigest()
+    return blake2b(key.encode(), digest_size=16, person=b"kveik-namespace").hexdigest()

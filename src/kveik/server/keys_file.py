@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,6 +52,19 @@ def read_keys_file(path: str | Path) -> tuple[Tenant, ...]:
     tenants = tuple(_tenant(entry, f"{path}: keys[{n}]") for n, entry in enumerate(entries))
     _check_together(tenants, path)
     return tenants
+
+
+def tenant_namespace(name: str) -> str:
+    return blake2b(name.encode(), digest_size=16, person=b"kveik-tenant").hexdigest()
+
+
+def shares_of(tenants: Iterable[Tenant]) -> dict[str, tuple[int, int | None]]:
+    """namespace -> (reserved, maximum) of the tenants that have a share of their own."""
+    return {
+        tenant_namespace(one.name): (one.reserved, one.maximum)
+        for one in tenants
+        if one.reserved or one.maximum is not None
+    }
 
 
 def _entries(path: Path) -> Sequence[object]:

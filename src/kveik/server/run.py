@@ -108,26 +108,35 @@ async def _serve(
 ) -> None:
     server = HttpServer(service)
     if service.config.keys_file is not None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, service.reload_keys)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(
+            signal.SIGHUP, lambda: loop.run_in_executor(None, service.reload_keys)
+        )
     outcome: list[Engine | Exception] = []
 
     def loaded(result: Engine | Exception) -> None:
-        outcome.append(result)
-        if isinstance(result, Engine):
+        try:
+            if isinstance(result, Exception):
+                raise result
+            outcome.append(result)
             result.start()
             service.ready(result)
-            out.write(greeting(result.info, service.config, listener.getsockname()))
-            out.flush()
             if manifest is not None:
                 service.start_warming(manifest)
-        else:
+        except Exception as error:
+            outcome.append(error)
             server.should_exit = True
+            return
+        out.write(greeting(result.info, service.config, listener.getsockname()))
+        out.flush()
 
     await server.run_until_stopped(listener, lambda: _load(engine_config, loaded))
     for result in outcome:
-        if not isinstance(result, Engine):
+        if isinstance(result, Engine):
+            await asyncio.to_thread(result.stop)
+    for result in outcome:
+        if isinstance(result, Exception):
             raise result
-        await asyncio.to_thread(result.stop)
 
 
 def _load(config: EngineConfig, done: Callable[[Engine | Exception], None]) -> None:

@@ -19,7 +19,7 @@ from kveik.engine.warm import WarmStart
 from kveik.errors import ConfigError, Unavailable
 from kveik.server.auth import KeyRing
 from kveik.server.bridge import Bridge
-from kveik.server.keys_file import Tenant, read_keys_file
+from kveik.server.keys_file import Tenant, read_keys_file, shares_of
 from kveik.server.metrics import Metrics
 
 _log = logging.getLogger("kveik.server")
@@ -64,7 +64,10 @@ class Service:
         return self._serving
 
     def ready(self, engine: Engine) -> None:
-        """The engine is loaded and runs on its own thread. Call on the event loop."""
+        """The engine is loaded and runs on its own thread. Call on the event loop.
+
+        Raises ConfigError where the shares of the keys file do not fit the pool."""
+        engine.set_shares(shares_of(self.tenants))
         self._serving = Serving(engine, Bridge(engine, self.metrics))
         self.metrics.watch(engine)
         if self.phase == "loading":
@@ -76,12 +79,15 @@ class Service:
         self.warm.start()
 
     def reload_keys(self) -> None:
-        """Read the keys file again. A broken one changes nothing and is told in one log line;
-        requests that run go on, whatever became of their key."""
+        """Read the keys file again, on any thread. A broken one changes nothing and is told in one
+        log line; requests that run go on, whatever became of their key."""
         if self.config.keys_file is None:
             return
         try:
             tenants = read_keys_file(self.config.keys_file)
+            KeyRing(self.config.api_keys, self.config.admin_keys, tenants)
+            if self._serving is not None:
+                self._serving.engine.set_shares(shares_of(tenants))
             self.keys.replace(tenants)
         except ConfigError as error:
             _log.error("the keys stay as they were: %s", error.message)
