@@ -185,6 +185,32 @@ def test_an_invalidation_wakes_an_idle_engine(monkeypatch: pytest.MonkeyPatch) -
     watched.engine.check()
 
 
+def test_what_happens_while_it_falls_asleep_is_not_slept_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The verb comes between the look at the deadlines and the sleep."""
+    watched = Watched(monkeypatch)
+    watched.ask(prompt(40, 100), directive=Directive(tags=("news",)))
+    engine, look = watched.engine, watched.engine._idle_seconds
+
+    def interrupted() -> float:
+        seconds = look()
+        engine.invalidate(Selector(tag="news"))
+        return seconds
+
+    monkeypatch.setattr(engine, "_idle_seconds", interrupted)
+    watched.ask(prompt(40))
+    assert watched.erased.wait(20)
+    engine.stop()
+
+
+def test_an_engine_with_more_to_free_is_not_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = toy_engine()
+    left = [True, False]
+    monkeypatch.setattr(engine._cache, "tick", lambda now, budget=128: left.pop(0))
+    assert [engine.step(), engine.step()] == [True, False]
+
+
 def test_an_ended_session_wakes_an_idle_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch)
     watched.ask(prompt(40, 100), directive=Directive(session="s"))

@@ -132,6 +132,24 @@ def test_a_prompt_that_was_seen_before_is_reported_as_cached() -> None:
     assert engine.explain([*range(40), 77, 78]).cached_tokens == 0
 
 
+def test_a_request_that_asks_is_told_where_it_left_the_cache() -> None:
+    engine = toy_engine()
+    submit(engine, range(40))
+    drain(engine)
+    for asked in (False, True):
+        sink = Collected()
+        ids = (*range(20), 200, 201)
+        engine.submit(Request(ids, SamplingParams(max_tokens=1), explain=asked), sink)
+        drain(engine)
+        found = sink.events[0].divergence
+        assert (found is not None) == asked
+        if found is not None:
+            assert (found.position, found.wanted[0], found.cached[0]) == (20, 200, 20)
+        engine.reset_cache()
+        submit(engine, range(40))
+        drain(engine)
+
+
 @pytest.mark.parametrize("budget", [16, 64])
 def test_prompt_log_probabilities_cover_every_prompt_token(budget: int) -> None:
     engine = toy_engine(max_num_batched_tokens=budget)

@@ -261,6 +261,30 @@ def test_the_answer_is_what_was_sent() -> None:
     assert engine.history.continued("", "s", ()) == (user("hello"), answer(text))
 
 
+VERBS: dict[str, Callable[[Engine], object]] = {
+    "end_session": lambda engine: engine.end_session("", "s"),
+    "invalidate": lambda engine: engine.invalidate(Selector(tag="news")),
+    "announce_document": lambda engine: engine.announce_document("", "d", "3"),
+    "reset_cache": lambda engine: engine.reset_cache(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_verbs_of_the_engine_take_the_history_along(verb: str) -> None:
+    engine = toy_engine()
+    directive = replace(LABELLED, documents=(DocumentSpan("d", "2", 0, 4),))
+    said = (user("hello" * 8),)
+    params = SamplingParams(max_tokens=3)
+    prompt = tuple(said[0]["content"].encode())
+    engine.submit(Request(prompt, params, directive=directive, messages=said), lambda event: None)
+    while engine.step():
+        pass
+    assert engine.history.continued("", "s", ())
+    VERBS[verb](engine)
+    with pytest.raises(Conflict):
+        engine.history.continued("", "s", ())
+
+
 def test_a_prompt_that_was_only_computed_is_no_turn() -> None:
     engine = toy_engine()
     submit(engine, (user("hello"),), max_tokens=0)

@@ -398,6 +398,15 @@ def test_invalidation_takes_the_names_that_come_under_it(shop: Shop, case: str) 
         assert shop.ask(PROMPT + "?").usage.cached_tokens == 0
 
 
+def test_a_new_version_takes_the_names_made_of_another(shop: Shop) -> None:
+    for name, version in (("old", "1"), ("new", "2")):
+        span = DocumentSpan("manual", version, 0, 16)
+        shop.create(name, prompt=f"{version}{PROMPT}", documents=(span,))
+    shop.engine.announce_document("", "manual", "2")
+    assert code_of(lambda: shop.named.get("", "old")) == "cache_not_found"
+    assert shop.named.get("", "new").status == "ready"
+
+
 # ---- namespaces and bounds
 
 

@@ -482,11 +482,8 @@ class NamedCaches:
     def _use(self, entry: _Entry, status: Status) -> None:
         entry.hits += 1
         entry.last_use = self._shop.wall()
-        spec, now = entry.spec, self._shop.clock()
         if status == "evicted":
             self._compute(entry, background=False)
-        elif status == "ready" and spec.ttl is not None and spec.ttl.clock == "last_use":
-            self._books.set_ttl(entry.namespace, spec.name, spec.ttl, now)
 
     def _status(self, entry: _Entry) -> Status:
         if entry.handle is not None:
