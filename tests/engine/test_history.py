@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from toy_model import ToyModel, toy_engine
 
-from kveik.cache.directive import Directive, DocumentSpan, Selector, Ttl
+from kveik.cache.directive import Directive, DocumentSpan, Selector, Ttl, TtlSpan
 from kveik.config import LIMITS, Limit
 from kveik.engine.engine import Engine
 from kveik.engine.history import Message, Sessions
@@ -202,6 +202,16 @@ def test_a_time_to_live_deletes_the_conversation(ttl: Ttl, ends: float) -> None:
     clock.now = ends
     history.tick()
     assert history.sizes()[0] == 0
+
+
+def test_the_time_to_live_of_a_part_ends_the_whole() -> None:
+    history, clock = sessions(idle=1000.0)
+    part = TtlSpan(0, 1, Ttl(50.0, "first_use", "delete"))
+    turn(history, user("a"), directive=replace(PLAIN, spans=(part,)))
+    clock.now = 49.0
+    assert known(history)
+    clock.now = 50.0
+    assert not known(history)
 
 
 # ---- bounds

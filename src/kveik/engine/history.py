@@ -48,9 +48,10 @@ class Turn:
     def deadline(self) -> float | None:
         """When the first part of it is to be deleted."""
         ends = [
-            (started if one.ttl.clock == "first_use" else self.used) + one.ttl.seconds
+            (started if ttl.clock == "first_use" else self.used) + ttl.seconds
             for one, started in zip(self.directives, self.started, strict=True)
-            if one.ttl is not None and one.ttl.mode == "delete"
+            for ttl in (one.ttl, *(span.ttl for span in one.spans))
+            if ttl is not None and ttl.mode == "delete"
         ]
         return min(ends, default=None)
 
