@@ -384,6 +384,24 @@ def test_a_new_version_of_a_document(sea: Sea) -> None:
     assert figures(sea.ask(system=system))[0] < 16
 
 
+def test_a_named_cache_comes_before_the_messages(sea: Sea) -> None:
+    body = {
+        "model": MODEL,
+        "name": "handbook",
+        "messages": [{"role": "system", "content": HANDBOOK}],
+        "wait": True,
+    }
+    with sea.server.http(headers={"x-api-key": "alice"}) as http:
+        assert http.post("/v1/caches", json=body).status_code in (200, 201)
+    named = sea.ask(cached_content="handbook", cache_control=FIVE_MINUTES)
+    read, written, rest = figures(named)
+    assert read >= sea.position(MARKED)
+    assert written > 0
+    plain = sea.ask("bob", system=HANDBOOK)
+    assert read + written + rest == sum(figures(plain))
+    assert named.content == plain.content
+
+
 def test_a_miss_is_explained(sea: Sea) -> None:
     sea.ask(system="The time is 10:31:07. " + HANDBOOK)
     later = sea.ask(system="The time is 10:31:09. " + HANDBOOK, kveik={"explain": True})
