@@ -145,6 +145,14 @@ def test_overlapping_added_tokens_are_cut_only_where_it_is_safe(
         assert ids[0] + ids[1] == whole
 
 
+def test_a_token_whose_beginning_another_one_may_take_is_no_cut(tmp_path: Path) -> None:
+    backend = vocabularies.byte_level(tmp_path)
+    backend.add_special_tokens([AddedToken(t, normalized=False) for t in ("<<", "<|a|>")])
+    text = ("the cat " * MIN_PIECE) + "<<|a|>b"
+    assert backend.token_to_id("<|a|>") not in backend.encode(text).ids  # "<<" was there first
+    assert list(Cuts(backend).pieces(text)) == [text]
+
+
 def test_the_property_can_fail() -> None:
     """Where a cut is not safe the ids do differ: the conditions are not idle."""
     backend = Backend.from_str('{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}')
