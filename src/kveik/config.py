@@ -219,7 +219,11 @@ SERVER_OPTIONS: tuple[Option, ...] = (
     Option("port", "integer", "Port to listen on"),
     Option("api_keys", "list", "Key that clients must send; repeatable", flag="api_key"),
     Option("admin_keys", "list", "Key for what concerns other keys; repeatable", flag="admin_key"),
-    Option("keys_file", "text", "Tenants with their keys and shares of the cache; see the README"),
+    Option(
+        "keys_file",
+        "text",
+        "Tenants with their keys and shares of the cache; see docs/MANAGED_CACHE.md",
+    ),
     Option("warm", "text", "Manifest (YAML or JSON) of prompts to compute in the background"),
     Option("cors_origins", "list", "Web origin that may call; repeatable", flag="cors_origin"),
     Option("max_body_bytes", "bytes", "Largest request body"),
