@@ -217,7 +217,7 @@ def test_a_whole_answer_that_nobody_reads_does_not_stay(tiny_folder: Callable[..
         slow.connect(("127.0.0.1", one.port))
         slow.sendall(request_bytes(PATH, long_body("slow", n=16, logprobs=5)))
         until(lambda: one.service.active == 1)
-        until(lambda: one.service.active == 0)
+        until(lambda: one.service.active == 0, 120)
         until(lambda: not one.server.server_state.connections)
     engine.stop()
 
