@@ -720,3 +720,26 @@ def test_counters_of_what_went_and_why() -> None:
     assert stats.block_ages.counts[1] == 1
     books.pass_through([*PROMPT, 2], now=206.0)
     assert books.stats().reuse_gaps.counts[1] == 1
+
+
+def test_a_name_that_expires_stops_the_lease_that_computes_it() -> None:
+    books = small()
+    lease = books.start(PROMPT, directive=Directive(name="faq", ttl=Ttl(60)), now=100.0)
+    books.commit(lease, PROMPT[:20], now=110.0)
+    books.sweep(161.0)
+    books.commit(lease, PROMPT, now=162.0)
+    books.end(lease, now=163.0)
+    assert books.cached([*PROMPT, 1]) == 0
+
+
+def test_room_is_made_by_the_sweep_where_only_it_can() -> None:
+    books = small(20, FULL)
+    books.invalidation.at_once = 0
+    books.pass_through(PROMPT[:20])
+    books.pass_through(PROMPT, directive=session("s"))
+    books.name("", "faq", PROMPT, pin=True)
+    books.unname("", "faq")  # its blocks still wait aside, as pinned ones
+    books.end(books.run(range(500, 540)))
+    lease = books.run(range(600, 640))
+    books.end(lease)
+    assert books.stats().evicted_blocks

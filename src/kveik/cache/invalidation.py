@@ -45,6 +45,7 @@ class Invalidation:
     ) -> None:
         self.retention, self.sweeper, self.restrictor = retention, sweeper, restrictor
         self.sessions, self.leases = sessions, leases
+        self.at_once = AT_ONCE
         self.tree, self.claims = retention.tree, retention.claims
         self._width = self.tree.block_size * WORD
 
@@ -59,7 +60,7 @@ class Invalidation:
         known to be concerned."""
         sweeper = self.sweeper
         if len(sweeper.jobs) > before.jobs:
-            sweeper.advance(AT_ONCE)
+            sweeper.advance(self.at_once)
         freed = sweeper.freed()
         left = len(sweeper.jobs) > before.jobs
         deferred = max(marked - (freed.nodes - before.nodes), 1) if left else 0
@@ -151,7 +152,7 @@ class Invalidation:
         ghosts, tree = self.sweeper.ghosts, self.tree
         if ghosts.capacity:
             above = tree.digest(root)
-            for _, node in zip(range(AT_ONCE), tree.each_child(root), strict=False):
+            for _, node in zip(range(self.at_once), tree.each_child(root), strict=False):
                 ghosts.remember(tree.digest_below(above, tree.chunk(node)), "invalidated")
 
     def _bury_tops(self, conditions: Conditions) -> bool:
@@ -159,10 +160,10 @@ class Invalidation:
         tops: list[int] = []
         for start, rest in self._starts(conditions):
             tree = self.tree
-            if tree.children[start] > AT_ONCE:
+            if tree.children[start] > self.at_once:
                 return False
             tops += [node for node in tree.each_child(start) if tree.chunk(node).startswith(rest)]
-        if len(tops) > AT_ONCE:
+        if len(tops) > self.at_once:
             return False
         for node in tops:
             self.sweeper.bury(node, "invalidated")

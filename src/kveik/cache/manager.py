@@ -119,7 +119,9 @@ class CacheManager:
         self.sweeper = Sweeper(
             self.retention, self.reclaim, self.ghosts, self.groups, self._cut_leases
         )
-        self.names = Names(self.retention, self.sweeper, int(min(num_blocks) * pin_share))
+        self.names = Names(
+            self.retention, self.sweeper, int(min(num_blocks) * pin_share), self._stop_leases
+        )
         self.table = SessionTable(session_idle)
         self.invalidation = Invalidation(
             self.retention, self.sweeper, self.restrictor, self.table, self.leases
@@ -1001,6 +1003,12 @@ class CacheManager:
         """Cached blocks, the hottest first (of one namespace); looks at a bounded number."""
         self._at(now)
         return Listing(self.retention, self.names, self.leases).views(namespace, top, with_path)
+
+    def _stop_leases(self, label: Label) -> None:
+        """Leases that would write this label publish nothing more."""
+        for lease in self.leases:
+            if label in lease.labels:
+                self.restrictor.detach(lease)
 
     def _cut_leases(self, node: int) -> None:
         for lease in self.leases:

@@ -7,7 +7,7 @@ a budget, a share of the pool. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -36,10 +36,14 @@ class Name:
 
 
 class Names:
-    """budget: blocks (of every group) that may be pinned."""
+    """budget: blocks (of every group) that may be pinned. stop: called with a label that ended, for
+    the leases that would still write it."""
 
-    def __init__(self, retention: Retention, sweeper: Sweeper, budget: int) -> None:
+    def __init__(
+        self, retention: Retention, sweeper: Sweeper, budget: int, stop: Callable[[Label], None]
+    ) -> None:
         self.retention, self.sweeper, self.budget = retention, sweeper, budget
+        self._stop = stop
         self.claims = retention.claims
         self._names: dict[Label, Name] = {}
         self._heap: list[tuple[float, int, Name]] = []
@@ -112,6 +116,7 @@ class Names:
                     self.forget(entry.label)
                     sets = list(entry.label.sets)
                     self.claims.kill(entry.label, "expired")
+                    self._stop(entry.label)
                     self.sweeper.add(Drain(sets))
                 else:
                     self._demote(entry, over=True)
@@ -168,7 +173,11 @@ class Names:
         label.pins = pinned
         for of in label.sets:
             self.claims.note_pin(of)
-        self.sweeper.add(Arrange(label.sets))
+            if pinned:  # at once, so that nobody counts on evicting what lies above a pinned block
+                for node in self.claims.nodes(of):
+                    self.retention.arrange(node)
+        if not pinned:
+            self.sweeper.add(Arrange(label.sets))
 
     def set_tags(self, namespace: str, name: str, tags: tuple[str, ...]) -> None:
         """What the name alone holds carries these tags instead; what others hold too, besides."""

@@ -17,7 +17,8 @@ from kveik.cache.prefix import GhostRing, PrefixTree
 class Reclaimer:
     """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far. victim:
     whose block goes for the need of an account (see Shares); must_erase, erase: is the block of a
-    node to be overwritten, and who is told (see Sweeper)."""
+    node to be overwritten, and who is told; lose, finish: what the sweep does about a node that is
+    evicted, and when nothing else can be (see Sweeper)."""
 
     def __init__(
         self,
@@ -37,6 +38,8 @@ class Reclaimer:
         self.victim: Callable[[int, int], int] = lambda group, account: 0
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
+        self.lose: Callable[[int], None] = lambda node: None
+        self.finish: Callable[[], bool] = lambda: False
         self._range = range(len(pools))
         self._full = tuple(g for g, back in enumerate(reach) if not back)
 
@@ -51,7 +54,15 @@ class Reclaimer:
         idle = self.idle[group]
         while len(free) < count:
             block = idle.first(now, self.victim(group, account))
-            boundary = self._evict(group, block if block >= 0 else self._any(group, now), boundary)
+            if block < 0:
+                # What could go may wait for children that are deleted, or pinned no more, but not
+                # swept.
+                self._remember(boundary)
+                boundary = None
+                if self.finish():
+                    continue
+                block = self._any(group, now)
+            boundary = self._evict(group, block, boundary)
         self._remember(boundary)
 
     def trim(self, group: int, count: int, now: float, account: int) -> None:
@@ -124,6 +135,8 @@ class Reclaimer:
             if self.tree.payload[g][node] >= 0:
                 self.free_payload(g, node)
                 count += 1
+        if self.tree.pins[node]:
+            self.lose(node)
         self.prune(node)
         return count
 

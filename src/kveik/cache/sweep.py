@@ -48,7 +48,7 @@ class Job(Protocol):
         """The nodes on which it holds a pin, each as often as it does."""
 
     def lose(self, node: int, tree: PrefixTree) -> None:
-        """A node that it may have pinned is freed."""
+        """Take back its pins on a node that goes."""
 
 
 class Sweeper:
@@ -74,6 +74,7 @@ class Sweeper:
         self._doomed: set[tuple[int, int]] = set()  # overwritten when their readers let them go
         reclaim.must_erase = self._must_erase
         reclaim.erase = self.erase
+        reclaim.lose, reclaim.finish = self.lose, self.finish
 
     # --- work
 
@@ -152,8 +153,19 @@ class Sweeper:
         """The node goes: leases publish behind it no more, jobs go on elsewhere."""
         if self.tree.pins[node]:
             self.detach(node)
-            for job in self.jobs:
-                job.lose(node, self.tree)
+            self.lose(node)
+
+    def lose(self, node: int) -> None:
+        """No job keeps its place at this node any more."""
+        for job in self.jobs:
+            job.lose(node, self.tree)
+
+    def finish(self) -> bool:
+        """Do all that is left, because room is needed that it will make. False: nothing was."""
+        waiting = bool(self.jobs)
+        while self.jobs:
+            self.advance(1000)
+        return waiting
 
     # --- erasure
 
@@ -232,6 +244,7 @@ class Burial:
 
     def lose(self, node: int, tree: PrefixTree) -> None:
         if node == self._place != self._grave:
+            tree.pins[node] -= 1
             self._place = self._grave
             tree.pins[self._grave] += 1
 
@@ -326,9 +339,12 @@ class Carrying:
 
     def lose(self, node: int, tree: PrefixTree) -> None:
         if self._place == node:
+            tree.pins[node] -= 1
             self._place = -1  # begins again at its start
         if node in self._starts:
-            if node == self._starts[-1]:
+            tree.pins[node] -= 1
+            if node == self._starts[-1] and self._place >= 0:
+                tree.pins[self._place] -= 1
                 self._place = -1
             self._starts.remove(node)
 
