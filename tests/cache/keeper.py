@@ -132,11 +132,7 @@ class Keeper:
     ) -> None:
         """Exactly what dies, and what hangs below it, is out of reach now."""
         dead = [path for path, facts in before.items() if dies(path, facts) or self.late(facts)]
-        gone = {
-            path
-            for path in before
-            if any(path[0] == top[0] and path[1][: len(top[1])] == top[1] for top in dead)
-        }
+        gone = {path for path in before if any(self.hangs(path, top) for top in dead)}
         self.deaths += len(gone)
         after = self.reachable()
         assert not gone & after.keys(), "what was deleted is found"
@@ -145,6 +141,11 @@ class Keeper:
         for path in gone:
             self.owed.update(before[path].blocks)
         self.proof()
+
+    def hangs(self, path: Path, top: Path) -> bool:
+        """Is it that block, or below it? Nothing hangs below a partial tail."""
+        whole = len(top[1]) % self.size == 0
+        return path == top or (whole and path[0] == top[0] and path[1][: len(top[1])] == top[1])
 
     def late(self, facts: Facts) -> bool:
         return facts.delete_at <= self.now and not facts.put_off
@@ -274,7 +275,7 @@ class Keeper:
         lost = {path for path in before.keys() - after.keys() if not self.late(before[path])}
         late = [path for path, facts in before.items() if self.late(facts)]
         for path in lost - tails:
-            below = any(path[0] == top[0] and path[1][: len(top[1])] == top[1] for top in late)
+            below = any(self.hangs(path, top) for top in late)
             assert may_lose or below, "lost without need"
         self.proof()
 

