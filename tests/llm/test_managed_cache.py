@@ -297,8 +297,8 @@ def test_nonsense_is_refused_before_anything_is_computed(llm: LLM) -> None:
 
 
 def test_explain_says_where_and_why_and_leaves_no_trace(llm: LLM) -> None:
-    assert llm.explain(TEXT).reason == "new"
-    assert llm.explain(TEXT).reason == "new"
+    assert llm.explain(TEXT * 5).reason == "new"
+    assert llm.explain(TEXT * 5).reason == "new"
     assert llm.engine.token_memory.size == 0
     llm.generate(TEXT * 3 + "It is 12:03 now.", PARAMS)
     told = llm.explain(TEXT * 3 + "It is 12:04 now.")
@@ -327,9 +327,11 @@ def test_an_output_explains_itself_where_asked(llm: LLM) -> None:
 
 def test_a_stream_explains_itself_at_its_end(llm: LLM) -> None:
     llm.generate(TEXT, PARAMS)
-    *before, last = llm.stream(TEXT + "And?", PARAMS, cache=CacheOptions(explain=True))
+    llm.generate(TEXT * 4, PARAMS)
+    *before, last = llm.stream(TEXT * 4, PARAMS, cache=CacheOptions(explain=True))
     assert last.explanation is not None
     assert dict(last.explanation.levels)["states"] > 40
+    assert dict(last.explanation.levels)["tokens"] > 40
     assert all(delta.explanation is None for delta in before)
     *_, last = llm.stream(TEXT + "And?", PARAMS)
     assert last.explanation is None
