@@ -5,9 +5,10 @@ the samples of an unbroken one.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 
@@ -98,7 +99,12 @@ def build_corpus(texts: Sequence[str], tokenizer: Tokenizer) -> Corpus:
         wrapped=_encode_texts(train, tokenizer),
         flowing=_encode_texts([flowing(text) for text in train], tokenizer),
         validation=_encode_texts(validation, tokenizer),
-        paragraphs=tuple(part for text in train for part in find_paragraphs(text)),
+        paragraphs=tuple(
+            part
+            for text in train
+            for view in (text, flowing(text))
+            for part in find_paragraphs(view)
+        ),
         dialogues=tuple(tuple(run) for text in train for run in find_dialogues(text)),
         pool=pool,
         measured_pool=measured_pool,
@@ -188,15 +194,17 @@ class Sampler:
         return np.array(ids[:length]), np.array(weights[:length], dtype=np.float32)
 
     def _encode(self, pieces: Sequence[Piece], length: int) -> tuple[Tokens, Weights]:
-        """Pieces as one row; a row that the pieces leave short is filled without weight."""
-        encodings = self.corpus.tokenizer.encode_batch(
-            [piece.text for piece in pieces], add_special_tokens=False
-        )
-        ids = self.opening_ids()
-        weights = [0.0] * len(ids)
-        for piece, encoding in zip(pieces, encodings, strict=True):
-            ids += encoding.ids
-            weights += [piece.weight] * len(encoding.ids)
+        """Pieces as one row; a row that the pieces leave short is filled without weight.
+
+        They are encoded as one text, as a prompt is: a line's end before a word is another token
+        than at the end of a text."""
+        text = "".join(piece.text for piece in pieces)
+        encoding = self.corpus.tokenizer.encode(text, add_special_tokens=False)
+        ends = list(accumulate(len(piece.text) for piece in pieces))
+        opening = self.opening_ids()
+        ids = opening + encoding.ids
+        weights = [0.0] * len(opening)
+        weights += [pieces[bisect_right(ends, start)].weight for start, _ in encoding.offsets]
         missing = max(0, length - len(ids))
         ids += [special_id(self.corpus.tokenizer, END)] * missing
         weights += [0.0] * missing

@@ -14,6 +14,7 @@ from kveik_recipe.data import (
     read_texts,
 )
 from kveik_recipe.dialogue import find_dialogues
+from kveik_recipe.recall import Piece
 from kveik_recipe.tokenizer import BEGIN, train_tokenizer
 
 
@@ -55,3 +56,19 @@ def test_samples_depend_on_their_number_alone(corpus_folder: Path, first_token: 
         opened = inputs[:, 0] == tokenizer.token_to_id(BEGIN)
         assert opened.all() if first_token else not opened.any()
         assert (inputs[:, 1:] != tokenizer.token_to_id(BEGIN)).all()
+
+
+def test_pieces_are_encoded_as_the_prompts_they_teach(corpus_folder: Path) -> None:
+    """The tokens of a sample are those of its whole text, with the weights of its pieces."""
+    texts = read_texts(corpus_folder)
+    tokenizer = train_tokenizer(texts, 320)
+    sampler = Sampler(build_corpus(texts, tokenizer), seed=1)
+    pieces = [Piece("key: value\n", 0.5), Piece("\nSome prose.\n\n", 1.0), Piece("What?", 3.0)]
+    ids, weights = sampler._encode(pieces, 64)
+    text = "".join(piece.text for piece in pieces)
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    assert list(ids[1 : 1 + len(whole.ids)]) == whole.ids
+    ends = [text.index("\nSome"), text.index("What?")]
+    expected = [0.5 if s < ends[0] else 1.0 if s < ends[1] else 3.0 for s, _ in whole.offsets]
+    assert list(weights[1 : 1 + len(expected)]) == expected
+    assert not weights[1 + len(expected) :].any()
