@@ -419,16 +419,17 @@ def test_a_new_block_is_never_swapped_for_a_dead_one() -> None:
 
 
 def test_many_tops_of_one_prefix_are_a_rule_until_they_are_swept() -> None:
-    books = Books(2000, 4)
-    for number in range(600):
+    books = small(400)
+    books.invalidation.at_once = 8
+    for number in range(100):
         books.pass_through([1, 2, 3, 4, 5, number, 6, 7, 8, 9, 10, 11])
     books.invalidate(Selector(prefix=(1, 2, 3, 4, 5)))
     books.check()
-    assert books.cached([1, 2, 3, 4, 5, 599, 6, 7, 8]) == 4
-    books.pass_through([1, 2, 3, 4, 5, 599, 6, 7])
-    assert books.cached([1, 2, 3, 4, 5, 599, 6, 7, 8]) == 8
+    assert books.cached([1, 2, 3, 4, 5, 99, 6, 7, 8]) == 4
+    books.pass_through([1, 2, 3, 4, 5, 99, 6, 7])
+    assert books.cached([1, 2, 3, 4, 5, 99, 6, 7, 8]) == 8
     books.sweep()
-    assert books.cached([1, 2, 3, 4, 5, 599, 6, 7, 8]) == 8
+    assert books.cached([1, 2, 3, 4, 5, 99, 6, 7, 8]) == 8
     assert books.stats().idle_blocks == (2,)
 
 
