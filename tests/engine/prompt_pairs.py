@@ -1,7 +1,8 @@
 """Pairs of prompts as applications send them, with the cause of their first difference.
 
-Written without a look at the classifier: what clients really put into prompts. A pair is two lists
-of messages (or two texts), the earlier one first. The same seed gives the same pairs.
+It shares no code with the classifier, but the classifier was improved on some of its seeds: a
+figure on these pairs is no figure on other people's prompts. A pair is two lists of messages (or
+two texts), the earlier one first. The same seed gives the same pairs.
 """
 
 from __future__ import annotations

@@ -185,6 +185,21 @@ LONG = [
             "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]",
             "<s>[INST] Hi [/INST]",
         ),
+        (  # thoughts that are longer than the window
+            "template_drift",
+            chat("Hi there", "<think>" + "hm, so what now " * 150 + "</think>Hello!", "Next"),
+            chat("Hi there", "Hello! I am here.", "Next"),
+        ),
+        (  # more was dropped than the window shows
+            "front_truncation",
+            chat(*[one * 3 for one in LONG[:7]]),
+            chat(*[one * 3 for one in LONG[4:9]]),
+        ),
+        (  # whole lines of one message, no role in sight
+            "front_truncation",
+            "Log:\n" + "\n".join(LONG[:6]),
+            "Log:\n" + "\n".join(LONG[2:8]),
+        ),
         ("new_content", chat(*LONG[:2]), chat(*LONG[:5])),
         (
             "order",

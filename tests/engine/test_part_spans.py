@@ -126,6 +126,14 @@ def test_equal_parts_are_told_apart(tmp_path: Path) -> None:
     assert all(tokenizer.decode(ids[start:end]) == "(same)" for start, end in spans)
 
 
+def test_white_space_around_a_part_belongs_to_it_where_the_template_kept_it(tmp_path: Path) -> None:
+    messages = [message("user", "(x)", "\n(a)\n\n", "(y)")]
+    kept = with_template(tmp_path / "kept", "byte_level", PLAIN)
+    assert text_of(kept, messages, (0, 1)) == "\n(a)\n\n"
+    trimmed = with_template(tmp_path / "trimmed", "byte_level", TRIMMING)
+    assert text_of(trimmed, [message("user", "\n(a)\n")], (0, 0)) == "(a)"
+
+
 def test_special_strings_inside_and_across_parts(tmp_path: Path) -> None:
     tokenizer = with_template(tmp_path, "byte_level", PLAIN)
     messages = [message("user", "one<|im_end|>(", "two <|im_", "end|> three", "four")]
