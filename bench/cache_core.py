@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from report import Report, arguments
 
+from kveik.cache.directive import PLAIN, Directive, Selector
 from kveik.cache.manager import CacheManager, Lease, Opened
 from kveik.cache.segments import KvGroup
 
@@ -33,15 +34,17 @@ def cold(random_ids: random.Random, length: int = PROMPT) -> list[int]:
     return SHARED + random_ids.choices(range(1000, 150_000), k=length - SIZE)
 
 
-def opened(manager: CacheManager, tokens: list[int], wanted: int) -> Lease:
-    result = manager.open(tokens, wanted)
+def opened(
+    manager: CacheManager, tokens: list[int], wanted: int, directive: Directive = PLAIN
+) -> Lease:
+    result = manager.open(tokens, wanted, directive=directive)
     assert isinstance(result, Opened), result
     return result.lease
 
 
-def pass_through(manager: CacheManager, tokens: list[int]) -> None:
+def pass_through(manager: CacheManager, tokens: list[int], directive: Directive = PLAIN) -> None:
     """Open, compute everything in one step, release."""
-    lease = opened(manager, tokens, len(tokens))
+    lease = opened(manager, tokens, len(tokens), directive)
     step = next(STEPS)
     manager.launched(step)
     manager.acknowledge(step)
@@ -151,6 +154,45 @@ def siblings(report: Report, count: int) -> None:
     report.figure(f"partial match among {count:,} siblings", statistics.median(times), "us")
 
 
+def deletions(report: Report, blocks: int) -> None:
+    """Half of the pool carries one tag, a quarter each belongs to a session and to nobody."""
+    random_ids = random.Random(10)
+    manager = CacheManager([KvGroup((0,))], [blocks + 1024], SIZE)
+    prompts = blocks // (PROMPT // SIZE)
+    for _ in range(2):  # the common first block is nobody's own
+        pass_through(manager, cold(random_ids))
+    for number in range(prompts):
+        share = (Directive(tags=("t",)), Directive(session="s"), Directive(tags=("t",)), PLAIN)
+        pass_through(manager, cold(random_ids), share[number % 4])
+    verbs: tuple[tuple[str, Callable[[], object]], ...] = (
+        ("one tag", lambda: manager.invalidate(Selector(tag="t"))),
+        ("a session", lambda: manager.end_session("", "s")),
+        ("the namespace", lambda: manager.invalidate(Selector())),
+    )
+    gc.collect()
+    for what, verb in verbs:
+        before = manager.stats().free_blocks[0]
+        call = microseconds(verb)
+        ticks = [0.0]
+        listing = microseconds(lambda: manager.listing(top=100))
+        while manager.retention.sweeping:
+            ticks.append(microseconds(lambda: manager.tick(0.0)))
+            manager.take_erasures()
+        report.figure(
+            f"deleting {what} among {blocks:,} blocks: longest stall",
+            max(call, *ticks) / 1000,
+            "ms",
+            bar=1.0,
+            sense="<=",
+            call_ms=call / 1000,
+            longest_tick_ms=max(ticks) / 1000,
+            median_tick_ms=statistics.median(ticks) / 1000,
+            ticks=len(ticks) - 1,
+            listing_ms=listing / 1000,
+            blocks=manager.stats().free_blocks[0] - before,
+        )
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--blocks", type=int, default=1_000_000)
@@ -180,6 +222,8 @@ def main() -> None:
     cold_prompts(report, manager, repeats, "full pool")
     siblings(report, 10_000 if options.quick else 100_000)
     manager.check()
+    del manager
+    deletions(report, blocks)
     report.finish()
 
 
