@@ -20,7 +20,7 @@ from kveik.cache.segments import EXACT
 from kveik.cache.sessions import SessionTable
 from kveik.cache.sweep import Arrange, Carrying, Drain, Sweeper
 
-AT_ONCE = 128
+AT_ONCE = 64
 """Nodes that are freed, and tops that are buried, before a verb returns; the rest comes later."""
 
 

@@ -17,8 +17,8 @@ from kveik.cache.prefix import WORD, unpack_tokens
 from kveik.cache.retention import Retention
 from kveik.cache.sessions import SessionTable
 
-_LOOKED_AT = 2048  # blocks
-_CLIMBED = 20_000  # steps towards the root
+_LOOKED_AT = 512  # blocks
+_CLIMBED = 4000  # steps towards the root
 
 
 def session_views(

@@ -338,6 +338,7 @@ class CacheManager:
         retention, directive = self.retention, lease.directive
         namespace = lease.identity.namespace
         retention.activate()
+        self.reclaim.careful = True
         if lease.limit:
             self._join_session(lease, found)
             lease.labels = retention.labels_of(directive, namespace)
@@ -608,7 +609,9 @@ class CacheManager:
     ) -> int:
         """Put block `number` of the lease into the tree, or take the one that is there."""
         tree = self.tree
-        node = self._living(tree.index.get(parent.to_bytes(4, "big") + chunk, -1))
+        node = tree.index.get(parent.to_bytes(4, "big") + chunk, -1)
+        if node >= 0:
+            node = self._living(node)
         new = node < 0
         if new:
             redundant = tree.shorter_tail(parent, chunk)
@@ -623,7 +626,8 @@ class CacheManager:
                 self.pools[g].owner[own] = node
                 self.pools[g].state[own] = SEALED
                 self._committed += 1
-                self.sweeper.kept(g, own)
+                if self.sweeper.doomed:
+                    self.sweeper.doomed.discard((g, own))
             else:
                 self._reuse(g, (published,))
                 lease.blocks[g][index] = published
@@ -932,7 +936,7 @@ class CacheManager:
         self._at(now)
         self.names.set_tags(namespace, name, tags)
 
-    def tick(self, now: float, budget: int = 128) -> bool:
+    def tick(self, now: float, budget: int = 64) -> bool:
         """Expire deadlines, end idle sessions, free at most `budget` nodes that are out of reach;
         True while there are more."""
         self._at(now)

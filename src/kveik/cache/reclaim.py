@@ -36,6 +36,7 @@ class Reclaimer:
         self.evicted = 0
         self.ages = Ages()
         self.victim: Callable[[int, int], int] = lambda group, account: 0
+        self.careful = False  # was anything ever deleted, or given a deadline?
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
         self.lose: Callable[[int], None] = lambda node: None
@@ -148,7 +149,7 @@ class Reclaimer:
         self.tree.payload[group][node] = -1
         pool.owner[block] = -1
         pool.give(block)
-        if self.must_erase(node):
+        if self.careful and self.must_erase(node):
             self.erase(group, block)
 
     def prune(self, node: int) -> None:

@@ -52,7 +52,8 @@ class Job(Protocol):
 
 
 class Sweeper:
-    """detach: called with a node that is to be freed although leases publish behind it."""
+    """detach: called with a node that is to be freed although leases publish behind it. doomed:
+    (group, block) that are overwritten when their readers let them go."""
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class Sweeper:
         self.deleted: dict[str, int] = {}  # blocks by reason
         self._groups = groups
         self._erasures: dict[tuple[int, int], None] = {}
-        self._doomed: set[tuple[int, int]] = set()  # overwritten when their readers let them go
+        self.doomed: set[tuple[int, int]] = set()
         reclaim.must_erase = self._must_erase
         reclaim.erase = self.erase
         reclaim.lose, reclaim.finish = self.lose, self.finish
@@ -80,6 +81,7 @@ class Sweeper:
 
     def add(self, job: Job) -> None:
         self.jobs.append(job)
+        self.reclaim.careful = True
         self.retention.sweeping |= job.deadly
 
     def advance(self, budget: int) -> int:
@@ -137,7 +139,7 @@ class Sweeper:
             if block < 0:
                 continue
             if self.reclaim.pools[g].refs[block]:
-                self._doomed.add((g, block))
+                self.doomed.add((g, block))
             else:
                 self.erase(g, block)
             self.blocks += 1
@@ -175,18 +177,13 @@ class Sweeper:
 
     def doom(self, references: Iterable[tuple[int, int]]) -> None:
         """Overwrite these blocks when nobody holds them any more, unless they are cached."""
-        self._doomed.update(references)
+        self.doomed.update(references)
 
     def let_go(self, group: int, block: int) -> None:
         """The last reader of a block outside the tree is gone."""
-        if self._doomed and (group, block) in self._doomed:
-            self._doomed.discard((group, block))
+        if self.doomed and (group, block) in self.doomed:
+            self.doomed.discard((group, block))
             self.erase(group, block)
-
-    def kept(self, group: int, block: int) -> None:
-        """The block is published: it is overwritten when its node is deleted, not before."""
-        if self._doomed:
-            self._doomed.discard((group, block))
 
     def erase(self, group: int, block: int) -> None:
         if (group, block) not in self._erasures:
