@@ -118,14 +118,6 @@ class PinBudgetExceeded(Conflict):
 
     code = "pin_budget_exceeded"
 
-    def __init__(self, asked: int, left: int) -> None:
-        super().__init__(
-            f"pin: {asked} more blocks are asked for and {left} are left in the budget of pins: "
-            "unpin another cache, or give the engine more --kv-memory or a larger pin share",
-            param="pin",
-        )
-        self.asked, self.left = asked, left
-
 
 class UnsupportedMediaType(KveikError):
     status = 415

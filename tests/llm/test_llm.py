@@ -253,6 +253,8 @@ def test_two_threads_may_share_one_llm(llm: LLM) -> None:
 def test_ctrl_c_leaves_the_engine_whole(
     tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Python installs no handler of its own where it was started with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with LLM(tiny_folder(), kv_memory="1MiB") as llm:
         compute, steps = llm.engine._runner.run, 0
 

@@ -575,7 +575,7 @@ def test_routes_that_are_not_served(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
         client.embeddings.create(model=MODEL, input="x")
     with pytest.raises(openai.NotFoundError):
-        client.responses.create(model=MODEL, input="x")
+        client.moderations.create(input="x")
 
 
 def test_a_longer_text_than_the_context(client: openai.OpenAI) -> None:

@@ -89,7 +89,7 @@ CONTRADICTING = ("kveik", "cached_content", "prompt_cache_options", "prompt_cach
 
 def serve_here(path: str, body: Any) -> None:
     """Point a valid body at the served model; a few tokens are enough, and one kind of content."""
-    if path in ("/v1/caches", "/v1/cache/explain"):
+    if path in ("/v1/caches", "/v1/cache/explain") and isinstance(body, dict):
         body["prompt"] = body.get("prompt") or "Hi"
         body.pop("messages", None)
         body.pop("tokens", None)

@@ -161,7 +161,11 @@ class Names:
         """Raise PinBudgetExceeded unless that many more may be pinned."""
         left = self.budget - self.pinned()
         if blocks > left:
-            raise PinBudgetExceeded(blocks, max(left, 0))
+            raise PinBudgetExceeded(
+                f"pin: {blocks} more blocks are asked for and {max(left, 0)} are left in the "
+                "budget of pins: unpin another cache, or raise --pin-share or --kv-memory",
+                param="pin",
+            )
 
     def set_pin(self, namespace: str, name: str, pinned: bool) -> None:
         """Pin what the name holds, or no longer."""
