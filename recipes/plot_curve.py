@@ -36,7 +36,7 @@ def draw(runs: list[Path], out: Path) -> None:
             [record["validation"] for record in checks],
             label=f"{run.name}: kept-back prose",
         )
-    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(1.5, 7.0))
+    axes.set(xlabel="step", ylabel="loss (nats per token)", ylim=(0.0, 7.0))
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(out)

@@ -143,6 +143,7 @@ CHAT_QUESTIONS = (
     "Look up {key}.",
 )
 CHAT_ANSWER = "The {key} is {value}."
+BARE_ANSWER = "{key}: {value}"  # names the key with the tokens of a question that begins with it
 RECORD_OPENINGS = ("", "", "Records:\n", "Here are some facts.\n", "Remember this:\n", "Notes:\n")
 CHAT_CLOSINGS = ("", "", "\nAnswer from the records.", "\nUse these records.")
 
@@ -240,7 +241,8 @@ def plain_question(form: str, key: str, value: str) -> list[Piece]:
 
 def chat_question(opening: str, form: str, key: str, value: str) -> list[Piece]:
     """A user's question and the assistant's answer, up to the end of its turn."""
-    answer = CHAT_ANSWER.format(key=key, value=value)
+    bare = form.startswith("{key}")
+    answer = (BARE_ANSWER if bare else CHAT_ANSWER).format(key=key, value=value)
     return [
         Piece(f"{opening}{form.format(key=key)}{END}{ASSISTANT}", RECORD_WEIGHT),
         Piece(f"{answer}{END}", ANSWER_WEIGHT),

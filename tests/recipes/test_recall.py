@@ -43,7 +43,8 @@ def test_a_probe_asks_for_the_record_at_its_distance(distance: int, chat: bool) 
     for seed in range(20):
         probe = make_probe(Random(seed), pool, PROSE[0], distance, chat)
         records = probe.prompt.split("\n\n")[0].splitlines()
-        value = probe.answer.strip().removesuffix("<|end|>").removesuffix(".").split(" is ")[-1]
+        answer = probe.answer.strip().removesuffix("<|end|>").removesuffix(".")
+        value = answer.split(" is ")[-1].split(": ")[-1]
         assert value in records[-distance]
         assert len(records) >= distance
 
