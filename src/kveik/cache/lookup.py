@@ -7,6 +7,7 @@ is missing. Standard library only.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import NamedTuple
 
 from kveik.cache.directive import PUBLIC
@@ -124,7 +125,7 @@ class Lookup:
         near = self.tree.closest(parent, wanted) if parent >= 0 else []
         if found.public and blocks == found.public:
             near += self.tree.closest(found.walked[blocks - 1], wanted)
-            near.sort(reverse=True)
+            near.sort(key=itemgetter(0), reverse=True)  # of equals the own tree's first
         return near
 
     def _runs(self, group: int, walked: list[int]) -> list[int]:

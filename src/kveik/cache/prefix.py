@@ -213,7 +213,8 @@ class PrefixTree:
                     if shared < 1:
                         break
                     found.append((shared, self.index[near]))
-        found.sort(reverse=True)
+        # The number of a node tells when it was made, and so of others: equals go by their tokens.
+        found.sort(key=lambda near: (near[0], self.chunk(near[1])), reverse=True)
         return found
 
     def first_child(self, node: int) -> int:
