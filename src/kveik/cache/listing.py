@@ -86,7 +86,8 @@ class Listing:
             demoted=retention.is_demoted(node),
             pinned=of.pinned,
             readers=retention.pools[0].refs[block],
-            claims=tuple(sorted(label.text for label in of.live_labels())),
+            # a node of which nobody said anything is plain use, whether or not others are told of
+            claims=tuple(sorted(label.text for label in of.live_labels())) or ("plain",),
             path=unpack_tokens(tree.path(node)) if with_path else (),
         )
 
