@@ -159,3 +159,17 @@ def test_under_pressure_nothing_leaks_and_hits_stay_true() -> None:
             own.add(tuple(prompt))
             cache.tick(float(turn))
             cache.check()
+
+
+def test_what_is_left_behind_a_forgotten_public_cache_is_freed_on_an_idle_engine() -> None:
+    """The continuations are work for the next tick, and the engine is told that there is some."""
+    cache = manager()
+    publish(cache)
+    served(cache, [*PRODUCT, *range(50, 50 + 2 * SIZE)], "a")
+    assert cache.next_deadline() is None
+    cache.invalidate(Selector(PUBLIC))
+    while cache.next_deadline() is not None:
+        cache.tick(0.0)
+    cache.check()
+    assert cache.stats().idle_blocks == (0,)
+    assert len(cache.take_erasures()) == 5

@@ -18,20 +18,20 @@ from kveik.cache.retention import Retention
 from kveik.cache.rules import Conditions
 from kveik.cache.segments import EXACT
 from kveik.cache.sessions import SessionTable
-from kveik.cache.sweep import Arrange, Carrying, Drain, Sweeper
+from kveik.cache.sweep import Arrange, Carrying, Drain, Job, Sweeper
 
 AT_ONCE = 64
 """Nodes that are freed, and tops that are buried, before a verb returns; the rest comes later."""
 
 
 class _Before(NamedTuple):
-    """Where the counters stood when a verb began."""
+    """Where the counters stood when a verb began, and what was being freed for others."""
 
     blocks: int
     tokens: int
     size: int
     nodes: int
-    jobs: int
+    jobs: frozenset[Job]
 
 
 class Invalidation:
@@ -53,16 +53,17 @@ class Invalidation:
 
     def _begin(self) -> _Before:
         freed = self.sweeper.freed()
-        return _Before(freed.blocks, freed.tokens, freed.size, freed.nodes, len(self.sweeper.jobs))
+        jobs = frozenset(self.sweeper.jobs)
+        return _Before(freed.blocks, freed.tokens, freed.size, freed.nodes, jobs)
 
     def _receipt(self, before: _Before, marked: int) -> Receipt:
-        """Free a bounded number of nodes at once and say what that was. marked: nodes that are
-        known to be concerned."""
+        """Free a bounded number of nodes at once and say what that was: of this verb alone, since
+        what is freed of others is none of the caller's business. marked: nodes that are known to
+        be concerned."""
         sweeper = self.sweeper
-        if len(sweeper.jobs) > before.jobs:
-            sweeper.advance(self.at_once)
+        sweeper.advance(self.at_once, before.jobs)
         freed = sweeper.freed()
-        left = len(sweeper.jobs) > before.jobs
+        left = not before.jobs.issuperset(sweeper.jobs)
         deferred = max(marked - (freed.nodes - before.nodes), 1) if left else 0
         return Receipt(
             blocks=freed.blocks - before.blocks,

@@ -976,7 +976,7 @@ class CacheManager:
         """When `tick` has something to do at the latest, as the caller's clock counts; None: not
         before the next call."""
         clock = self.retention.clock
-        if self.sweeper.jobs:
+        if self.sweeper.jobs or self.tree.orphans:
             return clock.as_read(clock.now)
         moments = (
             self.retention.deadlines.next(),

@@ -84,13 +84,14 @@ class Sweeper:
         self.reclaim.careful = True
         self.retention.sweeping |= job.deadly
 
-    def advance(self, budget: int) -> int:
-        """Do a bounded amount of work; returns what is left of the budget."""
-        while self.tree.orphans:
+    def advance(self, budget: int, older: frozenset[Job] | None = None) -> int:
+        """Do a bounded amount of work; returns what is left of the budget. older: only on jobs
+        that are none of these."""
+        while self.tree.orphans and older is None:
             for identity in self.tree.on_base(self.tree.orphans.pop()):
                 self.bury(self.tree.roots[identity], "invalidated")
                 budget -= 1
-        while self.jobs and budget > 0:
+        while self.jobs and budget > 0 and (older is None or self.jobs[-1] not in older):
             job = self.jobs[-1]
             budget -= max(job.advance(self, budget), 1)
             if job.done and job in self.jobs:
