@@ -94,7 +94,7 @@ def paged(requests: list[Lengths], seed: int) -> Load:
         tokens = [sum(one.spans[-1]) for one in plan.sequences]  # with K/V after this step
         leased = cache.stats().leased_blocks[0]
         scheduler.apply(answer(plan))
-        if scheduler.waiting_requests:
+        if scheduler.queues.requests:
             load.running.append(len(tokens))
             load.useful.append(sum(tokens) / (leased * BLOCK))
             load.arithmetic.append(sum(tokens) / sum(-(-n // BLOCK) * BLOCK for n in tokens))

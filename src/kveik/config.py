@@ -195,7 +195,11 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ),
     Option("max_num_seqs", "integer", "Sequences computed in one step"),
     Option("max_num_batched_tokens", "integer", "Token budget of one step"),
-    Option("max_queued_requests", "integer", "Requests that may wait; more get 429"),
+    Option(
+        "max_queued_requests",
+        "integer",
+        "Requests that may wait, background work apart; more get 429",
+    ),
     Option("max_queued_tokens", "integer", "Prompt tokens that may wait; more get 429"),
     Option("enable_prefix_caching", "switch", "Reuse keys and values between requests"),
     Option("policy", "text", "Which cached blocks go first: lru, cost or module:Class"),

@@ -332,6 +332,31 @@ def test_the_queue_is_bounded_by_tokens() -> None:
     drain(engine)
 
 
+@pytest.mark.parametrize("limit", [{"max_queued_requests": 2}, {"max_queued_tokens": 10}])
+def test_background_work_takes_no_place_in_the_queue_of_live_requests(
+    limit: dict[str, int],
+) -> None:
+    engine = toy_engine(max_num_seqs=1, **limit)
+
+    def fill(background: bool, room: int) -> None:
+        for _ in range(room + 1):
+            engine.submit(
+                Request(tuple(range(5)), SamplingParams(max_tokens=4), background=background),
+                Collected(),
+            )
+
+    for background in (True, False):
+        with pytest.raises(Overloaded, match="2 requests with 10 prompt tokens"):
+            fill(background, 2)
+    assert engine.stats().waiting == 4
+    engine.step()  # from the inbox to the scheduler; one live request runs
+    for background, room in ((True, 0), (False, 1)):
+        with pytest.raises(Overloaded, match="2 requests with 10 prompt tokens"):
+            fill(background, room)
+    drain(engine)
+    assert (engine.stats().waiting, engine.stats().waiting_tokens) == (0, 0)
+
+
 # ---- aborts
 
 

@@ -80,11 +80,11 @@ def test_seats_are_bounded_by_max_num_seqs() -> None:
         bench.add(handle, prompt(4, 100 * handle), max_tokens=3)
     assert len(bench.step().sequences) == 2
     assert bench.scheduler.running == 2
-    assert bench.scheduler.waiting_requests == 1
-    assert bench.scheduler.waiting_tokens == 4
+    assert bench.scheduler.queues.requests == 1
+    assert bench.scheduler.queues.tokens == 4
     bench.drain()
     assert len(bench.finished) == 3
-    assert bench.scheduler.waiting_tokens == 0
+    assert bench.scheduler.queues.tokens == 0
 
 
 def test_first_come_first_served_without_overtaking() -> None:

@@ -48,6 +48,7 @@ from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
     PromptComputed,
+    Queues,
     TokenAccepted,
     WorkFailed,
 )
@@ -177,8 +178,7 @@ class Engine:
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival] = deque()
         self._deliveries: dict[int, Delivery] = {}  # accepted and not yet ended
-        self._queued_requests = 0  # in the inbox
-        self._queued_tokens = 0  # their prompts
+        self._queues = Queues()  # of the inbox
         self._disturbed = False  # a verb may have left something to do
         self._accepting = True
         self._stopping = False
@@ -229,8 +229,7 @@ class Engine:
             handle = next(self._handles)
             self._deliveries[handle] = delivery
             self._inbox.append(_Arrival(handle, delivery, self._seed(request, handle)))
-            self._queued_requests += 1
-            self._queued_tokens += len(request.prompt_token_ids)
+            self._queues.of(request).add(len(request.prompt_token_ids))
             self._inbox_changed.notify_all()
         return handle
 
@@ -249,8 +248,8 @@ class Engine:
             return EngineStats(
                 cache=self._cache.stats(),
                 running=scheduler.running,
-                waiting=self._waiting_requests(),
-                waiting_tokens=self._waiting_tokens(),
+                waiting=self._queues.requests + scheduler.queues.requests,
+                waiting_tokens=self._queues.tokens + scheduler.queues.tokens,
                 preemptions=scheduler.preemptions,
                 prompt_tokens=totals.prompt_tokens,
                 generation_tokens=totals.generation_tokens,
@@ -374,15 +373,11 @@ class Engine:
         digest = blake2b(f"{self.config.seed},{handle}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little", signed=True)
 
-    def _waiting_requests(self) -> int:
-        return self._queued_requests + self._scheduler.waiting_requests
-
-    def _waiting_tokens(self) -> int:
-        return self._queued_tokens + self._scheduler.waiting_tokens
-
     def _check_queue(self, request: Request) -> None:
-        """Bounded by count and by tokens; an empty queue takes any prompt that fits the pool."""
-        count, tokens = self._waiting_requests(), self._waiting_tokens()
+        """Bounded by count and by tokens; an empty queue takes any prompt that fits the pool. Live
+        requests and background work are counted apart: neither takes a place of the other."""
+        inbox, waiting = self._queues.of(request), self._scheduler.queues.of(request)
+        count, tokens = inbox.requests + waiting.requests, inbox.tokens + waiting.tokens
         prompt = len(request.prompt_token_ids)
         too_many = count >= self.config.max_queued_requests
         too_long = count > 0 and tokens + prompt > self.config.max_queued_tokens
@@ -443,7 +438,7 @@ class Engine:
         with self._inbox_changed:
             arrivals = list(self._inbox)
             self._inbox.clear()
-            self._queued_requests = self._queued_tokens = 0
+            self._queues = Queues()
             for arrival in arrivals:
                 if arrival.delivery is not None:
                     request = arrival.delivery.request
@@ -542,7 +537,7 @@ class Engine:
             deliveries = list(self._deliveries.values())
             self._deliveries.clear()
             self._inbox.clear()
-            self._queued_requests = self._queued_tokens = 0
+            self._queues = Queues()
             self._inbox_changed.notify_all()
         for delivery in deliveries:
             self._totals.finished["error"] += 1

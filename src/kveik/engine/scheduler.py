@@ -40,6 +40,7 @@ from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
     PromptComputed,
+    Queues,
     Sequence,
     TokenAccepted,
     Work,
@@ -111,8 +112,7 @@ class Scheduler:
         self.limits = limits
         self.preemptions = 0
         self.sweeping = False  # the cache has more to free than one step takes
-        self.waiting_requests = 0  # requests that never held a block
-        self.waiting_tokens = 0  # their prompts
+        self.queues = Queues()  # requests that never held a block
         self._cache = cache
         self._end_ids = frozenset(end_ids)
         self._works: dict[int, Work] = {}
@@ -176,8 +176,7 @@ class Scheduler:
         )
         self._works[handle] = work
         self._enqueue(self._new_sequence(work, 0, list(request.prompt_token_ids)))
-        self.waiting_requests += 1
-        self.waiting_tokens += work.prompt_length
+        self.queues.of(request).add(work.prompt_length)
         return work
 
     def abort(self, handle: int, now: float = 0.0) -> None:
@@ -526,8 +525,7 @@ class Scheduler:
 
     def _leave_queue(self, work: Work) -> None:
         work.started = True
-        self.waiting_requests -= 1
-        self.waiting_tokens -= work.prompt_length
+        self.queues.of(work.request).drop(work.prompt_length)
 
     def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
         self.abort(work.handle, now)

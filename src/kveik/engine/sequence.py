@@ -2,6 +2,7 @@
 
     Work      one request: its limits, its live choices, what it has cost so far
     Sequence  one choice of it: token ids wanted, token ids computed, the lease on blocks
+    Queues    how many requests wait that hold nothing yet
 
 A sequence knows no phases. It wants K/V for `tokens`; it has them for `computed`; when everything
 but the last sampled token is computed, its last row yields the next token.
@@ -132,6 +133,41 @@ class Sequence:
         prompt = self.work.request.prompt_token_ids
         following = prompt[first + 1 : first + count + 1]
         return (*following, *(-1,) * (count - len(following)))
+
+
+@dataclass(slots=True)
+class Queue:
+    """Requests that wait, and the tokens of their prompts."""
+
+    requests: int = 0
+    tokens: int = 0
+
+    def add(self, tokens: int) -> None:
+        self.requests += 1
+        self.tokens += tokens
+
+    def drop(self, tokens: int) -> None:
+        self.requests -= 1
+        self.tokens -= tokens
+
+
+@dataclass(slots=True)
+class Queues:
+    """Background work waits in a queue of its own, so that it takes no place of a live request."""
+
+    live: Queue = field(default_factory=Queue)
+    background: Queue = field(default_factory=Queue)
+
+    def of(self, request: Request) -> Queue:
+        return self.background if request.background else self.live
+
+    @property
+    def requests(self) -> int:
+        return self.live.requests + self.background.requests
+
+    @property
+    def tokens(self) -> int:
+        return self.live.tokens + self.background.tokens
 
 
 class PromptComputed(NamedTuple):
