@@ -303,6 +303,7 @@ def test_warm_computes_every_entry(server: Server, cache: Run, tmp_path: Path) -
         "pin": True,
     }
     assert prompts == ["hi", [1, 2]]
+    assert all(body["max_tokens"] == 0 for path, body in bodies.items() if path != "/v1/caches")
     first = next(body for _, path, body in server.asked if path == "/v1/completions")
     assert first["kveik"] == {"priority": "high"}
     assert bodies["/v1/chat/completions"]["messages"] == [{"role": "user", "content": "hi"}]

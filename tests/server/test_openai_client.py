@@ -107,6 +107,31 @@ def test_both_names_of_the_token_limit_work(client: openai.OpenAI, name: str) ->
     assert answer.usage.completion_tokens == 3
 
 
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens", "completions"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_prompt_is_warmed_without_an_answer(
+    client: openai.OpenAI, name: str, streamed: bool
+) -> None:
+    text = f"Warm this, {name}, {streamed}. " * 4
+    ask: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+    function, limit = chat, {"max_tokens": openai.omit, name: 0}
+    if name == "completions":
+        ask, function, limit = {"prompt": text}, complete, {"max_tokens": 0}
+    if streamed:
+        chunks = list(function(client, stream=True, **ask, **limit))
+        assert joined(chunks) == ""
+        assert chunks[-1].choices[0].finish_reason == "length"
+    else:
+        answer = function(client, **ask, **limit)
+        assert answer.choices[0].finish_reason == "length"
+        assert (answer.usage.completion_tokens, answer.usage.kveik["stored_tokens"]) == (
+            0,
+            answer.usage.prompt_tokens - answer.usage.prompt_tokens_details.cached_tokens,
+        )
+    usage = function(client, **ask).usage
+    assert usage.prompt_tokens_details.cached_tokens == usage.prompt_tokens - 1
+
+
 def test_the_two_token_limits_exclude_each_other(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as error:
         chat(client, max_tokens=3, max_completion_tokens=3)
@@ -510,7 +535,7 @@ def test_the_same_prompt_warm_and_cold_gives_the_same_text(
         ({"top_p": -0.1}, "top_p"),
         ({"n": 0}, "n"),
         ({"n": 129}, "n"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"presence_penalty": 3}, "presence_penalty"),
         ({"frequency_penalty": -3}, "frequency_penalty"),
         ({"logit_bias": {"1": 101}}, "logit_bias"),

@@ -149,14 +149,14 @@ def _create(remote: Remote, entry: Entry) -> Json:
 
 
 def _compute(remote: Remote, entry: Entry) -> Json:
-    """A plain prompt, for the price of one generated token."""
+    """A plain prompt."""
     content = _content(entry)
     if "tokens" in content:
         content["prompt"] = content.pop("tokens")
     path = "/v1/chat/completions" if "messages" in content else "/v1/completions"
     model = remote.json("GET", "/v1/models")["data"][0]["id"]
     words = _lifetime(entry)
-    body = {"model": model, "max_tokens": 1, "temperature": 0, **content}
+    body = {"model": model, "max_tokens": 0, **content}
     usage = remote.json("POST", path, body | ({"kveik": words} if words else {}))["usage"]
     details = usage.get("prompt_tokens_details") or {}
     return {"tokens": usage["prompt_tokens"], "cached": details.get("cached_tokens")}

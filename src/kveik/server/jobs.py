@@ -57,7 +57,8 @@ def check_model(engine: Engine, name: str | None) -> None:
 
 async def chat_job(engine: Engine, body: ChatCompletion, origin: Origin) -> Job:
     check_model(engine, body.model)
-    wanted = body.max_completion_tokens or body.max_tokens
+    both = (body.max_completion_tokens, body.max_tokens)
+    wanted = next((count for count in both if count is not None), None)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _sampling(body, engine.info.defaults, wanted, logprobs, body.prompt_logprobs)
     asked = retention(body, [mark for _, mark in body.messages.marks])
@@ -164,7 +165,7 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     params = _sampling(
         body,
         engine.info.defaults,
-        body.max_tokens or SamplingParams().max_tokens,
+        SamplingParams().max_tokens if body.max_tokens is None else body.max_tokens,
         body.logprobs,
         max(counts, default=None),
     )

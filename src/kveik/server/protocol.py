@@ -190,7 +190,7 @@ class Generation(CacheFields):
     logit_bias: LogitBias = Field(default_factory=dict)
     stop: Stops = ()
     seed: Annotated[int, bounded("seed")] | None = None
-    max_tokens: Annotated[int, bounded("max_tokens", low=1)] | None = None
+    max_tokens: Annotated[int, bounded("max_tokens")] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     top_k: Annotated[int, bounded("top_k", low=-1)] | None = None
     min_p: Annotated[float, bounded("min_p")] | None = None
@@ -217,7 +217,7 @@ class ChatCompletion(Generation):
 
     unserved = CHAT
     messages: Messages
-    max_completion_tokens: Annotated[int, bounded("max_tokens", low=1)] | None = None
+    max_completion_tokens: Annotated[int, bounded("max_tokens")] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, bounded("logprobs")] | None = None
 
