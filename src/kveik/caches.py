@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from kveik.cache.directive import BlockView, Clock, Priority, Receipt, TtlMode
 from kveik.cache.lease import CacheStats
 from kveik.engine.engine import Engine, SessionView
-from kveik.engine.named import KEEP, Keep, NamedCache, NamedSpec
+from kveik.engine.named_records import KEEP, Keep, NamedCache, NamedSpec
 from kveik.engine.words import identifier, tag_list
 from kveik.managed import CacheOptions, checked
 from kveik.prompting import Conversation, checked_ids

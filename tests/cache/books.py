@@ -6,10 +6,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from kveik.cache.directive import Directive
 from kveik.cache.manager import CacheManager, Lease, Opened
 from kveik.cache.segments import KvGroup
 
 FULL = KvGroup((0,))
+PROMPT = list(range(40))  # ten blocks of four
+OTHER = list(range(100, 140))
 
 
 class Books(CacheManager):
@@ -68,3 +71,12 @@ class Books(CacheManager):
 
 def blocks_of(lease: Lease, group: int = 0) -> tuple[int, ...]:
     return tuple(block for segment in lease.tables[group] for block in segment.blocks)
+
+
+def small(blocks: int = 64, *more: KvGroup, **options: object) -> Books:
+    """Blocks of four tokens."""
+    return Books(blocks, 4, (FULL, *more), **options)
+
+
+def session(name: str, **more: object) -> Directive:
+    return Directive(session=name, **more)  # type: ignore[arg-type]

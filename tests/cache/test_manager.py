@@ -360,14 +360,14 @@ def test_lookup_touches_recency_and_explain_does_not() -> None:
     assert list(books.idle[0]) == [0, 1]
     assert books.lookup([1, 1, 1, 1, 1]).cached_tokens == 4
     assert list(books.idle[0]) == [1, 0]
-    assert books.idle[0].last_used[0] == books._tick > books.idle[0].last_used[1]
+    assert books.idle[0].last_used[0] == books.holdings.tick > books.idle[0].last_used[1]
     assert books.stats().queried_tokens == 8  # of the two that were opened
 
 
 def test_hits_of_a_block_are_counted_for_policies() -> None:
     books = small()
     books.end(books.run(PROMPT[:4]))
-    assert (books.idle[0].hits[0], books.idle[0].last_used[0]) == (0, books._tick)
+    assert (books.idle[0].hits[0], books.idle[0].last_used[0]) == (0, books.holdings.tick)
     for _ in range(2):
         books.end(books.run(PROMPT[:5]))
     assert books.idle[0].hits[0] == 2

@@ -7,6 +7,7 @@ import random
 import pytest
 from books import Books
 
+from kveik.cache import leasing as leasing_module
 from kveik.cache import manager as manager_module
 from kveik.cache.prefix import (
     GhostRing,
@@ -200,7 +201,8 @@ class WeakBytes(bytes):
 
 
 def test_colliding_hashes_never_give_a_wrong_hit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manager_module, "pack_tokens", lambda row: WeakBytes(pack_tokens(row)))
+    for module in (manager_module, leasing_module):
+        monkeypatch.setattr(module, "pack_tokens", lambda row: WeakBytes(pack_tokens(row)))
     chunk = PrefixTree.chunk
     monkeypatch.setattr(PrefixTree, "chunk", lambda self, node: WeakBytes(chunk(self, node)))
     dice = random.Random(5)

@@ -16,7 +16,7 @@ from grid import BLOCK, Run, prompt, request, run
 from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
-from kveik.engine.named import NamedSpec
+from kveik.engine.named_records import NamedSpec
 from kveik.engine.parts import EngineParts
 
 CHECKPOINTS: dict[str, dict[str, Any]] = {

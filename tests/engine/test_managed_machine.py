@@ -12,7 +12,7 @@ import pytest
 from toy_model import ToyModel, toy_engine, toy_text
 
 from kveik.cache.directive import Directive, DocumentSpan, Selector, Ttl
-from kveik.engine.named import NamedCache, NamedSpec
+from kveik.engine.named_records import NamedCache, NamedSpec
 from kveik.engine.request import (
     ChoiceDelta,
     Event,

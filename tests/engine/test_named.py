@@ -15,7 +15,7 @@ from toy_model import toy_engine, toy_text
 from kveik.cache.directive import DocumentSpan, Selector, Ttl
 from kveik.config import LIMITS, Limit
 from kveik.engine.engine import Engine
-from kveik.engine.named import NamedCache, NamedSpec
+from kveik.engine.named_records import NamedCache, NamedSpec
 from kveik.engine.request import Request, RequestFinished, SamplingParams
 from kveik.errors import (
     Conflict,

@@ -22,7 +22,7 @@ from toy_model import toy_engine
 from kveik.cache.directive import Selector, Ttl
 from kveik.engine.cuts import MIN_PIECE, Cuts
 from kveik.engine.engine import Engine
-from kveik.engine.named import NamedSpec
+from kveik.engine.named_records import NamedSpec
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest

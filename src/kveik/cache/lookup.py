@@ -10,11 +10,13 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import NamedTuple
 
-from kveik.cache.directive import PUBLIC
+from kveik.cache.directive import PUBLIC, Divergence
 from kveik.cache.lease import Match, Miss
-from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree
+from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, unpack_tokens
 from kveik.cache.retention import Retention
 from kveik.cache.segments import EXACT
+
+_CONTINUATION = 512  # tokens of either side that a divergence shows
 
 
 class Found(NamedTuple):
@@ -189,7 +191,25 @@ class Lookup:
                 return reason
         return None
 
-    def continuation(self, found: Found, most: int) -> bytes:
+    def own_path(self, found: Found) -> tuple[list[int], int]:
+        """The nodes behind what is public that are there as a whole, and the tokens up to the end
+        of the last."""
+        path, held = found.walked[found.public : found.blocks], found.blocks * self.block_size
+        if found.source >= 0 and self.tree.length[found.source] == found.extra:
+            return [*path, found.source], held + found.extra
+        return path, held
+
+    def divergence(self, found: Found, identity: Identity, data: bytes) -> Divergence:
+        """Where a prompt leaves what is there, and how both go on."""
+        match = self.match(found, identity, data)
+        at, reason = match.cached_tokens, match.miss.reason if match.miss else "too_short"
+        cached = b""
+        if reason in ("diverged", "new"):
+            cached = self._continuation(found, _CONTINUATION)
+        rest = data[at * WORD : (at + _CONTINUATION) * WORD]
+        return Divergence(at, reason, unpack_tokens(cached), unpack_tokens(rest))
+
+    def _continuation(self, found: Found, most: int) -> bytes:
         """Packed tokens with which the nearest cached sequence goes on behind the match; empty when
         nothing of it was matched."""
         tree = self.tree

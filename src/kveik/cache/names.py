@@ -63,6 +63,22 @@ class Names:
         self._change(entry, ttl)
         return entry
 
+    def claim(
+        self, namespace: str, name: str, ttl: Ttl | None, path: list[int], missing: int | None
+    ) -> None:
+        """The name begins anew and holds these nodes. missing: blocks of its path that are not
+        there and will be pinned besides; None: it does not pin. PinBudgetExceeded, and nothing
+        changed, when they do not fit."""
+        if missing is not None:
+            fresh = sum(not self.retention.set_of(node).pinned for node in path)
+            self.check_pin(fresh + max(missing, 0))
+        entry = self.renew(namespace, name, ttl)
+        self.set_pin(namespace, name, missing is not None)
+        label = frozenset((entry.label,))
+        for node in path:
+            self.retention.add_labels(node, label, namespace)
+            self.retention.used(node)
+
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None) -> None:
         label = self.claims.find(namespace, "name", name)
         if label in self._names:

@@ -6,18 +6,20 @@ tokens may turn out to begin with an invalidated prefix is told when they do. St
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from kveik.cache.claims import Label
 from kveik.cache.lease import Lease
 from kveik.cache.prefix import WORD, PrefixTree, pack_tokens
 from kveik.cache.reclaim import Reclaimer
 
 
 class Restrictor:
-    """leaders: the keys of blocks that others wait for, and the leases that compute them."""
+    """leases: those that are open; leaders: the keys of blocks that others wait for, and the leases
+    that compute them."""
 
-    def __init__(self, tree: PrefixTree, reclaim: Reclaimer) -> None:
-        self.tree, self.reclaim = tree, reclaim
+    def __init__(self, tree: PrefixTree, reclaim: Reclaimer, leases: Collection[Lease]) -> None:
+        self.tree, self.reclaim, self.leases = tree, reclaim, leases
         self.leaders: dict[bytes, Lease] = {}
         self._width = tree.block_size * WORD
 
@@ -39,6 +41,18 @@ class Restrictor:
         if lease.node >= 0:
             self.tree.pins[lease.node] -= 1
         lease.node, lease.limit, lease.prompt, lease.erase = -1, 0, b"", True
+
+    def cut_at(self, node: int) -> None:
+        """The node goes: what leases compute behind it is not published."""
+        for lease in self.leases:
+            if lease.node == node:
+                self.cut(lease)
+
+    def stop(self, label: Label) -> None:
+        """Leases that would write this label publish nothing more."""
+        for lease in self.leases:
+            if label in lease.labels:
+                self.detach(lease)
 
     def limit(self, lease: Lease, blocks: int) -> None:
         """The lease publishes no block from this number on."""

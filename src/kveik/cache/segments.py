@@ -15,8 +15,11 @@ This module knows nothing of tensors, files or time; standard library only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
+
+from kveik.errors import ConfigError
 
 EXACT: bytes = b""
 """Lineage of blocks computed from position 0 through exact ancestors. A recipe is a digest."""
@@ -37,6 +40,21 @@ class KvGroup:
     planes: int = 2
     bytes_per_block: int = 0
     layout_version: int = 1
+
+
+def check_groups(groups: Sequence[KvGroup], num_blocks: Sequence[int], block_size: int) -> None:
+    """ConfigError unless these groups can be served from pools of these sizes."""
+    if not groups or len(groups) != len(num_blocks):
+        raise ConfigError(f"{len(groups)} KV groups need as many pool sizes, got {num_blocks}")
+    if not 1 <= block_size <= 4096 or min(num_blocks) < 1:
+        raise ConfigError(
+            f"block_size {block_size} must be 1 .. 4096 and every pool needs a block: {num_blocks}"
+        )
+    for group in groups:
+        if group.kind == "state":
+            raise ConfigError("KV groups of kind 'state' (recurrent models) are not served yet")
+        if group.kind == "window" and (group.window is None or group.window < 1):
+            raise ConfigError(f"a window group needs window >= 1, got {group.window}")
 
 
 class Segment(NamedTuple):

@@ -55,6 +55,16 @@ class Shares:
         for idle in self._idle:
             idle.set_accounts(len(self._shares))
 
+    def set_bytes(self, shares: Mapping[str, tuple[int, int | None]], per_block: int) -> None:
+        """The same in bytes, of which a block of all groups has so many."""
+        size = max(per_block, 1)
+        self.set(
+            {
+                name: Share(-(-reserved // size), None if most is None else most // size)
+                for name, (reserved, most) in shares.items()
+            }
+        )
+
     def _check(self, shares: Mapping[str, Share]) -> None:
         if len(shares) > MAX_ACCOUNTS:
             raise ConfigError(f"shares: {len(shares)} namespaces, at most {MAX_ACCOUNTS} can be")
@@ -72,6 +82,15 @@ class Shares:
 
     def of(self, namespace: str) -> Share:
         return self._shares[self.account(namespace)]
+
+    def usage(self, namespace: str, per_block: int) -> tuple[int, int, int, int | None]:
+        """See CacheManager.usage."""
+        share, account = self.of(namespace), self.account(namespace)
+        idle = self._idle[0].evictable_of[account] * per_block if account else 0
+        tree = self._tree
+        public = sum(tree.blocks_before(each) for each in tree.identities_of(namespace))
+        most = None if share.maximum is None else share.maximum * per_block
+        return idle, idle + public * per_block, share.reserved * per_block, most
 
     def account(self, namespace: str) -> int:
         return self._tree.accounts.get(namespace, 0)

@@ -131,6 +131,32 @@ class Sweeper:
         self.bury(node, reason)
         return steps
 
+    def living(self, node: int) -> int:
+        """The node, or -1 for a dead one, which is put out of the way of a new one."""
+        if node >= 0 and self.retention.troubled():
+            reason = self.retention.why_gone(node)
+            if reason:
+                self.bury(node, reason)
+                return -1
+        return node
+
+    def is_extended(self, parent: int, chunk: bytes) -> bool:
+        """Does a longer living block under `parent` begin with `chunk`?"""
+        while (longer := self.tree.extension(parent, chunk)) >= 0:
+            if self.living(longer) >= 0:
+                return True
+        return False
+
+    def drop_if_extended(self, tail: int) -> None:
+        """A partial tail goes when a longer block extends it."""
+        if self.is_extended(self.tree.parent[tail], self.tree.chunk(tail)):
+            self.drop_redundant(tail)
+
+    def drop_redundant(self, tail: int) -> None:
+        """A tail that a longer block extends goes, unless a named cache or a pin holds it."""
+        if all(label.kind not in ("name", "pin") for label in self.retention.set_of(tail).labels):
+            self.reclaim.drop_if_idle(tail)
+
     def free_leaf(self, node: int, reason: str) -> None:
         """Free a node without children, with its blocks."""
         tree = self.tree

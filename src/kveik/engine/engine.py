@@ -29,7 +29,8 @@ from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
-from kveik.engine.named import NamedCaches, Workshop
+from kveik.engine.named import NamedCaches
+from kveik.engine.named_records import Workshop
 from kveik.engine.parts import (
     EngineInfo,
     EngineParts,

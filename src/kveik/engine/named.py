@@ -15,24 +15,32 @@ under the lock that is handed in (the engine's), and nothing waits for a computa
 from __future__ import annotations
 
 import math
-import secrets
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
-from enum import Enum
-from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeAlias
+from dataclasses import replace
+from typing import Any
 
-from kveik.cache.directive import Directive, DocumentSpan, Priority, Receipt, Selector, Ttl
-from kveik.cache.lease import Match
+from kveik.cache.directive import Directive, Receipt, Selector, Ttl
 from kveik.config import LIMITS
 from kveik.engine.chat_prefix import chat_prefix
 from kveik.engine.documents import document_parts, encode_with_documents
 from kveik.engine.history import Message, text_bytes
+from kveik.engine.named_records import (
+    KEEP,
+    Books,
+    Entry,
+    Expanded,
+    Gone,
+    Keep,
+    NamedCache,
+    NamedSpec,
+    Status,
+    Workshop,
+    joined,
+)
 from kveik.engine.request import (
     Event,
-    EventSink,
     Request,
     RequestAborted,
     RequestFailed,
@@ -40,199 +48,9 @@ from kveik.engine.request import (
     SamplingParams,
 )
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import Conflict, InvalidRequest, KveikError, NotFound, Unavailable
-
-Status: TypeAlias = Literal["computing", "ready", "evicted", "failed"]
-Kind: TypeAlias = Literal["messages", "prompt", "tokens"]
+from kveik.errors import Conflict, KveikError, NotFound, Unavailable
 
 _WARM = SamplingParams(max_tokens=0, temperature=0.0)
-
-
-class Keep(Enum):
-    """What `update` is given for a field that stays as it is."""
-
-    KEEP = "keep"
-
-
-KEEP = Keep.KEEP
-
-
-@dataclass(frozen=True, slots=True)
-class NamedSpec:
-    """What to keep under a name: exactly one of messages, prompt and tokens.
-
-    background: computed when nobody else needs the engine. documents: spans of the tokens that come
-    from a version of a document; those that content parts name are found."""
-
-    namespace: str
-    name: str
-    messages: tuple[Message, ...] = ()
-    prompt: str | None = None
-    tokens: tuple[int, ...] = ()
-    ttl: Ttl | None = None
-    tags: tuple[str, ...] = ()
-    priority: Priority = "normal"
-    pin: bool = False
-    public: bool = False
-    background: bool = False
-    documents: tuple[DocumentSpan, ...] = ()
-
-    @property
-    def kind(self) -> Kind:
-        """Raises InvalidRequest unless one kind of content is given."""
-        given: list[Kind] = []
-        given += ["messages"] if self.messages else []
-        given += ["prompt"] if self.prompt else []
-        given += ["tokens"] if self.tokens else []
-        if len(given) != 1:
-            raise InvalidRequest(
-                f"messages, prompt, tokens: a named cache is made of one of them, got "
-                f"{' and '.join(given) or 'none'}",
-                param="messages",
-            )
-        return given[0]
-
-
-@dataclass(frozen=True, slots=True)
-class NamedCache:
-    """What is told of a name. created, last_use: seconds of the wall clock, for display;
-    seconds: how long computing it took, waiting included; time_left None: no deadline."""
-
-    namespace: str
-    name: str
-    status: Status
-    kind: Kind
-    tokens: int
-    bytes: int
-    seconds: float | None
-    created: float
-    last_use: float | None
-    hits: int
-    time_left: float | None
-    tags: tuple[str, ...]
-    priority: Priority
-    pinned: bool
-    public: bool
-    error: KveikError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Expanded:
-    """A request's content with the cached content before it: messages, or a prompt (text or ids).
-    cache: as it was found; "evicted" means that it is computed again now."""
-
-    cache: NamedCache
-    messages: tuple[Message, ...] = ()
-    prompt: str | tuple[int, ...] = ()
-
-
-class Books(Protocol):
-    """What named caches ask of the manager."""
-
-    def explain(self, tokens: Sequence[int], *, namespace: str = "", now: float = 0.0) -> Match: ...
-
-    def check_pin(self, tokens: int) -> None: ...
-
-    def name(
-        self,
-        namespace: str,
-        name: str,
-        tokens: Sequence[int],
-        *,
-        ttl: Ttl | None,
-        pin: bool,
-        now: float,
-    ) -> int: ...
-
-    def unname(self, namespace: str, name: str, now: float) -> Receipt: ...
-
-    def name_left(self, namespace: str, name: str, now: float) -> float | None: ...
-
-    def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float) -> None: ...
-
-    def set_pin(self, namespace: str, name: str, pinned: bool, now: float) -> None: ...
-
-    def set_tags(self, namespace: str, name: str, tags: tuple[str, ...], now: float) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Workshop:
-    """What named caches are computed with: the engine's doors, clocks and sizes."""
-
-    submit: Callable[[Request, EventSink], int]
-    abort: Callable[[int], None]
-    clock: Callable[[], float]  # monotonic
-    wall: Callable[[], float]
-    block_size: int
-    block_bytes: int  # of one block in all groups
-    public: str  # the namespace of the operator's public blocks
-    forget_texts: Callable[[str | None], None]  # tokenised texts of a namespace; None: of all
-
-
-@dataclass(slots=True, eq=False)
-class _Entry:
-    """One name. ids: what its path is; size: tokens, or as many as its text could be; computed: at
-    least once, so that the manager knows it."""
-
-    namespace: str
-    spec: NamedSpec
-    ids: array[int]
-    created: float
-    size: int
-    started: float = 0.0
-    computed: bool = False
-    last_use: float | None = None
-    hits: int = 0
-    seconds: float | None = None
-    error: KveikError | None = None
-    handle: int | None = None  # of the request that computes it
-    listeners: list[Callable[[NamedCache], None]] = field(default_factory=list)
-
-    def matches(self, selector: Selector, now: float) -> bool:
-        spec = self.spec
-        return (
-            selector.namespace == self.namespace
-            and selector.session is None
-            and selector.context is None
-            and not selector.adapter
-            and selector.name in (None, spec.name)
-            and (selector.tag is None or selector.tag in spec.tags)
-            and self.ids[: len(selector.prefix)] == array("I", selector.prefix)
-            and (selector.older_than is None or now - self.started >= selector.older_than)
-            and (selector.document is None or any(_of(one, selector) for one in spec.documents))
-        )
-
-
-def _of(span: DocumentSpan, selector: Selector) -> bool:
-    return (
-        span.document == selector.document
-        and selector.version in (None, span.version)
-        and selector.not_version != span.version
-    )
-
-
-class _Gone:
-    """Names that are no more, as keyed digests with the reason, bounded per namespace."""
-
-    def __init__(self) -> None:
-        self._key = secrets.token_bytes(32)
-        self._reasons: dict[str, dict[bytes, str]] = {}
-
-    def add(self, namespace: str, name: str, reason: str) -> None:
-        reasons = self._reasons.setdefault(namespace, {})
-        reasons.pop(self._digest(name), None)
-        reasons[self._digest(name)] = reason
-        if len(reasons) > LIMITS["gone_names"].high:
-            del reasons[next(iter(reasons))]
-
-    def discard(self, namespace: str, name: str) -> None:
-        self._reasons.get(namespace, {}).pop(self._digest(name), None)
-
-    def reason(self, namespace: str, name: str) -> str | None:
-        return self._reasons.get(namespace, {}).get(self._digest(name))
-
-    def _digest(self, name: str) -> bytes:
-        return blake2b(name.encode(), key=self._key, digest_size=16).digest()
 
 
 class NamedCaches:
@@ -249,8 +67,8 @@ class NamedCaches:
         self._tokenizer = tokenizer
         self._lock = lock
         self._shop = workshop
-        self._entries: dict[str, dict[str, _Entry]] = {}
-        self._gone = _Gone()
+        self._entries: dict[str, dict[str, Entry]] = {}
+        self._gone = Gone()
         self._due = math.inf  # nothing ends before
 
     # ---- verbs
@@ -272,7 +90,7 @@ class NamedCaches:
             self._expire()
             entry = self._entries.get(namespace, {}).get(spec.name)
             if entry is None:
-                entry = _Entry(namespace, spec, ids, self._shop.wall(), size)
+                entry = Entry(namespace, spec, ids, self._shop.wall(), size)
                 self._check_room(entry)
             elif (entry.ids, entry.spec.kind) != (ids, spec.kind):
                 raise Conflict(
@@ -330,11 +148,11 @@ class NamedCaches:
 
     # ---- under the lock
 
-    def _all(self) -> Iterator[_Entry]:
+    def _all(self) -> Iterator[Entry]:
         for entries in self._entries.values():
             yield from entries.values()
 
-    def _find(self, namespace: str, name: str, *, own: bool = False) -> _Entry:
+    def _find(self, namespace: str, name: str, *, own: bool = False) -> Entry:
         self._expire()
         places = (namespace,) if own else (namespace, self._shop.public)
         for place in places:
@@ -353,13 +171,13 @@ class NamedCaches:
             code="cache_not_found",
         )
 
-    def _left(self, entry: _Entry) -> float | None:
+    def _left(self, entry: Entry) -> float | None:
         """Seconds that are left of its time, as the manager counts them; None: it was up."""
         if not entry.computed:
             return math.inf
         return self._books.name_left(entry.namespace, entry.spec.name, self._shop.clock())
 
-    def _outlived(self, entry: _Entry) -> bool:
+    def _outlived(self, entry: Entry) -> bool:
         """Drop a name whose time was up. One that is only demoted lasts as long as its blocks."""
         left = self._left(entry)
         if left is None or (left == 0.0 and self._status(entry) == "evicted"):
@@ -378,13 +196,13 @@ class NamedCaches:
             else:
                 self._expect(entry)
 
-    def _expect(self, entry: _Entry) -> None:
+    def _expect(self, entry: Entry) -> None:
         """Look again when the time of this name may be up."""
         left, ttl = self._left(entry), entry.spec.ttl
         if left is not None and ttl is not None and ttl.mode == "delete":
             self._due = min(self._due, self._shop.clock() + left)
 
-    def _drop(self, entry: _Entry, reason: str | None = None) -> Receipt:
+    def _drop(self, entry: Entry, reason: str | None = None) -> Receipt:
         name = entry.spec.name
         entries = self._entries[entry.namespace]
         del entries[name]
@@ -401,7 +219,7 @@ class NamedCaches:
             return Receipt()
         return self._books.unname(entry.namespace, name, self._shop.clock())
 
-    def _check_room(self, entry: _Entry) -> None:
+    def _check_room(self, entry: Entry) -> None:
         others = self._entries.get(entry.namespace, {}).values()
         most, tokens = int(LIMITS["named_caches"].high), int(LIMITS["named_tokens"].high)
         if len(others) >= most or entry.size + sum(one.size for one in others) > tokens:
@@ -422,7 +240,7 @@ class NamedCaches:
             return spec
         return replace(spec, documents=encode_with_documents(self._tokenizer, spec.messages)[1])
 
-    def _compute(self, entry: _Entry, *, background: bool) -> None:
+    def _compute(self, entry: Entry, *, background: bool) -> None:
         if entry.handle is not None:
             return
         spec = entry.spec
@@ -439,7 +257,7 @@ class NamedCaches:
         entry.handle = self._shop.submit(request, lambda event: self._hear(entry, event))
         entry.started, entry.error = self._shop.clock(), None
 
-    def _hear(self, entry: _Entry, event: Event) -> None:
+    def _hear(self, entry: Entry, event: Event) -> None:
         """The sink of the request that computes a name. On the engine's thread."""
         with self._lock:
             if entry.handle is None:  # dropped meanwhile
@@ -451,7 +269,7 @@ class NamedCaches:
             elif isinstance(event, RequestAborted):
                 self._settle(entry, Unavailable("computing the cache was ended; create it again"))
 
-    def _claim(self, entry: _Entry) -> None:
+    def _claim(self, entry: Entry) -> None:
         """The path is computed: from now on the name holds it."""
         spec, now, ttl = entry.spec, self._shop.clock(), self._rest(entry)
         try:
@@ -463,14 +281,14 @@ class NamedCaches:
         self._expect(entry)
         self._settle(entry, None)
 
-    def _rest(self, entry: _Entry) -> Ttl | None:
+    def _rest(self, entry: Entry) -> Ttl | None:
         """Its time to live, or what is left of it: to be computed again is no second first use."""
         ttl = entry.spec.ttl
         if ttl is None or ttl.clock == "last_use" or not entry.computed:
             return ttl
         return replace(ttl, seconds=self._left(entry) or 0.0)
 
-    def _settle(self, entry: _Entry, error: KveikError | None) -> None:
+    def _settle(self, entry: Entry, error: KveikError | None) -> None:
         """It is computed no longer; whoever waits hears how it went."""
         entry.handle, entry.error = None, error
         listeners, entry.listeners = entry.listeners, []
@@ -479,13 +297,13 @@ class NamedCaches:
             for listener in listeners:
                 listener(view)
 
-    def _use(self, entry: _Entry, status: Status) -> None:
+    def _use(self, entry: Entry, status: Status) -> None:
         entry.hits += 1
         entry.last_use = self._shop.wall()
         if status == "evicted":
             self._compute(entry, background=False)
 
-    def _status(self, entry: _Entry) -> Status:
+    def _status(self, entry: Entry) -> Status:
         if entry.handle is not None:
             return "computing"
         if entry.error is not None:
@@ -494,7 +312,7 @@ class NamedCaches:
         found = self._books.explain((*entry.ids, 0), namespace=entry.namespace, now=now)
         return "ready" if found.cached_tokens >= len(entry.ids) else "evicted"
 
-    def _view_if_there(self, entry: _Entry) -> NamedCache | None:
+    def _view_if_there(self, entry: Entry) -> NamedCache | None:
         """One name at a time, so that no step waits for a long list."""
         with self._lock:
             there = self._entries.get(entry.namespace, {}).get(entry.spec.name) is entry
@@ -545,11 +363,11 @@ class NamedCaches:
         InvalidRequest where the request is of another kind."""
         with self._lock:
             entry = self._find(namespace, name)
-            expanded = _joined(entry.spec, self._view(entry), messages, prompt)
+            expanded = joined(entry.spec, self._view(entry), messages, prompt)
             self._use(entry, expanded.cache.status)
             return expanded
 
-    def _view(self, entry: _Entry) -> NamedCache:
+    def _view(self, entry: Entry) -> NamedCache:
         spec, left = entry.spec, self._left(entry)
         blocks = -(-len(entry.ids) // self._shop.block_size)
         return NamedCache(
@@ -574,31 +392,3 @@ class NamedCaches:
 
 def _gone_error(name: str) -> KveikError:
     return NotFound(f"the cache {name!r} was deleted", param="name", code="cache_not_found")
-
-
-def _joined(
-    spec: NamedSpec,
-    cache: NamedCache,
-    messages: Sequence[Message] | None,
-    prompt: str | Sequence[int] | None,
-) -> Expanded:
-    """The cached content with the request's behind it."""
-    if cache.status == "failed":
-        assert cache.error is not None
-        raise Conflict(
-            f"cached_content: computing {spec.name!r} failed ({cache.error.message}); create it "
-            "again",
-            param="cached_content",
-        )
-    if spec.kind == "messages" and messages is not None:
-        return Expanded(cache, messages=(*spec.messages, *messages))
-    if spec.prompt is not None and isinstance(prompt, str):
-        return Expanded(cache, prompt=spec.prompt + prompt)
-    if spec.kind == "tokens" and prompt is not None and not isinstance(prompt, str):
-        return Expanded(cache, prompt=(*spec.tokens, *prompt))
-    wanted = {"messages": "messages", "prompt": "a prompt that is text", "tokens": "token ids"}
-    raise InvalidRequest(
-        f"cached_content: {spec.name!r} was made of {spec.kind} and goes before "
-        f"{wanted[spec.kind]} only",
-        param="cached_content",
-    )

@@ -16,7 +16,7 @@ from kveik.cache.directive import BlockView, Directive, DocumentSpan
 from kveik.engine.documents import encode_with_documents
 from kveik.engine.engine import Engine
 from kveik.engine.manifest import Entry, Manifest
-from kveik.engine.named import NamedCache, NamedSpec
+from kveik.engine.named_records import NamedCache, NamedSpec
 from kveik.engine.request import (
     Event,
     Request,

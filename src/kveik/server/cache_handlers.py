@@ -18,7 +18,7 @@ from starlette.responses import Response
 from kveik.cache.directive import BlockView, Receipt, Selector
 from kveik.config import LIMITS, check_limit
 from kveik.engine.engine import Engine
-from kveik.engine.named import KEEP, NamedCache, NamedSpec
+from kveik.engine.named_records import KEEP, NamedCache, NamedSpec
 from kveik.engine.warm import hot_entries
 from kveik.engine.words import document_id, identifier, salt_digest
 from kveik.errors import InvalidRequest, NotFound

@@ -1,0 +1,161 @@
+"""The life of a lease: open, extend, fork, commit, release; see CacheManager for what each
+promises.
+
+A lease holds the whole path of tree nodes of its published blocks, and its own blocks behind them.
+What it holds is in `holdings.py`, what it publishes in `publish.py`, what it claims in `turns.py`;
+here is the order of events. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kveik.cache.directive import PLAIN, Directive
+from kveik.cache.lease import Lease, Miss, NoRoom, Opened, OpenResult, Wait
+from kveik.cache.lookup import Found
+from kveik.cache.prefix import Identity, pack_tokens
+from kveik.cache.publish import Publisher
+from kveik.cache.segments import Move
+from kveik.cache.turns import Turns
+
+
+class Leasing:
+    """leases: those that are open."""
+
+    def __init__(self, leases: set[Lease], publisher: Publisher, turns: Turns) -> None:
+        self.leases, self.publisher, self.turns = leases, publisher, turns
+        self.holdings, self.counters = publisher.holdings, publisher.counters
+        self.search, self.restrictor = self.holdings.search, publisher.restrictor
+        self.tree, self.retention = self.search.tree, self.search.retention
+        self._groups = len(self.holdings.pools)
+        self._size = self.search.block_size
+
+    def open(
+        self,
+        identity: Identity,
+        data: bytes,
+        length: int,  # tokens of the prompt, packed in `data`
+        wanted: int,
+        *,
+        store: bool,
+        reuse: bool,
+        spare: int,
+        directive: Directive,
+        last_resort: bool,
+    ) -> OpenResult:
+        namespace = identity.namespace
+        found = self.search.find(identity, data, self.search.cap(length) if reuse else 0)
+        if reuse and (leader := self.restrictor.leaders.get(self.search.next_key(found, data))):
+            return Wait(leader)
+        if not self.holdings.fits(found, wanted, spare, namespace, last_resort):
+            # Without the source of a copy nothing but the path is held: that fits whenever the
+            # sequence fits alone.
+            found = self.search.whole_blocks(found, identity)
+            if not self.holdings.fits(found, wanted, spare, namespace, last_resort):
+                return NoRoom()
+        if found.public:
+            identity = identity._replace(base=self.tree.base_of(found.walked[found.public - 1]))
+        lease = Lease(identity, self._groups, directive)
+        lease.opened_at = self.tree.now
+        cached = found.blocks * self._size + found.extra
+        lease.miss = (
+            self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
+        )
+        store = store and directive.write != "none"
+        if not store and self.search.caching:
+            self.publisher.note_unstored(lease, found, data)
+        elif self.search.caching:
+            self.publisher.begin(lease, found, data)
+        moves = self._take(lease, found, data, wanted)
+        if reuse:
+            self.counters.opened(lease, length)
+        self.leases.add(lease)
+        return Opened(lease, moves)
+
+    def _take(self, lease: Lease, found: Found, data: bytes, wanted: int) -> tuple[Move, ...]:
+        """The lease holds what was found, and claims what its directive says."""
+        if found.blocks or found.extra:
+            last = found.source if found.source >= 0 else found.walked[found.blocks - 1]
+            self.counters.reuse_gaps.add(self.tree.now - self.tree.used[last])
+        moves = self.holdings.hold(lease, found, wanted)
+        if self.retention.active or lease.directive != PLAIN:
+            self.turns.begin(lease, found, data)
+        return moves
+
+    def extend(self, lease: Lease, wanted: int) -> bool:
+        if wanted <= lease.capacity:
+            return True
+        self._known(lease)
+        need = self.holdings.blocks_for(wanted) - lease.capacity // self._size
+        if not self.holdings.has_room(lease, need):
+            return False
+        self.holdings.grow(lease, wanted)
+        return True
+
+    def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
+        self._known(lease)
+        if not self.holdings.were_moved(lease):
+            raise ValueError("fork: the moves of this lease were not launched yet")
+        if lease.committed % self._size and not self.holdings.has_room(lease, 1):
+            return None
+        child = Lease(lease.identity, self._groups, lease.directive)
+        child.cached_tokens, child.miss = lease.cached_tokens, lease.miss
+        child.committed, child.sealed, child.tail = lease.committed, lease.sealed, lease.tail
+        child.starts = list(lease.starts)
+        child.selectors = list(lease.selectors)
+        child.node, child.limit = lease.node, lease.limit
+        child.unstored, child.erase, child.opened_at = lease.unstored, lease.erase, lease.opened_at
+        self.turns.fork(lease, child)
+        if child.node >= 0:
+            self.tree.pins[child.node] += 1
+        moves = self.holdings.share(lease, child)
+        self.leases.add(child)
+        return child, moves
+
+    def commit(self, lease: Lease, tokens: Sequence[int]) -> None:
+        self._known(lease)
+        count = len(tokens)
+        if not lease.committed <= count <= lease.capacity:
+            raise ValueError(
+                f"commit of {count} tokens: the lease has {lease.committed} committed and room "
+                f"for {lease.capacity}; extend it first"
+            )
+        if count == lease.committed:
+            return
+        lease.tail += pack_tokens(tokens[lease.committed : count])
+        lease.committed = count
+        if lease.selectors:
+            self.restrictor.obey(lease, tokens)
+        changed = False
+        full = count // self._size
+        if full > lease.sealed:
+            changed = self.publisher.seal(lease, full)
+        changed = self.holdings.leave_windows(lease) or changed
+        if changed:
+            self.holdings.name_blocks(lease)
+        else:
+            self.holdings.count_tokens(lease)
+
+    def release(self, lease: Lease, *, keep: bool, finished: bool | None) -> None:
+        self._known(lease)
+        self.holdings.tick += 1
+        self.restrictor.stop_leading(lease)
+        self.leases.discard(lease)
+        self.turns.give_back(lease, finished)
+        published = min(lease.sealed, lease.limit) * self._size
+        lease.stored = max(lease.cached_tokens, published)
+        tail = self.publisher.seal_tail(lease) if keep else -1
+        if finished and lease.directive.pin and lease.node >= 0:
+            self.turns.pin(lease, tail if tail >= 0 else lease.node)
+        if lease.unstored and lease.sealed * self._size > lease.cached_tokens:
+            self.publisher.ghosts.remember(lease.unstored, "no_store")
+        self.holdings.let_go_all(lease)
+        if lease.node >= 0:
+            self.tree.pins[lease.node] -= 1
+            self.turns.reclaim.prune(lease.node)
+        lease.tables, lease.node = (), -1
+        self.turns.end(lease, finished)
+
+    def _known(self, lease: Lease) -> None:
+        if lease not in self.leases:
+            raise ValueError("the lease was released already, or belongs to another manager")

@@ -1,0 +1,166 @@
+"""What an open lease claims for its session and its name, and what becomes of that at the end.
+
+A turn that finishes leaves its claims; one that was aborted leaves plain use, one that goes on
+later in another lease leaves what waits for it. Standard library only.
+"""
+
+from __future__ import annotations
+
+from kveik.cache.claims import Label
+from kveik.cache.directive import Relevance
+from kveik.cache.invalidation import Invalidation
+from kveik.cache.lease import Lease
+from kveik.cache.lookup import Found
+from kveik.cache.names import Names
+from kveik.cache.prefix import WORD
+from kveik.cache.reclaim import Reclaimer
+from kveik.cache.sessions import Session
+
+
+class Turns:
+    """relevance: what another context means where a directive says nothing."""
+
+    def __init__(
+        self,
+        invalidation: Invalidation,
+        reclaim: Reclaimer,
+        names: Names,
+        relevance: Relevance,
+    ) -> None:
+        self.invalidation, self.reclaim, self.names = invalidation, reclaim, names
+        self.retention, self.table = invalidation.retention, invalidation.sessions
+        self.restrictor, self.relevance = invalidation.restrictor, relevance
+        self.tree = self.retention.tree
+        self._size = self.tree.block_size
+        self._width = self._size * WORD
+
+    # --- the beginning
+
+    def begin(self, lease: Lease, found: Found, data: bytes) -> None:
+        """What the lease reuses is kept by it, too: labelled behind the last place where the tree
+        branches, held as plain use before it."""
+        retention, directive = self.retention, lease.directive
+        namespace = lease.identity.namespace
+        retention.activate()
+        self.reclaim.careful = True
+        if lease.limit:
+            self._join_session(lease, found)
+            lease.labels = retention.labels_of(directive, namespace)
+            retention.claims.hold(lease.labels)
+        lease.erase = directive.deletes
+        if directive.write_until is not None:
+            self.restrictor.limit(lease, directive.write_until // self._size)
+        path = found.walked[: found.blocks]
+        alone = self._alone(path, found, data) if lease.limit else len(path)
+        names: set[Label] = set()
+        for number, node in enumerate(path):
+            names |= retention.set_of(node).labels
+            start = number * self._size
+            if number < found.public:
+                retention.used(node)
+            elif number >= alone:
+                retention.shared(lease, node, start, start + self._size)
+            else:
+                retention.visited(lease, node)
+        if found.source >= 0:
+            retention.used(found.source)
+        self.names.used(names)
+
+    def _alone(self, path: list[int], found: Found, data: bytes) -> int:
+        """Number of the first node of the path behind which no other sequence leaves it."""
+        children, alone = self.tree.children, len(path)
+        if alone > found.public and not self._leaves(path[-1], found, data):
+            alone -= 1
+            while alone > found.public and children[path[alone - 1]] == 1:
+                alone -= 1
+        return alone
+
+    def _leaves(self, last: int, found: Found, data: bytes) -> bool:
+        """Does another sequence go on behind the last matched node than that of `data`?"""
+        others = self.tree.children[last]
+        if found.source >= 0:
+            rest = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+            chunk = self.tree.chunk(found.source)
+            others -= chunk.startswith(rest) or rest.startswith(chunk)
+        return others > 0
+
+    def _join_session(self, lease: Lease, found: Found) -> None:
+        """The lease works on a turn of its session, which may be about something else now."""
+        directive, namespace = lease.directive, lease.identity.namespace
+        if directive.name is not None:
+            self.names.renew(namespace, directive.name, directive.ttl)
+        if directive.session is None:
+            return
+        entry = self.table.use(namespace, directive.session, self.tree.now)
+        entry.open += 1
+        lease.session = entry
+        if directive.context is not None and directive.context != entry.context:
+            if entry.context is not None:
+                mode = directive.relevance or self.relevance
+                live = found.walked[: found.blocks]
+                self.invalidation.switch_context(
+                    namespace, directive.session, directive.context, mode, live
+                )
+            entry.context = directive.context
+
+    def fork(self, lease: Lease, child: Lease) -> None:
+        """The child works on the same turn."""
+        child.labels = lease.labels
+        self.retention.claims.hold(child.labels)
+        entry = self._session_of(lease)
+        if entry is not None:
+            entry.open += 1
+            child.session = entry
+
+    # --- the end
+
+    def give_back(self, lease: Lease, finished: bool | None) -> None:
+        """A turn that did not finish: what it claimed for its session is plain use, or waits for
+        the turn to go on (finished None)."""
+        if finished is True or not lease.claimed:
+            return
+        namespace = lease.identity.namespace
+        if finished is False:
+            label = self.retention.claims.label(namespace, "plain")
+        else:
+            label = self.retention.claims.label(namespace, "turn", lease.directive.session or "")
+        self.retention.give_back(lease, self._path(lease.node), label)
+
+    def _path(self, node: int) -> list[int]:
+        """The nodes from this one up to below the root."""
+        path: list[int] = []
+        while node >= 0 and self.tree.parent[node] >= 0:
+            path.append(node)
+            node = self.tree.parent[node]
+        return path
+
+    def pin(self, lease: Lease, node: int) -> None:
+        """Pin what the lease leaves behind, as long as its session, or its name, lasts."""
+        directive, namespace = lease.directive, lease.identity.namespace
+        path = self._path(node)
+        fresh = sum(not self.retention.set_of(each).pinned for each in path)
+        if fresh > self.names.budget - self.names.pinned():
+            return  # others took the budget meanwhile
+        key = "" if directive.session is None else f"session:{directive.session}"
+        pin = frozenset((self.retention.claims.label(namespace, "pin", key),))
+        for each in path:
+            self.retention.add_labels(each, pin, namespace)
+
+    def end(self, lease: Lease, finished: bool | None) -> None:
+        """The lease works on its turn no longer."""
+        self.retention.claims.let_go(lease.labels)
+        lease.labels = frozenset()
+        entry = self._session_of(lease)
+        if entry is None:
+            return
+        namespace, session = lease.identity.namespace, lease.directive.session or ""
+        entry.open -= 1
+        if finished:
+            entry.turns += 1
+        self.table.use(namespace, session, self.tree.now)
+        if finished is False and not entry.turns and not entry.open:
+            self.table.forget(namespace, session)
+
+    def _session_of(self, lease: Lease) -> Session | None:
+        """The session in whose turn the lease works, unless it has ended."""
+        return lease.session if lease.session is not None and not lease.session.over else None
