@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, TypeAlias, TypedDict
 
 from kveik.cache.directive import DocumentSpan
-from kveik.engine.documents import document_parts, encode_with_documents
+from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.errors import InvalidRequest
@@ -55,16 +55,16 @@ def chat_request(
         named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
         messages = named.messages
     text = engine.tokenizer.render_chat(messages)
-    if document_parts(messages):
-        ids, documents = encode_with_documents(engine.tokenizer, messages)
-        return _request(tuple(ids), params, cache, text, documents)
+    parts = document_parts(messages)
     encoded = engine.token_memory.encode_chat(
         messages,
+        [one.place for one in parts],
         namespace=cache.namespace,
         salt=cache.salt(),
         remember=cache.may_be_remembered(),
     )
-    return _request(encoded.token_ids, params, cache, text, remembered=encoded.remembered)
+    documents = document_spans(parts, encoded.spans)
+    return _request(encoded.token_ids, params, cache, text, documents, encoded.remembered)
 
 
 def _content(prompt: Prompt) -> str | tuple[int, ...]:

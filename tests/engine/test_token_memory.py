@@ -61,6 +61,10 @@ class Counting(Tokenizer):
         self.encoded += len(text)
         return super().encode_piece(text)
 
+    def encode_cut_piece(self, text: str, cuts: Sequence[int]) -> Any:
+        self.encoded += len(text)
+        return super().encode_cut_piece(text, cuts)
+
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Counting:
@@ -116,6 +120,32 @@ def test_ids_are_those_of_the_tokenizer(
             text = "".join(contents)
             encoded = memory.encode(text, add_special_tokens=special)
             assert list(encoded.token_ids) == tokenizer.encode(text, add_special_tokens=special)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    chat=st.lists(st.lists(TEXTS, min_size=1, max_size=3), min_size=1, max_size=4),
+    data=st.data(),
+)
+@pytest.mark.parametrize("kind", [*vocabularies.KINDS])
+def test_spans_of_parts_are_those_of_the_tokenizer(
+    tokenizers: dict[str, Tokenizer], kind: str, chat: list[list[str]], data: st.DataObject
+) -> None:
+    tokenizer = tokenizers[kind]
+    memory = TokenMemory(tokenizer)
+    places = [(i, j) for i, texts in enumerate(chat) for j, one in enumerate(texts) if one.strip()]
+    if not places:
+        return
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": one} for one in texts]}
+        for texts in chat
+    ]
+    for _ in range(3):  # other parts of a text that is known
+        parts = data.draw(st.lists(st.sampled_from(places), max_size=4))
+        encoded = memory.encode_chat(messages, parts)
+        ids, spans = tokenizer.encode_chat_with_spans(messages, parts)
+        assert (list(encoded.token_ids), list(encoded.spans)) == (ids, spans)
+        assert ids == tokenizer.encode_chat(messages)
 
 
 AROUND = st.sampled_from(["x", " ", "\n", "<", "|", ">", "a", "ab", "<<", "<|", "|>"])
@@ -200,6 +230,19 @@ def test_a_grown_chat_encodes_only_what_is_new(tokenizer: Counting) -> None:
     new = len(history(6)[-1]["content"])
     assert new <= tokenizer.encoded - before < new + MIN_PIECE
     assert grown.remembered >= len(grown.token_ids) * 5 // 6 - MIN_PIECE
+
+
+def test_a_chat_with_labelled_parts_is_not_encoded_again(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    part = {"type": "text", "text": "the cat sat on the mat. " * 200}
+    question = {"type": "text", "text": "why? " * 100}
+    labelled = [{"role": "user", "content": [part, question]}, *history(2)]
+    first = memory.encode_chat(labelled, [(0, 0)])
+    before = tokenizer.encoded
+    again = memory.encode_chat([*labelled, user("and then?")], [(0, 0)])
+    assert tokenizer.encoded - before < MIN_PIECE
+    assert again.spans == first.spans
+    assert again.remembered >= len(first.token_ids) - MIN_PIECE
 
 
 def test_a_changed_character_is_seen(tokenizer: Counting) -> None:

@@ -173,12 +173,16 @@ def test_explain(one: CacheServer) -> None:
     assert usage["kveik"]["explanation"]["reason"] == "diverged"
     assert "explanation" not in one.usage(text)["kveik"]
     assert one.peek(text) > 100
+    told = one.post("/v1/cache/explain", {"prompt": text})
+    assert told["hit_tokens"]["by_level"]["tokens"] == told["prompt_tokens"]
 
 
 def test_document(one: CacheServer) -> None:
     labelled = user("Answer from this: ", {"text": fresh(), "document": "handbook@1"}, "Why?")
     one.cached(labelled)
     assert one.peek(labelled) > 100
+    told = one.usage(labelled, kveik={"explain": True, "write": False})["kveik"]["explanation"]
+    assert told["hit_tokens"]["by_level"]["tokens"] > 100
     one.post("/v1/documents/handbook", {"version": "2"})
     assert one.peek(labelled) < 32
 

@@ -24,6 +24,10 @@ class DocumentPart(NamedTuple):
     document: str
     version: str
 
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.message, self.part
+
 
 def document_parts(messages: Sequence[Mapping[str, Any]]) -> list[DocumentPart]:
     """The labelled parts, in the order of the prompt. Raises InvalidRequest naming the field."""
@@ -47,9 +51,15 @@ def encode_with_documents(
     parts = document_parts(messages)
     if not parts:
         return tokenizer.encode_chat(messages), ()
-    places = [(one.message, one.part) for one in parts]
-    ids, spans = tokenizer.encode_chat_with_spans(messages, places)
-    return ids, tuple(
+    ids, spans = tokenizer.encode_chat_with_spans(messages, [one.place for one in parts])
+    return ids, document_spans(parts, spans)
+
+
+def document_spans(
+    parts: Sequence[DocumentPart], spans: Sequence[tuple[int, int]]
+) -> tuple[DocumentSpan, ...]:
+    """The parts with the tokens `start .. end` of each."""
+    return tuple(
         DocumentSpan(one.document, one.version, start, end)
         for one, (start, end) in zip(parts, spans, strict=True)
     )

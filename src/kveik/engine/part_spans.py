@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import secrets
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 
 _PRIVATE_USE = range(0xE000, 0xF8FF)
 Range = tuple[int, int]
@@ -81,12 +82,23 @@ def place(text: str, part: str, marked: tuple[Sequence[int], Sequence[int]] | No
     return None
 
 
-def covering_tokens(offsets: Sequence[Range], wanted: Range) -> Range:
-    """The smallest range of tokens that covers a range of characters. offsets: per token."""
-    start, end = wanted
-    first = bisect_right(offsets, start, key=lambda offset: offset[1])
-    last = bisect_left(offsets, end, lo=first, key=lambda offset: offset[0])
-    return first, last
+def tokens_around(offsets: Sequence[Range], character: int) -> Range:
+    """How many tokens end at this character or before it, and how many begin before it.
+    offsets: per token."""
+    ended = bisect_right(offsets, character, key=itemgetter(1))
+    return ended, bisect_left(offsets, character, lo=ended, key=itemgetter(0))
+
+
+def cuts_of(ranges: Iterable[Range]) -> list[int]:
+    """Where ranges begin or end, in order."""
+    return sorted({cut for both in ranges for cut in both})
+
+
+def spans_of(ranges: Iterable[Range], cuts: Sequence[int], places: Sequence[Range]) -> list[Range]:
+    """The smallest ranges of tokens that cover these ranges of characters. places: what is around
+    each of `cuts` (see `tokens_around`)."""
+    around = dict(zip(cuts, places, strict=True))
+    return [(around[start][0], around[end][1]) for start, end in ranges]
 
 
 def _with_white_space(text: str, part: str, found: Range) -> Range:

@@ -18,33 +18,45 @@ from __future__ import annotations
 import threading
 import time
 from array import array
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kveik.engine.cuts import MIN_PIECE
+from kveik.engine.part_spans import Range, cuts_of, spans_of
 from kveik.engine.tokenizer import Tokenizer
 
 MEMORY_BYTES = 64 * 1024 * 1024
 IDLE_SECONDS = 1800.0
 
 _ENTRY_BYTES = 300  # of a dictionary entry, its key and its array, beside their contents
+_CUT_BYTES = 40  # of a number in a key
 
-_Key = tuple[str, str, bytes]  # salt, kind of text, UTF-8
+_Key = tuple[str, str, tuple[int, ...], bytes]  # salt, kind of text, cuts, UTF-8
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """The ids of a prompt, and how many of them were remembered instead of encoded."""
+    """The ids of a prompt, and how many of them were remembered instead of encoded. spans: the
+    tokens `start .. end` of each part that was asked for."""
 
     token_ids: tuple[int, ...]
     remembered: int
+    spans: tuple[Range, ...] = ()
+
+
+class _Piece(NamedTuple):
+    """A text that is encoded alone. cuts: characters of it where a wanted part begins or ends."""
+
+    text: str
+    cuts: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
 class _Text:
-    token_ids: array[int]
+    content: array[int]  # for every cut the two counts of `tokens_around`; then the ids
     used: float  # seconds of the clock
 
 
@@ -87,27 +99,40 @@ class TokenMemory:
         add_special_tokens: bool = True,
     ) -> Encoded:
         """`Tokenizer.encode`, remembered whole. Raises InvalidRequest as it does."""
-        return self._encoded(
-            [text],
-            lambda piece: self._tokenizer.encode(piece, add_special_tokens=add_special_tokens),
+        token_ids, remembered, _ = self._encoded(
+            [_Piece(text)],
+            lambda one: self._tokenizer.encode(one.text, add_special_tokens=add_special_tokens),
             (namespace, salt, "text" if add_special_tokens else "bare"),
             remember,
         )
+        return Encoded(token_ids, remembered)
 
     def encode_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
+        parts: Sequence[tuple[int, int]] = (),
         *,
         namespace: str = "",
         salt: str = "",
         remember: bool = True,
         add_generation_prompt: bool = True,
     ) -> Encoded:
-        """`Tokenizer.encode_chat`, remembered by pieces. Raises InvalidRequest as it does."""
-        pieces = self._tokenizer.chat_pieces(messages, add_generation_prompt=add_generation_prompt)
-        return self._encoded(
-            pieces, self._tokenizer.encode_piece, (namespace, salt, "chat"), remember
+        """`Tokenizer.encode_chat_with_spans`, remembered by pieces; a piece that holds an end of a
+        part is remembered together with where that is. Raises InvalidRequest as it does."""
+        texts, ranges = self._tokenizer.chat_pieces(
+            messages, parts, add_generation_prompt=add_generation_prompt
         )
+        cuts = cuts_of(ranges)
+        token_ids, remembered, places = self._encoded(
+            _cut(texts, cuts), self._encode_piece, (namespace, salt, "chat"), remember
+        )
+        return Encoded(token_ids, remembered, tuple(spans_of(ranges, cuts, places)))
+
+    def _encode_piece(self, piece: _Piece) -> Sequence[int]:
+        if not piece.cuts:
+            return self._tokenizer.encode_piece(piece.text)
+        ids, places = self._tokenizer.encode_cut_piece(*piece)
+        return [count for both in places for count in both] + ids
 
     def forget(self, namespace: str | None = None) -> None:
         """Forget all texts of a namespace (None: of all), those being encoded now included."""
@@ -129,11 +154,12 @@ class TokenMemory:
 
     def _encoded(
         self,
-        pieces: Sequence[str],
-        encode: Callable[[str], Sequence[int]],
+        pieces: Sequence[_Piece],
+        encode: Callable[[_Piece], Sequence[int]],
         scope: tuple[str, str, str],
         remember: bool,
-    ) -> Encoded:
+    ) -> tuple[tuple[int, ...], int, list[Range]]:
+        """The ids of all pieces, how many were remembered, and what is around every cut."""
         namespace, salt, kind = scope
         keys = [_key(salt, kind, piece) for piece in pieces]
         with self._lock:
@@ -142,46 +168,48 @@ class TokenMemory:
             known = self._known(namespace, keys)
         token_ids = array("I")
         remembered = 0
+        places: list[Range] = []
         fresh: dict[_Key, array[int]] = {}
         for piece, key in zip(pieces, keys, strict=True):
-            ids = known.get(key) if key is not None else None
-            if ids is not None:
-                remembered += len(ids)
+            content, at, first = known.get(key), len(token_ids), 2 * len(piece.cuts)
+            if content is not None:
+                remembered += len(content) - first
             else:
-                ids = array("I", encode(piece))
+                content = array("I", encode(piece))
                 if key is not None:
-                    fresh[key] = ids
-            token_ids.extend(ids)
+                    fresh[key] = content
+            places += [(at + content[i], at + content[i + 1]) for i in range(0, first, 2)]
+            token_ids.extend(content[first:])
         with self._lock:
             self.remembered_tokens += remembered
             if remember and forgotten == self._forgotten:
                 self._remember(namespace, fresh)
-        return Encoded(tuple(token_ids), remembered)
+        return tuple(token_ids), remembered, places
 
     # ---- under the lock
 
-    def _known(self, namespace: str, keys: Iterable[_Key | None]) -> dict[_Key, array[int]]:
+    def _known(self, namespace: str, keys: Iterable[_Key | None]) -> dict[_Key | None, array[int]]:
         texts = self._namespaces.get(namespace)
         if texts is None:
             return {}
-        found = {}
+        found: dict[_Key | None, array[int]] = {}
         for key in keys:
             text = texts.known.get(key) if key is not None else None
             if key is not None and text is not None:
                 text.used = self._clock()
                 texts.known.move_to_end(key)
-                found[key] = text.token_ids
+                found[key] = text.content
         return found
 
     def _remember(self, namespace: str, fresh: Mapping[_Key, array[int]]) -> None:
-        for key, token_ids in fresh.items():
-            cost = _cost(key, token_ids)
+        for key, content in fresh.items():
+            cost = _cost(key, content)
             if cost > self._max_bytes:
                 continue
             texts = self._namespaces.setdefault(namespace, _Texts())
             if key in texts.known:  # another thread was as quick
                 continue
-            texts.known[key] = _Text(token_ids, self._clock())
+            texts.known[key] = _Text(content, self._clock())
             texts.size += cost
             self._size += cost
             while self._size > self._max_bytes:
@@ -193,7 +221,7 @@ class TokenMemory:
     def _drop_oldest(self, namespace: str) -> None:
         texts = self._namespaces[namespace]
         key, text = texts.known.popitem(last=False)
-        cost = _cost(key, text.token_ids)
+        cost = _cost(key, text.content)
         texts.size -= cost
         self._size -= cost
         if not texts.known:
@@ -205,15 +233,28 @@ class TokenMemory:
                 self._drop_oldest(namespace)
 
 
-def _key(salt: str, kind: str, text: str) -> _Key | None:
+def _cut(texts: Sequence[str], cuts: Sequence[int]) -> list[_Piece]:
+    """Each text with the cuts that lie in it. cuts: characters of all texts together, in order."""
+    pieces, start = [], 0
+    for number, text in enumerate(texts):
+        end = start + len(text)
+        behind = len(cuts) if number == len(texts) - 1 else bisect_left(cuts, end)
+        inside = cuts[bisect_left(cuts, start) : behind]
+        pieces.append(_Piece(text, tuple(cut - start for cut in inside)))
+        start = end
+    return pieces
+
+
+def _key(salt: str, kind: str, piece: _Piece) -> _Key | None:
     """None: the text is too short to be worth it, or not valid Unicode (encoding it will say)."""
-    if len(text) < MIN_PIECE:
+    if len(piece.text) < MIN_PIECE:
         return None
     try:
-        return salt, kind, text.encode()
+        return salt, kind, piece.cuts, piece.text.encode()
     except UnicodeEncodeError:
         return None
 
 
-def _cost(key: _Key, token_ids: array[int]) -> int:
-    return len(key[2]) + token_ids.itemsize * len(token_ids) + _ENTRY_BYTES
+def _cost(key: _Key, content: array[int]) -> int:
+    cuts, text = key[2:]
+    return len(text) + _CUT_BYTES * len(cuts) + content.itemsize * len(content) + _ENTRY_BYTES

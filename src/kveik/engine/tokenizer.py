@@ -23,7 +23,7 @@ from kveik.config import check_limit
 from kveik.engine.chat_template import ChatTemplate, load_chat_template
 from kveik.engine.cuts import Cuts
 from kveik.engine.detokenizer import ByteDetokenizer, Detokenizer, WindowDetokenizer
-from kveik.engine.part_spans import Marks, covering_tokens, place
+from kveik.engine.part_spans import Marks, Range, cuts_of, place, spans_of, tokens_around
 from kveik.engine.special_tokens import SpecialTokens
 from kveik.errors import InvalidRequest, ModelLoadError, UnsupportedFeature
 
@@ -143,15 +143,32 @@ class Tokenizer:
         return self.encode_piece(self._render(messages, add_generation_prompt, moment))
 
     def chat_pieces(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
-    ) -> list[str]:
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parts: Sequence[tuple[int, int]] = (),
+        *,
+        add_generation_prompt: bool = True,
+    ) -> tuple[list[str], list[Range]]:
         """What `encode_chat` encodes, in pieces whose ids (`encode_piece`) joined are its ids; one
-        piece where the vocabulary guarantees nothing. Special strings of users are shielded."""
-        return list(self._cuts.pieces(self._render(messages, add_generation_prompt)))
+        piece where the vocabulary guarantees nothing. Special strings of users are shielded.
+
+        Beside them, for each of `parts` (see `encode_chat_with_spans`) the characters
+        `start .. end` of it in the joined pieces."""
+        text, ranges = self._render_with_ranges(messages, parts, add_generation_prompt)
+        return list(self._cuts.pieces(text)), ranges
 
     def encode_piece(self, text: str) -> list[int]:
         """The ids of a piece of a rendered chat."""
         return self._special.expand(self._backend.encode(text, add_special_tokens=False).ids)
+
+    def encode_cut_piece(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[Range]]:
+        """The ids of a piece; for each of `cuts` (characters of it) how many of them end there or
+        before, and how many begin before."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        positions, offsets = self._special.expanded_positions(encoding.ids), encoding.offsets
+        around = [tokens_around(offsets, cut) for cut in cuts]
+        places = [(positions[ended], positions[begun]) for ended, begun in around]
+        return self._special.expand(encoding.ids), places
 
     def encode_chat_with_spans(
         self,
@@ -165,20 +182,10 @@ class Tokenizer:
 
         parts: (index of the message, index of the content part; 0 where content is a string).
         Raises InvalidRequest naming a part that is blank or that the template leaves out."""
-        moment = datetime.now()
-        text = self._render(messages, add_generation_prompt, moment)
-        distinct = tuple(dict.fromkeys(parts))
-
-        def render(copies: Sequence[Mapping[str, Any]]) -> str:
-            return self._render_shielded(copies, add_generation_prompt, moment)
-
-        ranges = self._part_ranges(messages, distinct, text, render)
-        encoding = self._backend.encode(text, add_special_tokens=False)
-        positions, offsets = self._special.expanded_positions(encoding.ids), encoding.offsets
-        tokens = [covering_tokens(offsets, wanted) for wanted in ranges]
-        spans = [(positions[first], positions[last]) for first, last in tokens]
-        of_part = dict(zip(distinct, spans, strict=True))
-        return self._special.expand(encoding.ids), [of_part[part] for part in parts]
+        text, ranges = self._render_with_ranges(messages, parts, add_generation_prompt)
+        cuts = cuts_of(ranges)
+        ids, places = self.encode_cut_piece(text, cuts)
+        return ids, spans_of(ranges, cuts, places)
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
@@ -233,6 +240,26 @@ class Tokenizer:
             add_generation_prompt=add_generation_prompt,
             moment=moment,
         )
+
+    def _render_with_ranges(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        parts: Sequence[tuple[int, int]],
+        add_generation_prompt: bool,
+    ) -> tuple[str, list[Range]]:
+        """The rendered chat, and for each of `parts` where it stands in it, in characters."""
+        moment = datetime.now()
+        text = self._render(messages, add_generation_prompt, moment)
+        if not parts:
+            return text, []
+        distinct = tuple(dict.fromkeys(parts))
+
+        def render(copies: Sequence[Mapping[str, Any]]) -> str:
+            return self._render_shielded(copies, add_generation_prompt, moment)
+
+        ranges = self._part_ranges(messages, distinct, text, render)
+        of_part = dict(zip(distinct, ranges, strict=True))
+        return text, [of_part[part] for part in parts]
 
     def _part_ranges(
         self,

@@ -19,6 +19,7 @@ from kveik.cache.directive import BlockView, Receipt, Selector
 from kveik.config import LIMITS, check_limit
 from kveik.engine.engine import Engine
 from kveik.engine.named_records import KEEP, NamedCache, NamedSpec
+from kveik.engine.token_memory import Encoded
 from kveik.engine.warm import hot_entries
 from kveik.engine.words import document_id, identifier, salt_digest
 from kveik.errors import InvalidRequest, NotFound
@@ -200,22 +201,27 @@ async def explain(service: Service, request: Request) -> Response:
     check_model(engine, body.model)
     salt = "" if body.cache_salt is None else salt_digest(body.cache_salt)
     namespace = _namespace(service, request)
-    ids = await beside_loop(_size(body), lambda: _encoded(engine, body))
-    found = await asyncio.to_thread(engine.explain_prompt, ids, namespace, salt)
+    encoded = await beside_loop(_size(body), lambda: _encoded(engine, body, namespace, salt))
+    found = await asyncio.to_thread(
+        engine.explain_prompt, encoded.token_ids, namespace, salt, encoded.remembered
+    )
     return json_response(found.as_json())
 
 
-def _encoded(engine: Engine, body: Content) -> tuple[int, ...]:
+def _encoded(engine: Engine, body: Content, namespace: str, salt: str) -> Encoded:
+    """As a request would find it; the question leaves no trace of the text."""
+    memory = engine.token_memory
     if body.messages is not None:
-        return tuple(engine.tokenizer.encode_chat(body.messages.messages))
+        messages = body.messages.messages
+        return memory.encode_chat(messages, namespace=namespace, salt=salt, remember=False)
     if body.prompt is not None:
-        return tuple(engine.tokenizer.encode(body.prompt))
+        return memory.encode(body.prompt, namespace=namespace, salt=salt, remember=False)
     ids, highest = body.tokens or (), engine.info.vocab_size - 1
     if max(ids) > highest:
         raise InvalidRequest(
             f"tokens: a token id is outside the vocabulary 0 .. {highest}", param="tokens"
         )
-    return ids
+    return Encoded(ids, 0)
 
 
 def _size(body: Content) -> int:

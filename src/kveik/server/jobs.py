@@ -10,8 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from kveik.cache.directive import DocumentSpan
-from kveik.engine.documents import document_parts
+from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.token_memory import Encoded
@@ -88,44 +87,30 @@ async def chat_request(
     messages = _whole(engine, _labelled(conversation), asked, origin.namespace)
     before = len(messages) - len(conversation.messages)
     documents = document_parts(messages)
-    places = [(one.message, one.part) for one in documents]
+    places = [one.place for one in documents]
     places += [(message + before, part) for (message, part), _ in conversation.marks]
-    encoded, spans = await beside_loop(
+    encoded = await beside_loop(
         text_size(messages),
-        lambda: _encode_chat(engine, messages, places, asked, origin),
+        lambda: engine.token_memory.encode_chat(
+            messages,
+            places,
+            namespace=origin.namespace,
+            salt=asked.salt,
+            remember=asked.remembers,
+        ),
     )
-    ends = tuple(end for _, end in spans[len(documents) :])
+    ends = tuple(end for _, end in encoded.spans[len(documents) :])
     timed = breakpoint_spans([mark for _, mark in conversation.marks], ends)
     directive = replace(
         asked.directive,
         ttl=None if timed else asked.directive.ttl,
         spans=timed,
-        documents=tuple(
-            DocumentSpan(one.document, one.version, *span)
-            for one, span in zip(documents, spans, strict=False)
-        ),
+        documents=document_spans(documents, encoded.spans[: len(documents)]),
         write_until=_last_breakpoint(conversation, ends) if asked.write_to_mark else None,
     )
     asked = replace(asked, directive=directive)
     request = _request(encoded.token_ids, params, origin, asked, messages)
     return Prepared(request, ends, encoded.remembered)
-
-
-def _encode_chat(
-    engine: Engine,
-    messages: Sequence[Mapping[str, Any]],
-    places: Sequence[tuple[int, int]],
-    asked: Retention,
-    origin: Origin,
-) -> tuple[Encoded, list[tuple[int, int]]]:
-    """places: parts whose token spans are wanted; finding them takes the whole text."""
-    if places:
-        ids, spans = engine.tokenizer.encode_chat_with_spans(messages, places)
-        return Encoded(tuple(ids), 0), spans
-    encoded = engine.token_memory.encode_chat(
-        messages, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
-    )
-    return encoded, []
 
 
 def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
