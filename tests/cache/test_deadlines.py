@@ -126,3 +126,18 @@ def test_parts_of_a_prompt_have_times_of_their_own() -> None:
     for now, left in ((161.0, 32), (401.0, 16), (3701.0, 0)):
         books.sweep(now)
         assert books.cached([*PROMPT, 1]) == left
+
+
+def test_why_a_prompt_is_gone_is_not_forgotten_for_another_namespace() -> None:
+    books = small(ghosts=8)
+    short = Directive(ttl=Ttl(60, "first_use"))
+    books.pass_through(PROMPT, directive=short, now=100.0)
+    books.sweep(161.0)
+    assert books.why([*PROMPT, 1]) == (0, "expired")
+    for number in range(40):  # a flood: each leaves reasons of every kind
+        flood = [number, *range(500, 519)]
+        books.pass_through(flood, namespace="b", directive=short, now=200.0 + 100 * number)
+        books.sweep(300.0 + 100 * number)
+    assert books.why([*flood, 1], namespace="b") == (0, "expired")
+    assert books.why([0, *range(500, 520)], namespace="b") == (0, "new")
+    assert books.why([*PROMPT, 1]) == (0, "expired")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 from books import Books
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kveik.cache import leasing as leasing_module
 from kveik.cache import manager as manager_module
+from kveik.cache.ghosts import Ghosts
 from kveik.cache.prefix import (
-    GhostRing,
     Identity,
     PrefixTree,
     SortedKeys,
@@ -170,14 +173,43 @@ def test_framing_separates_namespace_from_lineage() -> None:
     assert one != trie.absent_root_digest(Identity("a", 0, b"bc"))
 
 
-def test_the_ghost_ring_is_bounded() -> None:
-    ring = GhostRing(2)
+def test_ghosts_are_bounded() -> None:
+    ghosts = Ghosts(2)
     for name in (b"a", b"b", b"a", b"c"):
-        ring.remember(name, "evicted")
-    assert (ring.reason(b"a"), ring.reason(b"b"), len(ring)) == ("evicted", None, 2)
-    empty = GhostRing(0)
-    empty.remember(b"a", "evicted")
+        ghosts.remember(1, name, "evicted")
+    assert [ghosts.reason(1, name) for name in (b"a", b"b")] == ["evicted", None]
+    assert (len(ghosts), ghosts.reason(2, b"a")) == (2, None)
+    empty = Ghosts(0)
+    empty.remember(1, b"a", "evicted")
     assert len(empty) == 0
+
+
+def test_a_flood_takes_no_ghost_from_another_namespace() -> None:
+    ghosts, number = Ghosts(32), itertools.count()
+    mine = [str(n).encode() for n in range(20)]
+    for digest in mine:
+        ghosts.remember(0, digest, "expired")
+    for _ in range(1000):
+        for space in (1, 2, 3, 4, 5):
+            ghosts.remember(space, str(next(number)).encode(), "evicted")
+    assert [ghosts.reason(0, digest) for digest in mine] == ["expired"] * 20
+    assert len(ghosts) == 128
+    held = [sum(ghosts.reason(s, str(n).encode()) is not None for n in range(5000)) for s in (1, 5)]
+    assert all(21 <= count <= 22 for count in held)  # equal shares of what is left
+
+
+@settings(max_examples=100, deadline=None)
+@given(calls=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), max_size=200))
+def test_ghosts_of_a_namespace_are_its_last_ones(calls: list[tuple[int, int]]) -> None:
+    ghosts = Ghosts(4)
+    last: dict[int, list[int]] = {space: [] for space in range(4)}
+    for space, name in calls:
+        ghosts.remember(space, bytes([name]), "evicted")
+        last[space] = [*(one for one in last[space] if one != name), name][-4:]
+    for space, names in last.items():
+        kept = [n for n in range(10) if ghosts.reason(space, bytes([n])) is not None]
+        assert kept == sorted(names)
+    assert len(ghosts) == sum(map(len, last.values()))
 
 
 class WeakBytes(bytes):

@@ -154,7 +154,8 @@ class Invalidation:
         if ghosts.capacity:
             above = tree.digest(root)
             for _, node in zip(range(self.at_once), tree.each_child(root), strict=False):
-                ghosts.remember(tree.digest_below(above, tree.chunk(node)), "invalidated")
+                digest = tree.digest_below(above, tree.chunk(node))
+                ghosts.remember(tree.space[root], digest, "invalidated")
 
     def _bury_tops(self, conditions: Conditions) -> bool:
         """Bury the highest nodes that begin with the prefix, unless they are many."""

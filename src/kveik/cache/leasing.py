@@ -148,7 +148,8 @@ class Leasing:
         if finished and lease.directive.pin and lease.node >= 0:
             self.turns.pin(lease, tail if tail >= 0 else lease.node)
         if lease.unstored and lease.sealed * self._size > lease.cached_tokens:
-            self.publisher.ghosts.remember(lease.unstored, "no_store")
+            space = self.tree.space_of(lease.identity.namespace)
+            self.publisher.ghosts.remember(space, lease.unstored, "no_store")
         self.holdings.let_go_all(lease)
         if lease.node >= 0:
             self.tree.pins[lease.node] -= 1

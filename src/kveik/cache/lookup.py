@@ -11,8 +11,9 @@ from operator import itemgetter
 from typing import NamedTuple
 
 from kveik.cache.directive import PUBLIC, Divergence
+from kveik.cache.ghosts import Ghosts
 from kveik.cache.lease import Match, Miss
-from kveik.cache.prefix import WORD, GhostRing, Identity, PrefixTree, unpack_tokens
+from kveik.cache.prefix import WORD, Identity, PrefixTree, unpack_tokens
 from kveik.cache.retention import Retention
 from kveik.cache.segments import EXACT
 
@@ -46,7 +47,7 @@ class Lookup:
     def __init__(
         self,
         tree: PrefixTree,
-        ghosts: GhostRing,
+        ghosts: Ghosts,
         reach: tuple[int, ...],
         caching: bool,
         retention: Retention,
@@ -184,9 +185,9 @@ class Lookup:
             identity = self.based(identity, found.walked[found.public - 1])
         above = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
         start = found.blocks * self._width
-        rest = data[start : start + self._width]
+        rest, space = data[start : start + self._width], tree.space_of(identity.namespace)
         for end in range(len(rest), found.extra * WORD, -WORD):
-            reason = self.ghosts.reason(tree.digest_below(above, rest[:end]))
+            reason = self.ghosts.reason(space, tree.digest_below(above, rest[:end]))
             if reason is not None:
                 return reason
         return None

@@ -24,6 +24,7 @@ from kveik.cache.directive import (
     Selector,
     Ttl,
 )
+from kveik.cache.ghosts import Ghosts
 from kveik.cache.holdings import Holdings
 from kveik.cache.invalidation import Invalidation
 from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
@@ -33,7 +34,7 @@ from kveik.cache.lookup import Found, Lookup
 from kveik.cache.names import Names
 from kveik.cache.policy import IdleQueues, make_policy
 from kveik.cache.pool import BlockPool
-from kveik.cache.prefix import GhostRing, Identity, PrefixTree, pack_tokens
+from kveik.cache.prefix import Identity, PrefixTree, pack_tokens
 from kveik.cache.publish import Publisher
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.restrict import Restrictor
@@ -69,7 +70,7 @@ class CacheManager:
         *,
         policy: str = "lru",
         enable_prefix_caching: bool = True,
-        ghosts: int = 4096,
+        ghosts: int = 4096,  # of every namespace; four times as many of all
         session_idle: float = 1800.0,  # seconds without a use after which a session ends
         pin_share: float = 0.5,  # of the blocks of every group
         relevance: Relevance = "demote",  # where a directive says nothing
@@ -94,7 +95,7 @@ class CacheManager:
         """The parts that work on these books; each is told what it may touch."""
         pools, tree = self.pools, self.tree
         fewest = min(pool.num_blocks for pool in pools)
-        self.ghosts = GhostRing(ghosts)
+        self.ghosts = Ghosts(ghosts)
         self.counters = Counters()
         self.table = SessionTable(idle)
         self.retention = Retention(tree, pools, self.idle)

@@ -1,4 +1,4 @@
-"""The prefix tree: which sequence of tokens a block belongs to; and the memory of gone blocks.
+"""The prefix tree: which sequence of tokens a block belongs to.
 
 One dictionary maps `parent node id + token ids` (bytes, compared exactly) to a node, so a wrong
 hit is impossible whatever a hash does. A node is one block: `block_size` tokens, or fewer for a
@@ -17,7 +17,6 @@ import hashlib
 import sys
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
@@ -131,7 +130,8 @@ class PrefixTree:
     created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
     told of every node that goes. account[node]: whose share of the pool it counts against (0:
-    everybody's), as `accounts` says of its namespace.
+    everybody's), as `accounts` says of its namespace; space[node]: whose it is, as `space_of` calls
+    a namespace.
 
     A tree may go on behind a node of another one, which is public: before[root] are the packed
     tokens up to there, bases[node] the name by which identities call that node for as long as it
@@ -147,6 +147,7 @@ class PrefixTree:
         self.identities: dict[int, Identity] = {}
         self.accounts: dict[str, int] = {}
         self.account = bytearray()
+        self.space = array("I")
         self.before: dict[int, bytes] = {}
         self.bases: dict[int, bytes] = {}
         self.orphans: list[bytes] = []
@@ -314,11 +315,18 @@ class PrefixTree:
             self.roots[identity] = node
             self.identities[node] = identity
             self.account[node] = self.accounts.get(identity.namespace, 0)
+            self.space[node] = self.space_of(identity.namespace)
             self._by_namespace.setdefault(identity.namespace, set()).add(identity)
             if identity.base:
                 self.before[node] = before
                 self._on_base.setdefault(identity.base, set()).add(identity)
         return node
+
+    def space_of(self, namespace: str) -> int:
+        """A number for the namespace, from 32 bits of a keyed digest: two namespaces that have the
+        same one by chance only share what is counted by it."""
+        name = namespace.encode("utf-8", "surrogatepass")
+        return int.from_bytes(hashlib.blake2b(name, digest_size=4, key=self._secret).digest())
 
     def identities_of(self, namespace: str) -> list[Identity]:
         return list(self._by_namespace.get(namespace, ()))
@@ -360,7 +368,7 @@ class PrefixTree:
         node = self._new()
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
-        self.account[node] = self.account[parent]
+        self.account[node], self.space[node] = self.account[parent], self.space[parent]
         self.depth[node] = self.depth[parent] + self.length[node]
         self.created[node] = self.used[node] = self.now
         start = node * self._width
@@ -454,6 +462,7 @@ class PrefixTree:
         for count in (self.children, self.pins, self.depth):
             count.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
+        self.space.extend(array("I", bytes(4 * more)))
         self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))
         self._digests.extend(bytes(_DIGEST * more))
@@ -532,29 +541,3 @@ class PrefixTree:
         return hashlib.blake2b(
             framed, digest_size=_DIGEST, key=self._secret, person=b"kveik root"
         ).digest()
-
-
-class GhostRing:
-    """Why blocks are gone: digest -> reason, for the last `capacity` of them."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._reasons: OrderedDict[bytes, str] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._reasons)
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
-
-    def remember(self, digest: bytes, reason: str) -> None:
-        if not self._capacity:
-            return
-        self._reasons[digest] = reason
-        self._reasons.move_to_end(digest)
-        if len(self._reasons) > self._capacity:
-            self._reasons.popitem(last=False)
-
-    def reason(self, digest: bytes) -> str | None:
-        return self._reasons.get(digest)

@@ -7,11 +7,12 @@ copy back and takes the published one (equal bits, by idea C). Standard library 
 
 from __future__ import annotations
 
+from kveik.cache.ghosts import Ghosts
 from kveik.cache.holdings import Holdings
 from kveik.cache.lease import Lease
 from kveik.cache.lookup import Found
 from kveik.cache.pool import SEALED
-from kveik.cache.prefix import WORD, GhostRing
+from kveik.cache.prefix import WORD
 from kveik.cache.restrict import Restrictor
 
 _EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
@@ -20,7 +21,7 @@ _EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
 class Publisher:
     """See the module."""
 
-    def __init__(self, holdings: Holdings, restrictor: Restrictor, ghosts: GhostRing) -> None:
+    def __init__(self, holdings: Holdings, restrictor: Restrictor, ghosts: Ghosts) -> None:
         self.holdings, self.restrictor, self.ghosts = holdings, restrictor, ghosts
         self.counters, self.tree, self.pools = holdings.counters, holdings.tree, holdings.pools
         self.sweeper, self.retention = holdings.sweeper, holdings.sweeper.retention

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kveik.cache.ghosts import Ghosts
 from kveik.cache.lease import Ages
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import BlockPool
-from kveik.cache.prefix import GhostRing, PrefixTree
+from kveik.cache.prefix import PrefixTree
 
 
 class Reclaimer:
@@ -25,7 +26,7 @@ class Reclaimer:
         pools: tuple[BlockPool, ...],
         idle: tuple[IdleQueues, ...],
         tree: PrefixTree,
-        ghosts: GhostRing,
+        ghosts: Ghosts,
         reach: tuple[int, ...],
     ) -> None:
         self.pools = pools
@@ -125,7 +126,7 @@ class Reclaimer:
         self.ages.add(max(self.tree.now - self.tree.created[node], 0.0))
         if self.ghosts.capacity:
             digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
-            self.ghosts.remember(digest, "evicted")
+            self.ghosts.remember(self.tree.space[parent], digest, "evicted")
         self.tree.pins[parent] -= 1
         self.prune(parent)
 

@@ -16,7 +16,8 @@ from typing import NamedTuple, Protocol
 
 from kveik.cache.claims import LabelSet
 from kveik.cache.deadlines import NEVER
-from kveik.cache.prefix import GhostRing, PrefixTree
+from kveik.cache.ghosts import Ghosts
+from kveik.cache.prefix import PrefixTree
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.retention import Retention
 from kveik.cache.rules import Rule
@@ -59,7 +60,7 @@ class Sweeper:
         self,
         retention: Retention,
         reclaim: Reclaimer,
-        ghosts: GhostRing,
+        ghosts: Ghosts,
         groups: tuple[KvGroup, ...],
         detach: Callable[[int], None],
     ) -> None:
@@ -117,7 +118,7 @@ class Sweeper:
         """A ghost for the top of what goes; none where that would take long."""
         if self.ghosts.capacity and self.tree.undigested(parent, _CLIMB) < _CLIMB:
             digest = self.tree.digest_below(self.tree.digest(parent), self.tree.chunk(node))
-            self.ghosts.remember(digest, reason)
+            self.ghosts.remember(self.tree.space[parent], digest, reason)
 
     def bury_top(self, node: int, reason: str) -> int:
         """Bury the highest dead node above this one; returns how many were looked at."""
