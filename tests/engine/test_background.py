@@ -94,6 +94,25 @@ def test_stored_tokens_are_counted_where_they_are_published() -> None:
     assert uncached.usage().stored_tokens == 0
 
 
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 32, 40])
+@pytest.mark.parametrize("tokens", [0, 1, 4, 40])
+def test_a_prompt_that_is_all_there_stores_nothing(length: int, tokens: int) -> None:
+    """The last token is always computed, and found in the cache all the same."""
+    bench = Bench()
+    bench.add(0, prompt(length), max_tokens=4)
+    bench.drain()
+    again = bench.add(1, prompt(length), max_tokens=tokens, seed=7)
+    bench.drain()
+    usage = again.usage()
+    assert (usage.cached_tokens, usage.computed_prompt_tokens) == (length - 1, 1)
+    assert usage.stored_tokens == 0
+    rows = bench.add(2, prompt(length), max_tokens=1, prompt_logprobs=0)
+    other = bench.add(3, [*prompt(length - 1), 999], max_tokens=1)
+    bench.drain()
+    assert (rows.usage().cached_tokens, rows.usage().stored_tokens) == (0, 0)
+    assert (other.usage().cached_tokens, other.usage().stored_tokens) == (length - 1, 1)
+
+
 def test_what_an_aborted_request_stored_ends_with_what_it_computed() -> None:
     bench = Bench(budget=32)
     work = bench.add(0, prompt(100), max_tokens=4)

@@ -42,6 +42,7 @@ class Lease:
 
     tables: one BlockTable per group (immutable tuples; replaced, never mutated in place)
     cached_tokens: prompt tokens served by the cache when the lease was opened
+    there: prompt tokens that were cached then; the last one is there and computed all the same
     miss: why not more
     capacity: tokens for which slots exist now
     lineage: EXACT, or the recipe whose blocks these are (cached_tokens are then approximate)
@@ -84,6 +85,7 @@ class Lease:
         "stored",
         "tables",
         "tail",
+        "there",
         "unstored",
     )
 
@@ -105,6 +107,7 @@ class Lease:
         self.starts = [0] * groups
         self.sealed = 0
         self.tail = b""
+        self.there = 0
         self.node = -1
         self.limit = 0
         self.leading = b""

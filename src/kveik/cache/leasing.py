@@ -47,6 +47,7 @@ class Leasing:
         found = self.search.find(identity, data, self.search.cap(length) if reuse else 0)
         if reuse and (leader := self.restrictor.leaders.get(self.search.next_key(found, data))):
             return Wait(leader)
+        everything = found if reuse else self.search.find(identity, data, length)
         if not self.holdings.fits(found, wanted, spare, namespace, last_resort):
             # Without the source of a copy nothing but the path is held: that fits whenever the
             # sequence fits alone.
@@ -57,6 +58,7 @@ class Leasing:
             identity = identity._replace(base=self.tree.base_of(found.walked[found.public - 1]))
         lease = Lease(identity, self._groups, directive)
         lease.opened_at = self.tree.now
+        lease.there = self.search.there(everything, data)
         cached = found.blocks * self._size + found.extra
         lease.miss = (
             self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
@@ -100,6 +102,7 @@ class Leasing:
             return None
         child = Lease(lease.identity, self._groups, lease.directive)
         child.cached_tokens, child.miss = lease.cached_tokens, lease.miss
+        child.there = lease.there
         child.committed, child.sealed, child.tail = lease.committed, lease.sealed, lease.tail
         child.starts = list(lease.starts)
         child.selectors = list(lease.selectors)

@@ -228,6 +228,19 @@ class Lookup:
             rest += tree.chunk(node)
         return rest[: most * WORD]
 
+    def there(self, found: Found, data: bytes) -> int:
+        """How many tokens of the prompt are cached: those found, and the last one, too, where a
+        match that had to end before it goes on with it."""
+        cached = found.blocks * self.block_size + found.extra
+        if len(data) != (cached + 1) * WORD:
+            return cached
+        rest = data[found.blocks * self._width :]
+        troubled = self.retention.troubled()
+        return cached + any(
+            shared > found.extra and not (troubled and self.retention.why_gone(node))
+            for shared, node in self._closest(found, found.blocks, rest)
+        )
+
     def next_key(self, found: Found, data: bytes) -> bytes:
         """Key of the next whole block of the prompt (empty: there is none)."""
         node = found.behind(found.blocks)

@@ -83,7 +83,7 @@ class EngineStats:
     requests_finished: dict[str, int]  # by finish reason, "abort" and "error" included
     steps: int
     step_seconds: float
-    stored_tokens: int  # prompt tokens that finished requests computed and left in the cache
+    stored_tokens: int  # prompt tokens that finished requests added to the cache
     named_caches: int
     conversations: int  # finished turns are kept of so many sessions
     conversation_bytes: int

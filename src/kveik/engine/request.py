@@ -149,7 +149,7 @@ class Usage:
     cached_tokens: int = 0
     approximate_cached_tokens: int = 0
     computed_prompt_tokens: int = 0
-    stored_tokens: int = 0  # prompt tokens that it computed and left in the cache
+    stored_tokens: int = 0  # prompt tokens that it left in the cache and that were not there
     savings: Savings | None = None
 
 

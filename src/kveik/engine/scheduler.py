@@ -367,6 +367,7 @@ class Scheduler:
             if not work.started:
                 self._leave_queue(work)
                 work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
+                work.there = lease.there
         return result
 
     def _rivals(self, work: Work) -> int:

@@ -38,6 +38,7 @@ class Work:
     started: bool = False  # blocks were held at least once
     prompt_done: bool = False
     cached_tokens: int = 0
+    there: int = 0  # prompt tokens that were in the cache, computed again or not
     miss: Miss | None = None
     divergence: Divergence | None = None  # where the request asked for it
     computed_prompt_tokens: int = 0
@@ -56,8 +57,9 @@ class Work:
         return self.request.params.prompt_logprobs is not None and not self.prompt_done
 
     def note_stored(self, stored: int) -> None:
-        """A lease on this prompt was released and left `stored` tokens from the start."""
-        ours = min(stored, self.prompt_length) - self.cached_tokens
+        """A lease on this prompt was released and left `stored` tokens from the start. What was
+        there before is not stored again."""
+        ours = min(stored, self.prompt_length) - self.there
         self.stored_tokens = max(self.stored_tokens, min(ours, self.computed_prompt_tokens))
 
     def usage(self) -> Usage:

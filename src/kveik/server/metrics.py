@@ -28,7 +28,7 @@ _COUNTERS = (
     ("vllm:generation_tokens", "Tokens generated", "generation_tokens"),
     ("kveik:steps", "Steps of the engine", "steps"),
     ("kveik:step_seconds", "Time spent in steps", "step_seconds"),
-    ("kveik:stored_tokens", "Prompt tokens computed and left in the cache", "stored_tokens"),
+    ("kveik:stored_tokens", "Prompt tokens added to the cache", "stored_tokens"),
     ("kveik:saved_seconds", "Computation that hits saved, estimated", "seconds_saved"),
 )
 _GAUGES = (
