@@ -1,9 +1,10 @@
 """Random lives of a cache with every verb of retention, against a naive reading of what each means.
 
 Before a verb the keeper writes down every block that a walk reaches, with its labels, deadline and
-age, in a dictionary of token tuples. It applies the verb to that dictionary in the plainest way,
-then compares with what walks reach afterwards: nothing more, nothing less. What was deleted must be
-overwritten before its block is free, and a lease that an invalidation matched must publish nothing.
+age (`reach.py`). It applies the verb to that dictionary in the plainest way, then compares with
+what walks reach afterwards: nothing more, nothing less. What was deleted must be overwritten before
+its block is free, a lease that an invalidation matched must publish nothing, what a lease reads was
+computed for its own tokens, and pins, shares, receipts and the time of waking add up.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from reach import Arena, Facts, Path, Tokens, hangs, longest, reachable
+
 from kveik.cache.claims import HOLDS
+from kveik.cache.deadlines import NEVER
 from kveik.cache.directive import (
+    PUBLIC,
     Clock,
     Directive,
     DocumentSpan,
     Priority,
     Relevance,
-    Selector,
     Ttl,
     TtlMode,
+    TtlSpan,
     Write,
 )
 from kveik.cache.manager import CacheManager, Lease, Opened
-from kveik.cache.prefix import Identity, unpack_tokens
-from kveik.cache.segments import KvGroup
+from kveik.cache.prefix import Identity
+from kveik.cache.segments import KvGroup, Move
 from kveik.errors import PinBudgetExceeded
 
-Tokens = tuple[int, ...]
-Path = tuple[Identity, Tokens]
-
 SPACES = ("", "n")
+SALTS = ("",) * 7 + ("salt",)
+DAY = 86_400.0
 SESSIONS = ("s", "r")
 CONTEXTS = ("a", "b")
 TAGS = ("t", "u")
@@ -41,24 +45,7 @@ NAMES = ("faq", "kit")
 DOCUMENTS = ("d", "e")
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What is known of one reachable block."""
-
-    labels: frozenset[tuple[str, str]]
-    delete_at: float
-    put_off: bool  # somebody reads it, and its time counts from the last use
-    created: float
-    blocks: tuple[tuple[int, int], ...]
-
-    def keys(self, kind: str) -> set[str]:
-        return {key for each, key in self.labels if each == kind}
-
-    def held_without(self, *ended: tuple[str, str]) -> bool:
-        return any(kind in HOLDS and (kind, key) not in ended for kind, key in self.labels)
-
-
-@dataclass
+@dataclass(eq=False)
 class Turn:
     lease: Lease
     identity: Identity
@@ -70,58 +57,27 @@ class Turn:
 
 
 class Keeper:
+    """Ordinary work, and what must hold after everything. `now` is the time that has really
+    passed, `reading` what the caller's clock shows, which jumps."""
+
     def __init__(self, dice: random.Random, groups: Sequence[KvGroup], blocks: int) -> None:
         self.dice, self.size = dice, 4
         self.manager = CacheManager(
             groups, [blocks] * len(groups), self.size, ghosts=32, session_idle=300.0
         )
         self.manager.invalidation.at_once = dice.choice((0, 1, 3, 128))  # most is left to the sweep
-        self.now = 1000.0
+        self.arena = Arena(self.manager)
+        self.blocks = blocks
+        self.now = self.reading = 10 * DAY
+        self.manager.tick(self.reading)
         self.turns: list[Turn] = []
+        self.prompts: list[Tokens] = []
         self.owed: set[tuple[int, int]] = set()
         self.steps = itertools.count()
-        self.deaths = self.refusals = 0
+        self.shares: dict[str, tuple[int, int | None]] = {}
+        self.deaths = self.refusals = self.hits = self.receipts = self.evictions = 0
 
-    # --- what walks reach
-
-    def reachable(self) -> dict[Path, Facts]:
-        manager, found = self.manager, {}
-        for identity, root in manager.tree.roots.items():
-            stack = [root]
-            while stack:
-                for node in manager.tree.each_child(stack.pop()):
-                    data = manager.tree.path(node)
-                    if manager.tree.length[node] == self.size:
-                        walked = manager.search.find(identity, data, len(data) // 4).walked
-                        alive = len(walked) == len(data) // 4 // self.size
-                    else:
-                        alive = not manager.retention.why_gone(node)
-                    if alive:
-                        found[identity, unpack_tokens(data)] = self.facts(node)
-                        stack.append(node)
-        return found
-
-    def facts(self, node: int) -> Facts:
-        retention, tree = self.manager.retention, self.manager.tree
-        live = retention.set_of(node).live_labels()
-        until = retention.deadlines.delete_at(node)
-        for label in live:
-            entry = self.manager.names._names.get(label)
-            if entry is not None and entry.ttl is not None and entry.ttl.mode == "delete":
-                until = min(until, entry.deadline())
-        own = retention.deadlines.delete_at(node)
-        return Facts(
-            labels=frozenset((label.kind, label.key) for label in live)
-            or frozenset([("plain", "")]),
-            delete_at=until,
-            put_off=until == own < 1e300
-            and retention.deadlines.slides(node)
-            and retention.is_read(node),
-            created=tree.created[node],
-            blocks=tuple(
-                (g, payload[node]) for g, payload in enumerate(tree.payload) if payload[node] >= 0
-            ),
-        )
+    # --- what must hold
 
     def expect(
         self,
@@ -129,75 +85,153 @@ class Keeper:
         dies: Callable[[Path, Facts], bool],
         *,
         may_lose: bool = False,
-    ) -> None:
+    ) -> set[Path]:
         """Exactly what dies, and what hangs below it, is out of reach now."""
-        dead = [path for path, facts in before.items() if dies(path, facts) or self.late(facts)]
-        gone = {path for path in before if any(self.hangs(path, top) for top in dead)}
+        gone = self.doomed(before, dies)
         self.deaths += len(gone)
-        after = self.reachable()
+        after = reachable(self.manager)
         assert not gone & after.keys(), "what was deleted is found"
-        if not may_lose:
-            assert before.keys() - gone <= after.keys(), "what was not concerned is gone"
-        for path in gone:
-            self.owed.update(before[path].blocks)
-        self.proof()
+        lost = before.keys() - gone - after.keys()
+        assert may_lose or not lost, "what was not concerned is gone"
+        self.keeps_pins(before, lost)
+        if not may_lose:  # otherwise it may have been evicted before it would have been deleted
+            for path in gone:
+                self.owed.update(before[path].blocks)
+        for identity, tokens in sorted(gone, key=lambda path: path[1])[:4]:
+            served = self.served(identity, (*tokens, 9))
+            assert served <= longest(after, identity, tokens), "what was deleted serves a prompt"
+        self.proof(after)
+        return gone
 
-    def hangs(self, path: Path, top: Path) -> bool:
-        """Is it that block, or below it? Nothing hangs below a partial tail."""
-        whole = len(top[1]) % self.size == 0
-        return path == top or (whole and path[0] == top[0] and path[1][: len(top[1])] == top[1])
+    def doomed(self, before: dict[Path, Facts], dies: Callable[[Path, Facts], bool]) -> set[Path]:
+        tops = [path for path, facts in before.items() if dies(path, facts) or self.late(facts)]
+        return {
+            path
+            for path, facts in before.items()
+            if any(hangs(path, facts, top, self.size) for top in tops)
+        }
 
     def late(self, facts: Facts) -> bool:
-        return facts.delete_at <= self.now and not facts.put_off
+        return facts.ends_at <= self.now
 
-    def proof(self) -> None:
+    def served(self, identity: Identity, tokens: Tokens) -> int:
+        found = self.manager.explain(
+            tokens,
+            namespace=identity.namespace,
+            adapter=identity.adapter,
+            salt=identity.salt,
+            now=self.reading,
+        )
+        return found.cached_tokens
+
+    def proof(self, after: dict[Path, Facts]) -> None:
         """The books add up; nothing deleted lies in a free block without being overwritten."""
         manager = self.manager
         manager.check()
+        assert manager.stats().leaked_blocks == 0
         pending = set(manager.sweeper._erasures)
         for g, pool in enumerate(manager.pools):
             free = {(g, block) for block in pool.free}
             assert free & self.owed <= pending, "a deleted block is free and was not overwritten"
+        assert manager.names.pinned() <= manager.names.budget, "more is pinned than may be"
+        assert manager.retention.clock.now == self.now
+        self.wakes_in_time(after)
+        if self.quiet():
+            assert len(manager.tree) == len(after), "something is left that nobody can reach"
+            for space in self.shares:
+                kept = self.kept(after, space) * len(manager.groups)
+                assert manager.usage(space)[0] == kept, "bytes of a share"
+
+    def quiet(self) -> bool:
+        """Is nothing dead left in the tree?"""
+        manager = self.manager
+        return not (manager.sweeper.jobs or manager.tree.orphans or manager.retention.troubled())
+
+    def wakes_in_time(self, after: dict[Path, Facts]) -> None:
+        """An engine that sleeps until it is told is not late by more than a bucket."""
+        due = min((facts.ends_at for facts in after.values()), default=NEVER)
+        if due < NEVER:
+            waking = self.manager.next_deadline()
+            assert waking is not None
+            assert waking <= self.reading + (due - self.now) + 0.25, "it would sleep too long"
+
+    def kept(self, paths: dict[Path, Facts], space: str) -> int:
+        """Idle blocks of a namespace (of each group) that count in its share."""
+        return sum(
+            path[0].namespace == space and facts.idle and not facts.pinned
+            for path, facts in paths.items()
+        )
+
+    def keeps_pins(self, before: dict[Path, Facts], lost: set[Path]) -> None:
+        """Room is made of what is not pinned (what lies behind a public block goes with it)."""
+        for path in lost:
+            assert not before[path].pinned or before[path].before, "a pinned block was evicted"
+
+    def keeps_reserves(self, before: dict[Path, Facts], after: dict[Path, Facts], own: str) -> None:
+        """The need of one namespace leaves the others what is reserved for them (but for what
+        lies behind a public block that goes)."""
+        orphans = {path for path, facts in before.items() if facts.before and path not in after}
+        held = {path: facts for path, facts in before.items() if path not in orphans}
+        for space, (reserved, _) in self.shares.items():
+            blocks = reserved // len(self.manager.groups)
+            if space != own:
+                assert self.kept(after, space) >= min(self.kept(held, space), blocks), space
 
     # --- ordinary work
 
     def directive(self) -> Directive:
         dice, pick = self.dice, self.dice.choice
-        ttl = None
-        if dice.random() < 0.4:
-            clock: Clock = pick(("first_use", "last_use"))
-            mode: TtlMode = pick(("delete", "delete", "demote"))
-            ttl = Ttl(pick((5.0, 30.0, 200.0)), clock, mode)
         priority: Priority = pick(("high", "normal", "normal", "low"))
         write: Write = pick(("all", "all", "all", "low", "none"))
         relevance: Relevance = pick(("off", "demote", "delete"))
-        spans = ()
+        documents, spans = (), ()
         if dice.random() < 0.3:
             start = dice.randint(0, 12)
-            spans = (DocumentSpan(pick(DOCUMENTS), pick(("1", "2")), start, start + 6),)
+            documents = (DocumentSpan(pick(DOCUMENTS), pick(("1", "2")), start, start + 6),)
+        if dice.random() < 0.1:
+            spans = (TtlSpan(0, dice.randint(1, 12), self.ttl()),)
         return Directive(
             session=pick((None, *SESSIONS)),
             context=pick((None, None, *CONTEXTS)),
             relevance=relevance,
             tags=tuple(tag for tag in TAGS if dice.random() < 0.3),
-            ttl=ttl,
+            ttl=self.ttl() if dice.random() < 0.4 else None,
             priority=priority,
             write=write,
-            documents=spans,
+            documents=documents,
             name=pick((None, None, None, *NAMES)),
             pin=dice.random() < 0.1,
+            write_until=dice.randint(0, 20) if dice.random() < 0.1 else None,
+            spans=spans,
         )
+
+    def ttl(self) -> Ttl:
+        pick = self.dice.choice
+        clock: Clock = pick(("first_use", "last_use"))
+        mode: TtlMode = pick(("delete", "delete", "demote"))
+        return Ttl(pick((5.0, 30.0, 200.0)), clock, mode)
 
     def tokens(self) -> Tokens:
         tokens = tuple(self.dice.choices((1, 1, 2, 3), k=self.dice.randint(1, 22)))
-        if self.turns and self.dice.random() < 0.5:
-            tokens = self.dice.choice(self.turns).tokens[: self.dice.randint(4, 20)] + tokens
-        return tokens[:26]
+        if self.prompts and self.dice.random() < 0.6:
+            tokens = self.dice.choice(self.prompts)[: self.dice.randint(4, 20)] + tokens
+        self.prompts = [*self.prompts[-5:], tokens[:26]]
+        return self.prompts[-1]
+
+    def identity(self) -> Identity:
+        """Of a tenant, now and then of the operator who makes public blocks."""
+        adapter = self.dice.choice((0, 0, 0, 1))
+        if self.dice.random() < 0.15:
+            return Identity(PUBLIC, adapter)
+        return Identity(self.dice.choice(SPACES), adapter, salt=self.dice.choice(SALTS))
+
+    def space(self) -> str:
+        return PUBLIC if self.dice.random() < 0.1 else self.dice.choice(SPACES)
 
     def open(self) -> None:
-        identity = Identity(self.dice.choice(SPACES), self.dice.choice((0, 0, 1)))
-        tokens, directive = self.tokens(), self.directive()
-        before, evicted = self.reachable(), self.manager.stats().evicted_blocks
+        identity, tokens, directive = self.identity(), self.tokens(), self.directive()
+        before, evicted = reachable(self.manager), self.evicted
+        quiet = self.quiet()
         entry = self.manager.table.get(identity.namespace, directive.session or "")
         context = entry.context if entry is not None else None
         try:
@@ -206,7 +240,8 @@ class Keeper:
                 len(tokens),
                 namespace=identity.namespace,
                 adapter=identity.adapter,
-                now=self.now,
+                salt=identity.salt,
+                now=self.reading,
                 directive=directive,
             )
         except PinBudgetExceeded:
@@ -216,68 +251,84 @@ class Keeper:
             self.expect(before, lambda path, facts: False)
             return
         lease = result.lease
-        turn = Turn(lease, identity, directive, tokens, self.now, lease.cached_tokens)
-        live = tokens[: lease.cached_tokens // self.size * self.size]
+        turn = Turn(lease, lease.identity, directive, tokens, self.now, lease.cached_tokens)
         switches = (
-            lease.limit
+            directive.write != "none"
             and directive.session is not None
             and directive.context not in (None, context)
             and context is not None
             and directive.relevance == "delete"
         )
+        live = tokens[: lease.cached_tokens // self.size * self.size]
 
         def left(path: Path, facts: Facts) -> bool:
-            return bool(switches) and self.leaves(turn, directive.context or "", live, path, facts)
+            if not switches or path[0].namespace != identity.namespace:
+                return False
+            if path[0] == turn.identity and live[: len(path[1])] == path[1]:
+                return False
+            return self.leaves(directive.session or "", directive.context or "", facts)
 
-        self.expect(before, left, may_lose=self.manager.stats().evicted_blocks > evicted)
+        assert lease.cached_tokens <= longest(before, identity, tokens), "served what is not there"
+        self.hits += lease.cached_tokens > 0
+        self.expect(before, left, may_lose=self.evicted > evicted)
+        if quiet and not switches:
+            self.keeps_reserves(before, reachable(self.manager), identity.namespace)
         if switches:
-            self.bar_other_contexts(turn)
+            self.bar_other_contexts(turn.identity.namespace, directive.session, directive.context)
         self.turns.append(turn)
-        self.step()
+        self.step(result.moves)
+        self.arena.read(lease, tokens[: turn.done])
 
-    def leaves(self, turn: Turn, context: str, live: Tokens, path: Path, facts: Facts) -> bool:
-        """Did the session alone hold it, under other contexts, outside the live prompt?"""
-        if path[0].namespace != turn.identity.namespace:
-            return False
-        if path[0] == turn.identity and live[: len(path[1])] == path[1]:
-            return False
+    @property
+    def evicted(self) -> int:
+        return self.manager.stats().evicted_blocks
+
+    def leaves(self, session: str, context: str, facts: Facts) -> bool:
+        """Does the session alone hold it, under other contexts?"""
         holders = {each for each in facts.labels if each[0] in HOLDS}
         contexts = facts.keys("context")
-        alone = holders == {("session", turn.directive.session)}
-        return alone and bool(contexts) and context not in contexts
+        return holders == {("session", session)} and bool(contexts) and context not in contexts
 
-    def bar_other_contexts(self, new: Turn) -> None:
+    def bar_other_contexts(self, space: str, session: str | None, context: str | None) -> None:
         for turn in self.turns:
-            same = turn.identity.namespace == new.identity.namespace
-            same = same and turn.directive.session == new.directive.session
-            if same and turn.directive.context not in (None, new.directive.context):
+            same = (turn.identity.namespace, turn.directive.session) == (space, session)
+            if same and turn.directive.context not in (None, context):
                 turn.barred.append(lambda path: True)
 
-    def step(self) -> None:
-        """Erasures first, then whatever moves there are."""
+    def step(self, moves: Sequence[Move] = ()) -> None:
+        """Erasures first, then the moves."""
         for erase in self.manager.take_erasures():
             self.owed.discard((erase.group, erase.block))
+            self.arena.erase(erase.group, erase.block)
+        self.arena.move(moves)
         number = next(self.steps)
         self.manager.launched(number)
         self.manager.acknowledge(number)
 
-    def publishing(self, turn: Turn, work: Callable[[], None]) -> None:
+    def publishing(self, turn: Turn, work: Callable[[], None]) -> dict[Path, Facts]:
         """Work of one lease: what it adds is its own path, and nothing that it must not."""
-        before, evicted = self.reachable(), self.manager.stats().evicted_blocks
+        before, evicted, quiet = reachable(self.manager), self.evicted, self.quiet()
         work()
-        after = self.reachable()
-        for identity, path in after.keys() - before.keys():
+        after = reachable(self.manager)
+        fresh = {path: after[path] for path in after.keys() - before.keys()}
+        for identity, path in fresh:
             assert identity == turn.identity
             assert turn.tokens[: len(path)] == path, "a lease published what is not its own"
             assert not any(bars(path) for bars in turn.barred), "found again"
-        tails = {path for path in before if len(path[1]) % self.size}
-        may_lose = self.manager.stats().evicted_blocks > evicted
-        lost = {path for path in before.keys() - after.keys() if not self.late(before[path])}
-        late = [path for path, facts in before.items() if self.late(facts)]
-        for path in lost - tails:
-            below = any(self.hangs(path, top) for top in late)
-            assert may_lose or below, "lost without need"
-        self.proof()
+            assert turn.directive.write != "none"
+            until = turn.directive.write_until
+            assert until is None or len(path) <= until, "stored what it must not"
+        may_lose = self.evicted > evicted
+        self.evictions += may_lose
+        late = self.doomed(before, lambda path, facts: False)
+        lost = before.keys() - after.keys() - late
+        self.keeps_pins(before, lost)
+        for path in lost:
+            assert may_lose or len(path[1]) % self.size, "lost without need"
+        if quiet:
+            self.keeps_reserves(before, after, turn.identity.namespace)
+        self.proof(after)
+        return fresh
 
     def commit(self) -> None:
         if not self.turns:
@@ -285,25 +336,58 @@ class Keeper:
         turn = self.dice.choice(self.turns)
         if turn.done == len(turn.tokens) and self.dice.random() < 0.5:
             turn.tokens += self.tokens()[:6]
+        self.compute(turn)
+
+    def compute(self, turn: Turn) -> bool:
+        """Some more tokens of it; False: there was no room."""
         goal = min(len(turn.tokens), turn.done + self.dice.randint(1, 9))
+        room = True
 
         def work() -> None:
-            if self.manager.extend(turn.lease, goal):
+            nonlocal room
+            room = self.manager.extend(turn.lease, goal)
+            if room:
                 self.step()
-                self.manager.commit(turn.lease, turn.tokens[:goal], now=self.now)
+                self.arena.read(turn.lease, turn.tokens[: turn.done])
+                self.arena.write(turn.lease, turn.tokens[:goal], turn.done)
+                self.manager.commit(turn.lease, turn.tokens[:goal], now=self.reading)
                 turn.done = goal
 
-        self.publishing(turn, work)
+        for (_, path), facts in self.publishing(turn, work).items():
+            self.carries(turn.directive, path, facts)
+        return room
+
+    def carries(self, directive: Directive, path: Tokens, facts: Facts) -> None:
+        """What a request writes is labelled, and ends, as its directive says."""
+        end = len(path)
+        start = (end - 1) // self.size * self.size
+        labels = {("tag", tag) for tag in directive.tags}
+        for kind, key in (
+            ("session", directive.session),
+            ("context", directive.context),
+            ("name", directive.name),
+        ):
+            if key is not None:
+                labels.add((kind, key))
+        for span in directive.documents:
+            if span.start < end and start < span.end:
+                labels.add(("document", f"{span.document}@{span.version}"))
+        assert labels <= facts.labels
+        ttl = directive.ttl_at(start)
+        if ttl is not None and ttl.mode == "delete" and directive.name is None:
+            ends = facts.delete_at if ttl.clock == "first_use" else facts.unused_at
+            assert ends <= self.now + ttl.seconds
 
     def release(self) -> None:
-        if not self.turns:
-            return
-        turn = self.turns.pop(self.dice.randrange(len(self.turns)))
-        finished = self.dice.choice((True, True, False, None))
-        keep = self.dice.random() < 0.8
+        if self.turns:
+            turn = self.dice.choice(self.turns)
+            self.end(turn, self.dice.choice((True, True, False, None)), self.dice.random() < 0.8)
+
+    def end(self, turn: Turn, finished: bool | None, keep: bool = True) -> None:
+        self.turns.remove(turn)
 
         def work() -> None:
-            self.manager.release(turn.lease, keep=keep, finished=finished, now=self.now)
+            self.manager.release(turn.lease, keep=keep, finished=finished, now=self.reading)
 
         self.publishing(turn, work)
 
@@ -313,231 +397,12 @@ class Keeper:
         turn = self.dice.choice(self.turns)
         forked = self.manager.fork(turn.lease)
         if forked is not None:
-            twin = Turn(
-                forked[0], turn.identity, turn.directive, turn.tokens[: turn.done], turn.opened
-            )
+            lease, moves = forked
+            own = turn.tokens[: turn.done]
+            twin = Turn(lease, turn.identity, turn.directive, own, turn.opened)
             twin.done, twin.barred = turn.done, list(turn.barred)
             twin.tokens += self.tokens()[:4]
             self.turns.append(twin)
-            self.step()
-        self.proof()
-
-    # --- verbs
-
-    def selector(self) -> Selector:
-        dice, pick = self.dice, self.dice.choice
-        fields: dict[str, object] = {}
-        for name, choices in (
-            ("name", NAMES),
-            ("tag", TAGS),
-            ("session", SESSIONS),
-            ("context", CONTEXTS),
-            ("document", DOCUMENTS),
-            ("adapter", (0, 1)),
-            ("older_than", (0.0, 10.0, 100.0)),
-        ):
-            if dice.random() < 0.2:
-                fields[name] = pick(choices)
-        if "document" in fields and dice.random() < 0.5:
-            fields[pick(("version", "not_version"))] = pick(("1", "2"))
-        if dice.random() < 0.3:
-            like = dice.choice([turn.tokens for turn in self.turns] or [self.tokens()])
-            fields["prefix"] = like[: dice.randint(1, 16)]
-        if not fields and dice.random() < 0.8:
-            fields["tag"] = pick(TAGS)
-        return Selector(pick(SPACES), **fields)  # type: ignore[arg-type]
-
-    def invalidate(self) -> None:
-        selector, before = self.selector(), self.reachable()
-        cutoff = self.now - (selector.older_than or 0.0)
-        self.manager.invalidate(selector, self.now)
-        for turn in self.turns:
-            self.bar(turn, selector, cutoff)
-
-        def dies(path: Path, facts: Facts) -> bool:
-            return self.selects(selector, cutoff, path, facts)
-
-        self.expect(before, dies)
-
-    def selects(self, selector: Selector, cutoff: float, path: Path, facts: Facts) -> bool:
-        identity, tokens = path
-        versions = {
-            key.split("@")[1]
-            for key in facts.keys("document")
-            if key.split("@")[0] == selector.document
-        }
-        wanted = {
-            version
-            for version in versions
-            if selector.version in (None, version) and version != selector.not_version
-        }
-        return (
-            identity.namespace == selector.namespace
-            and selector.adapter in (None, identity.adapter)
-            and tokens[: len(selector.prefix)] == selector.prefix
-            and (selector.older_than is None or facts.created <= cutoff)
-            and all(
-                key is None or key in facts.keys(kind)
-                for kind, key in (
-                    ("name", selector.name),
-                    ("tag", selector.tag),
-                    ("session", selector.session),
-                    ("context", selector.context),
-                )
-            )
-            and (selector.document is None or bool(wanted))
-        )
-
-    def bar(self, turn: Turn, selector: Selector, cutoff: float) -> None:
-        """What a lease that was open may not publish any more."""
-        directive = turn.directive
-        if (
-            turn.identity.namespace != selector.namespace
-            or selector.adapter not in (None, turn.identity.adapter)
-            or (selector.older_than is not None and turn.opened > cutoff)
-            or selector.name not in (None, directive.name)
-            or selector.session not in (None, directive.session)
-            or selector.context not in (None, directive.context)
-            or (selector.tag is not None and selector.tag not in directive.tags)
-        ):
-            return
-        starts = [
-            span.start
-            for span in directive.documents
-            if span.document == selector.document
-            and selector.version in (None, span.version)
-            and span.version != selector.not_version
-        ]
-        if selector.document is not None and not starts:
-            return
-        first = min(starts, default=-1)
-        prefix = selector.prefix
-        turn.barred.append(
-            lambda path: path[: len(prefix)] == prefix and len(path) > first and bool(path)
-        )
-
-    def end_session(self) -> None:
-        space, session = self.dice.choice(SPACES), self.dice.choice(SESSIONS)
-        before = self.reachable()
-        known = self.manager.table.get(space, session) is not None
-        assert (self.manager.end_session(space, session, self.now) is not None) == known
-        ended = (("session", session), ("turn", session), ("pin", f"session:{session}"))
-        if known:
-            for turn in self.turns:
-                if (turn.identity.namespace, turn.directive.session) == (space, session):
-                    turn.barred.append(lambda path: True)
-
-        def dies(path: Path, facts: Facts) -> bool:
-            return known and path[0].namespace == space and not facts.held_without(*ended)
-
-        self.expect(before, dies)
-
-    def name(self) -> None:
-        before = self.reachable()
-        ttl = self.dice.choice((None, Ttl(20.0), Ttl(50.0, "first_use"), Ttl(30.0, mode="demote")))
-        space, name = self.dice.choice(SPACES), self.dice.choice(NAMES)
-        try:
-            self.manager.name(
-                space, name, self.tokens(), ttl=ttl, pin=self.dice.random() < 0.3, now=self.now
-            )
-        except PinBudgetExceeded:
-            self.refusals += 1
-        self.expect(before, lambda path, facts: False)
-
-    def change_name(self) -> None:
-        before = self.reachable()
-        space, name = self.dice.choice(SPACES), self.dice.choice(NAMES)
-        try:
-            match self.dice.randrange(3):
-                case 0:
-                    self.manager.set_ttl(space, name, Ttl(self.dice.choice((5.0, 90.0))), self.now)
-                case 1:
-                    self.manager.set_pin(space, name, self.dice.random() < 0.5, self.now)
-                case _:
-                    self.manager.set_tags(space, name, (self.dice.choice(TAGS),), self.now)
-        except PinBudgetExceeded:
-            self.refusals += 1
-        self.expect(before, lambda path, facts: False)
-
-    def unname(self) -> None:
-        space, name = self.dice.choice(SPACES), self.dice.choice(NAMES)
-        before = self.reachable()
-        self.manager.unname(space, name, self.now)
-        for turn in self.turns:
-            if (turn.identity.namespace, turn.directive.name) == (space, name):
-                turn.barred.append(lambda path: True)
-
-        def dies(path: Path, facts: Facts) -> bool:
-            return path[0].namespace == space and not facts.held_without(("name", name))
-
-        self.expect(before, dies)
-
-    def tick(self) -> None:
-        """Time passes, sometimes much, and for a moment backwards."""
-        before = self.reachable()
-        passed = self.dice.choice((0.0, 0.1, 1.0, 6.0, 40.0, 86_400.0))
-        self.now += passed
-        if self.dice.random() < 0.1:
-            self.manager.explain([1, 2], now=self.now - 30.0)
-        idle = {
-            (space, session)
-            for (space, session), entry in self.manager.table._sessions.items()
-            if not entry.open and entry.last_use + 300.0 <= self.now
-        }
-        budget = self.dice.choice((1, 1, 3, 128))
-        more = self.manager.tick(self.now, budget)
-        if idle:
-            while more or any(self.manager.table.get(*key) for key in idle):
-                more = self.manager.tick(self.now)
-
-        def dies(path: Path, facts: Facts) -> bool:
-            ended = [
-                (kind, key if kind != "pin" else f"session:{key}")
-                for space, key in idle
-                if space == path[0].namespace
-                for kind in ("session", "turn", "pin")
-            ]
-            return not facts.held_without(*ended)
-
-        self.expect(before, dies)
-
-    def act(self) -> None:
-        """One operation, mostly ordinary work."""
-        (work,) = self.dice.choices(
-            (
-                self.open,
-                self.commit,
-                self.release,
-                self.fork,
-                self.invalidate,
-                self.end_session,
-                self.name,
-                self.change_name,
-                self.unname,
-                self.tick,
-                self.step,
-            ),
-            (24, 30, 14, 2, 8, 3, 4, 3, 2, 8, 2),
-        )
-        work()
-
-    def drain(self) -> None:
-        """Everything ends: no block stays held, and all that was deleted is overwritten."""
-        while self.turns:
-            self.release()
-        while self.manager.tick(self.now):
-            self.proof()
-        self.step()
-        stats = self.manager.stats()
-        assert stats.leaked_blocks == 0
-        assert not self.manager.retention.rules
-        for free, idle, total in zip(
-            stats.free_blocks, stats.idle_blocks, stats.total_blocks, strict=True
-        ):
-            assert free + idle == total
-        for space in SPACES:
-            self.manager.invalidate(Selector(space), self.now)
-        while self.manager.tick(self.now):
-            self.proof()
-        assert self.manager.stats().free_blocks == stats.total_blocks
-        assert len(self.manager.tree) == len(self.manager.retention.claims._interned) == 0
+            self.step(moves)
+            self.arena.read(lease, own)
+        self.proof(reachable(self.manager))

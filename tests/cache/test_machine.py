@@ -1,12 +1,17 @@
-"""The cache core against the naive world, driven by hypothesis and, for the soak, by dice."""
+"""The cache core against naive models, driven by hypothesis and, for the soak, by dice.
+
+Two machines: `CacheMachine` looks at every slot while steps are in flight (`world.py`);
+`RetentionMachine` knows every verb that says who keeps a block and until when (`verbs.py`).
+"""
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Callable
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -15,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from verbs import Life
 from world import Tokens, World, roll
 
 from kveik.cache.prefix import Identity
@@ -31,6 +37,13 @@ GEOMETRIES = (
 )
 WIDE = ((FULL, KvGroup((1,), "window", 6)), (60, 50))  # room for many siblings
 NAMES = ("", "other")
+TINY = KvGroup((0,), bytes_per_block=1)
+LIVES = (
+    ((TINY,), 18),
+    ((TINY,), 100),
+    ((TINY, KvGroup((1,), "window", 6, bytes_per_block=1)), 40),
+)
+SEEDS = st.integers(0, 2**32 - 1)
 TOKENS = st.lists(st.sampled_from((1, 1, 1, 2, 2**32 - 1)), min_size=1, max_size=22).map(tuple)
 
 
@@ -128,17 +141,76 @@ class CacheMachine(RuleBasedStateMachine):
             self.world.drain()
 
 
+WORK: tuple[Callable[[Life], None], ...] = (Life.open, Life.commit, Life.commit, Life.release)
+VERBS: tuple[Callable[[Life], None], ...] = (
+    Life.fork,
+    Life.invalidate,
+    Life.announce_document,
+    Life.end_session,
+    Life.switch_context,
+    Life.name,
+    Life.change_name,
+    Life.unname,
+    Life.tick,
+    Life.jump,
+    Life.share,
+    Life.step,
+)
+
+
+class RetentionMachine(RuleBasedStateMachine):
+    """Hypothesis chooses what happens in which order, and shrinks it; dice fill in the details.
+    The keeper proves its invariants after every operation."""
+
+    @initialize(geometry=st.sampled_from(LIVES), seed=SEEDS)
+    def build(self, geometry: tuple[tuple[KvGroup, ...], int], seed: int) -> None:
+        self.life = Life(random.Random(seed), *geometry)
+
+    def carry_out(self, work: Callable[[Life], None], seed: int) -> None:
+        self.life.dice = random.Random(seed)
+        work(self.life)
+
+    @rule(work=st.sampled_from(WORK), seed=SEEDS)
+    def work(self, work: Callable[[Life], None], seed: int) -> None:
+        self.carry_out(work, seed)
+
+    @rule(seed=SEEDS)
+    def converse(self, seed: int) -> None:
+        """A request from its beginning to its end, beside those that are open."""
+        before = len(self.life.turns)
+        self.carry_out(Life.open, seed)
+        if len(self.life.turns) > before:
+            while self.life.turns[-1].done < len(self.life.turns[-1].tokens):
+                if not self.life.compute(self.life.turns[-1]):
+                    return
+            self.life.end(self.life.turns[-1], finished=True)
+
+    @rule(verb=st.sampled_from(VERBS), seed=SEEDS)
+    def verb(self, verb: Callable[[Life], None], seed: int) -> None:
+        self.carry_out(verb, seed)
+
+    def teardown(self) -> None:
+        if hasattr(self, "life"):
+            self.life.drain()
+
+
 QUICK = settings(
     max_examples=200,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
     suppress_health_check=list(HealthCheck),
 )
 
 
 def test_ten_thousand_steps() -> None:
     run_state_machine_as_test(CacheMachine, settings=QUICK)  # type: ignore[no-untyped-call]
+
+
+def test_five_thousand_steps_with_every_verb() -> None:
+    few = settings(QUICK, max_examples=100)
+    run_state_machine_as_test(RetentionMachine, settings=few)  # type: ignore[no-untyped-call]
 
 
 def soak(steps: int, seed: int) -> World:

@@ -98,9 +98,9 @@ class Deadlines:
             return NEVER
         return min(self._delete_at[node], self._used[node] + self._delete_after[node])
 
-    def slides(self, node: int) -> bool:
-        """Would a use now put its deletion off?"""
-        return self._used[node] + self._delete_after[node] < self._delete_at[node]
+    def ends_at(self, node: int) -> float:
+        """When it is deleted however it is used."""
+        return self._delete_at[node] if node < len(self._key) else NEVER
 
     def demote_at(self, node: int) -> float:
         if node >= len(self._key):

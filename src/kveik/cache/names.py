@@ -207,6 +207,8 @@ class Names:
         new = frozenset(self.claims.label(namespace, "tag", tag) for tag in tags)
         self.claims.hold(new)
         for of in list(label.sets):
+            if self.claims.why_dead(of.number):
+                continue  # it keeps the labels that it died of
             labels = of.live_labels()
             if of.holders() == [label]:
                 labels = frozenset(each for each in labels if each.kind != "tag")

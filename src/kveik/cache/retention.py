@@ -122,7 +122,7 @@ class Retention:
         deadlines = self.deadlines
         if deadlines.delete_at(node) > self.clock.now:
             return False
-        return not (deadlines.slides(node) and self.is_read(node))
+        return deadlines.ends_at(node) <= self.clock.now or not self.is_read(node)
 
     def is_read(self, node: int) -> bool:
         return any(
@@ -283,7 +283,9 @@ class Retention:
 
     def _carry(self, node: int, namespace: str, labels: frozenset[Label]) -> None:
         """Give a living node other labels. A rule made before does not concern it any more than it
-        did."""
+        did. A dead node keeps those that it died of."""
+        if self.troubled() and self.why_gone(node):
+            return
         self._serial[node] = self.next_serial()
         self.claims.move(node, self.claims.intern(namespace, labels))
         self.arrange(node)

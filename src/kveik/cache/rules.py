@@ -48,6 +48,10 @@ class Rule:
     ) -> None:
         self.conditions = conditions
         self._serial = serial
+        # Of each group of labels the sets that contain one now: other tags change nothing.
+        self._sets = [
+            frozenset(of for label in group for of in label.sets) for group in conditions.labels
+        ]
         self._tree, self._claims, self._serials = tree, claims, serials
 
     def first_match(self, walked: Sequence[int], identity: Identity, data: bytes) -> int:
@@ -77,5 +81,5 @@ class Rule:
             return self._tree.created[node] <= conditions.cutoff and not conditions.labels
         if self._serials[node] >= self._serial or self._tree.created[node] > conditions.cutoff:
             return False
-        carried = self._claims.sets[self._claims.set_of[node]].labels
-        return all(not group.isdisjoint(carried) for group in conditions.labels)
+        carried = self._claims.sets[self._claims.set_of[node]]
+        return all(carried in sets for sets in self._sets)

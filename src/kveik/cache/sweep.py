@@ -242,8 +242,9 @@ class Burial:
 
     def advance(self, sweeper: Sweeper, budget: int) -> int:
         tree = sweeper.tree
-        tree.pins[self._place] -= 1
         node, spent = self._place, 0
+        tree.pins[node] -= 1
+        self._place = -1  # no pin of it is lost with a node that is freed here
         while spent < budget:
             spent += 1
             child, parent = tree.first_child(node), tree.parent[node]
