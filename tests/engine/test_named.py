@@ -121,6 +121,26 @@ def test_a_name_is_computed_once_and_goes_before_requests(shop: Shop) -> None:
     assert shop.named.get("", "tv").last_use is not None
 
 
+@pytest.mark.parametrize("length", [LENGTH, 10])
+def test_a_request_that_finds_the_whole_of_a_name_is_a_use_of_it(shop: Shop, length: int) -> None:
+    text = PROMPT[:length]
+    shop.create(prompt=text)
+    shop.ask("X" + text)
+    shop.ask(text[: length // 2])  # a part of it
+    shop.ask(text[: length // 2] + "Y" * 40)
+    assert shop.named.get("", "tv").hits == 0
+    shop.now += 60.0
+    shop.ask(text + " How wide is it?")
+    shop.ask(text + " And how high?")
+    shop.now += 5.0
+    cache = shop.named.get("", "tv")
+    assert cache.hits == 2
+    assert cache.last_use == pytest.approx(shop.named._shop.wall() - 5.0, abs=1.0)
+    shop.named.create(NamedSpec("", "tv", prompt=text))  # it is renewed: no use
+    shop.drain()
+    assert shop.named.get("", "tv").hits == 2
+
+
 def test_messages_are_joined_and_ids_are_those_of_the_plain_request(shop: Shop) -> None:
     cached = ({"role": "system", "content": PROMPT},)
     cache = shop.create(messages=cached)

@@ -121,6 +121,9 @@ def test_only_the_operator_makes_public_caches(one: CacheServer) -> None:
     for key in (ADA, BO):
         assert one.cached("Hi", key, cached_content="shared") >= made["tokens"] - 1
         assert error(one.send("DELETE", "/v1/caches/shared", key=key))[0] == 404
+        seen = one.send("GET", "/v1/caches/shared", key=key).json()
+        assert (seen["hits"], seen["last_use"]) == (None, None)  # they tell of other keys
+    assert one.send("GET", "/v1/caches/shared", key=OPS).json()["hits"] == 2
     assert one.send("DELETE", "/v1/caches/shared?namespace=public", key=ADA).status_code == 403
     assert one.send("DELETE", "/v1/caches/shared?namespace=public", key=OPS).status_code == 200
 

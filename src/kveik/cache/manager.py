@@ -365,6 +365,12 @@ class CacheManager:
         self._at(now)
         return self.names.left(namespace, name)
 
+    def name_hits(self, namespace: str, name: str, now: float = 0.0) -> tuple[int, float | None]:
+        """How many requests found all that a named cache holds, whether they named it or not;
+        seconds since the last one did."""
+        self._at(now)
+        return self.names.hits(namespace, name)
+
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float = 0.0) -> None:
         """Another time to live for the named cache, which begins now."""
         self._at(now)

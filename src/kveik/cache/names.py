@@ -7,7 +7,7 @@ a budget, a share of the pool. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
@@ -21,11 +21,17 @@ from kveik.errors import PinBudgetExceeded
 
 @dataclass(slots=True)
 class Name:
-    """One named cache: when it was made and last used. over: its time was up (mode demote)."""
+    """One named cache: when it was made and last used, in whole or in part. held: tokens up to the
+    end of its last whole block (text behind a name may change the tokens of its tail), or of its
+    tail where there is none; hits, hit: requests that found all of that, and when the last one did.
+    over: its time was up (mode demote)."""
 
     label: Label
     first: float
     last: float
+    held: int = 0
+    hits: int = 0
+    hit: float | None = None
     ttl: Ttl | None = None
     over: bool = False
 
@@ -78,6 +84,9 @@ class Names:
         for node in path:
             self.retention.add_labels(node, label, namespace)
             self.retention.used(node)
+        tree = self.retention.tree
+        whole = [node for node in path if tree.length[node] == tree.block_size]
+        entry.held = tree.depth[(whole or path)[-1]] if path else 0
 
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None) -> None:
         label = self.claims.find(namespace, "name", name)
@@ -100,15 +109,27 @@ class Names:
         self._count += 1
         heappush(self._heap, (entry.deadline(), self._count, entry))
 
-    def used(self, labels: Iterable[Label]) -> None:
-        """Blocks with these labels are used now."""
-        for label in labels:
+    def used(self, reached: Mapping[Label, int], own: str | None) -> None:
+        """A request found blocks with these labels, the last one of each ending at so many tokens.
+        own: the name that the request computes, which is no hit of it."""
+        now = self.retention.clock.now
+        for label, end in reached.items():
             entry = self._names.get(label)
             if entry is not None:
-                entry.last = self.retention.clock.now
+                entry.last = now
+                if 0 < entry.held <= end and label.key != own:
+                    entry.hits, entry.hit = entry.hits + 1, now
                 if entry.over and entry.ttl is not None and entry.ttl.clock == "last_use":
                     self._demote(entry, over=False)
                     self._wait(entry)
+
+    def hits(self, namespace: str, name: str) -> tuple[int, float | None]:
+        """How many requests found all that the name holds; seconds since the last one did."""
+        label = self.claims.find(namespace, "name", name)
+        entry = None if label is None else self._names.get(label)
+        if entry is None or entry.hit is None:
+            return 0, None
+        return entry.hits, self.retention.clock.now - entry.hit
 
     def left(self, namespace: str, name: str) -> float | None:
         """Seconds until its time is up; None: there is no such name."""

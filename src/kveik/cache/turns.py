@@ -6,7 +6,7 @@ later in another lease leaves what waits for it. Standard library only.
 
 from __future__ import annotations
 
-from kveik.cache.claims import Label
+from kveik.cache.claims import Label, LabelSet
 from kveik.cache.directive import Relevance
 from kveik.cache.invalidation import Invalidation
 from kveik.cache.lease import Lease
@@ -52,9 +52,9 @@ class Turns:
             self.restrictor.limit(lease, directive.write_until // self._size)
         path = found.walked[: found.blocks]
         alone = self._alone(path, found, data) if lease.limit else len(path)
-        names: set[Label] = set()
+        last: dict[LabelSet, int] = {}  # of the nodes that carry it
         for number, node in enumerate(path):
-            names |= retention.set_of(node).labels
+            last[retention.set_of(node)] = node
             start = number * self._size
             if number < found.public:
                 retention.used(node)
@@ -64,7 +64,24 @@ class Turns:
                 retention.visited(lease, node)
         if found.source >= 0:
             retention.used(found.source)
-        self.names.used(names)
+        tail = self._tail(found, data)
+        if tail >= 0:
+            last[retention.set_of(tail)] = tail
+        self._use_names(last, directive.name)
+
+    def _tail(self, found: Found, data: bytes) -> int:
+        """The sealed tail with which the prompt goes on behind its whole blocks, or -1."""
+        behind = found.behind(found.blocks)
+        rest = data[found.blocks * self._width : (found.blocks + 1) * self._width]
+        return self.tree.shorter_tail(behind, rest) if behind >= 0 else -1
+
+    def _use_names(self, last: dict[LabelSet, int], own: str | None) -> None:
+        """last: the deepest of the found nodes that carry each set of labels."""
+        reached: dict[Label, int] = {}
+        for of, node in last.items():
+            for label in of.labels:
+                reached[label] = max(self.tree.depth[node], reached.get(label, 0))
+        self.names.used(reached, own)
 
     def _alone(self, path: list[int], found: Found, data: bytes) -> int:
         """Number of the first node of the path behind which no other sequence leaves it."""

@@ -297,12 +297,6 @@ class NamedCaches:
             for listener in listeners:
                 listener(view)
 
-    def _use(self, entry: Entry, status: Status) -> None:
-        entry.hits += 1
-        entry.last_use = self._shop.wall()
-        if status == "evicted":
-            self._compute(entry, background=False)
-
     def _status(self, entry: Entry) -> Status:
         if entry.handle is not None:
             return "computing"
@@ -364,28 +358,30 @@ class NamedCaches:
         with self._lock:
             entry = self._find(namespace, name)
             expanded = joined(entry.spec, self._view(entry), messages, prompt)
-            self._use(entry, expanded.cache.status)
+            if expanded.cache.status == "evicted":
+                self._compute(entry, background=False)
             return expanded
 
     def _view(self, entry: Entry) -> NamedCache:
-        spec, left = entry.spec, self._left(entry)
-        blocks = -(-len(entry.ids) // self._shop.block_size)
+        spec, left, shop = entry.spec, self._left(entry), self._shop
+        hits, idle = self._books.name_hits(entry.namespace, spec.name, shop.clock())
+        blocks = -(-len(entry.ids) // shop.block_size)
         return NamedCache(
             namespace=entry.namespace,
             name=spec.name,
             status=self._status(entry),
             kind=spec.kind,
             tokens=len(entry.ids),
-            bytes=blocks * self._shop.block_bytes,
+            bytes=blocks * shop.block_bytes,
             seconds=entry.seconds,
             created=entry.created,
-            last_use=entry.last_use,
-            hits=entry.hits,
+            last_use=None if idle is None else shop.wall() - idle,
+            hits=hits,
             time_left=None if left == math.inf else left,
             tags=spec.tags,
             priority=spec.priority,
             pinned=spec.pin,
-            public=entry.namespace == self._shop.public,
+            public=entry.namespace == shop.public,
             error=entry.error,
         )
 

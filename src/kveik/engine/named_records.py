@@ -71,8 +71,10 @@ class NamedSpec:
 
 @dataclass(frozen=True, slots=True)
 class NamedCache:
-    """What is told of a name. created, last_use: seconds of the wall clock, for display;
-    seconds: how long computing it took, waiting included; time_left None: no deadline."""
+    """What is told of a name. created, last_use: seconds of the wall clock, for display.
+    hits: requests that found it in the cache, whether they named it or only began alike; last_use:
+    of the last of them. seconds: how long computing it took, waiting included; time_left None: no
+    deadline."""
 
     namespace: str
     name: str
@@ -122,6 +124,8 @@ class Books(Protocol):
 
     def unname(self, namespace: str, name: str, now: float) -> Receipt: ...
 
+    def name_hits(self, namespace: str, name: str, now: float) -> tuple[int, float | None]: ...
+
     def name_left(self, namespace: str, name: str, now: float) -> float | None: ...
 
     def set_ttl(self, namespace: str, name: str, ttl: Ttl | None, now: float) -> None: ...
@@ -157,8 +161,6 @@ class Entry:
     size: int
     started: float = 0.0
     computed: bool = False
-    last_use: float | None = None
-    hits: int = 0
     seconds: float | None = None
     error: KveikError | None = None
     handle: int | None = None  # of the request that computes it

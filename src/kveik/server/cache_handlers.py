@@ -23,6 +23,7 @@ from kveik.engine.token_memory import Encoded
 from kveik.engine.warm import hot_entries
 from kveik.engine.words import document_id, identifier, salt_digest
 from kveik.errors import InvalidRequest, NotFound
+from kveik.server.auth import Caller
 from kveik.server.cache_bodies import (
     Announce,
     ChangeCache,
@@ -62,7 +63,7 @@ async def create_cache(service: Service, request: Request) -> Response:
         background=body.wait is False,
     )
     created = await _created(engine, spec, _size(body), wait=body.wait is not False)
-    return json_response(_cache_object(created))
+    return json_response(_cache_object(created, caller_of(request)))
 
 
 async def _created(engine: Engine, spec: NamedSpec, size: int, *, wait: bool) -> NamedCache:
@@ -88,14 +89,15 @@ async def _created(engine: Engine, spec: NamedSpec, size: int, *, wait: bool) ->
 
 
 async def list_caches(service: Service, request: Request) -> Response:
-    engine = service.serving.engine
+    engine, caller = service.serving.engine, caller_of(request)
     caches = engine.named.list(_namespace(service, request))
-    return json_response({"object": "list", "data": [_cache_object(one) for one in caches]})
+    return json_response({"object": "list", "data": [_cache_object(one, caller) for one in caches]})
 
 
 async def get_cache(service: Service, request: Request) -> Response:
     engine = service.serving.engine
-    return json_response(_cache_object(engine.named.get(*_named(service, request))))
+    found = engine.named.get(*_named(service, request))
+    return json_response(_cache_object(found, caller_of(request)))
 
 
 async def change_cache(service: Service, request: Request) -> Response:
@@ -110,7 +112,7 @@ async def change_cache(service: Service, request: Request) -> Response:
         pin=KEEP if body.pin is None else body.pin,
         tags=KEEP if body.tags is None else body.tags,
     )
-    return json_response(_cache_object(changed))
+    return json_response(_cache_object(changed, caller_of(request)))
 
 
 async def delete_cache(service: Service, request: Request) -> Response:
@@ -287,8 +289,10 @@ def _receipt(receipt: Receipt) -> Json:
     }
 
 
-def _cache_object(cache: NamedCache) -> Json:
-    """status evicted: its blocks went, its next use computes them again."""
+def _cache_object(cache: NamedCache, caller: Caller) -> Json:
+    """status evicted: its blocks went, its next use computes them again. How often others use a
+    public cache is for operators."""
+    counted = caller.operator or not cache.public
     return {
         "object": "cache",
         "name": cache.name,
@@ -297,9 +301,9 @@ def _cache_object(cache: NamedCache) -> Json:
         "tokens": cache.tokens,
         "bytes": cache.bytes,
         "seconds": cache.seconds,
-        "hits": cache.hits,
+        "hits": cache.hits if counted else None,
         "created": cache.created,
-        "last_use": cache.last_use,
+        "last_use": cache.last_use if counted else None,
         "time_left": cache.time_left,
         "tags": list(cache.tags),
         "priority": cache.priority,

@@ -69,7 +69,7 @@ CACHE = _object(
         "tokens": _INTEGER,
         "bytes": _INTEGER,
         "seconds": _NULL_NUMBER,
-        "hits": _INTEGER,
+        "hits": {"type": ["integer", "null"], "minimum": 0},
         "created": _NUMBER,
         "last_use": _NULL_NUMBER,
         "time_left": _NULL_NUMBER,
