@@ -20,8 +20,8 @@ from kveik.cache.segments import EXACT
 from kveik.cache.sessions import SessionTable
 from kveik.cache.sweep import Arrange, Carrying, Drain, Job, Sweeper
 
-AT_ONCE = 64
-"""Nodes that are freed, and tops that are buried, before a verb returns; the rest comes later."""
+AT_ONCE = 96
+"""What the sweep spends, and tops that are buried, before a verb returns; the rest comes later."""
 
 
 class _Before(NamedTuple):

@@ -387,8 +387,8 @@ class CacheManager:
         self.names.set_tags(namespace, name, tags)
 
     def tick(self, now: float, budget: int = 64) -> bool:
-        """Expire deadlines, end idle sessions, free at most `budget` nodes that are out of reach;
-        True while there are more."""
+        """Expire deadlines, end idle sessions, look at about `budget` nodes that are out of
+        reach, or free half as many; True while there are more."""
         self._at(now)
         return self.upkeep.tick(budget)
 

@@ -236,6 +236,7 @@ class IdleQueues:
     the heads of the queues, account by account (see `shares.py`), class by class. A block keeps
     its class and its pin while it is held.
 
+    parked: idle blocks that were set aside because they cannot go before their children.
     count: idle blocks, pinned ones included; evictable: those that may go, evictable_of: by
     account."""
 
@@ -260,7 +261,7 @@ class IdleQueues:
         self._account = bytearray(size)
         self._waiting = [0] * _CLASSES  # blocks linked in each class of each account
         self.evictable_of = [0]
-        self._parked: set[int] = set()
+        self.parked: set[int] = set()
         self.last_used = array("q", bytes(8 * size))
         self.hits = array("i", bytes(4 * size))
         self.count = 0
@@ -283,10 +284,10 @@ class IdleQueues:
 
     def remove(self, block: int) -> None:
         """A block is held again or leaves the tree."""
-        self._take_out(block)
         self.count -= 1
         if not self._pinned[block]:
             self.evictable_of[self._account[block]] -= 1
+        self._take_out(block)
 
     def set_accounts(self, count: int) -> None:
         """Blocks are sorted by account anew; each keeps its place among those it meets."""
@@ -384,12 +385,12 @@ class IdleQueues:
     def park(self, block: int) -> None:
         """Set an idle block aside that cannot go before its children."""
         self._take_out(block)
-        self._parked.add(block)
+        self.parked.add(block)
 
     def unpark(self, block: int) -> None:
         """The last child is gone: a parked block is again at the head of its queue."""
-        if block in self._parked:
-            self._parked.remove(block)
+        if block in self.parked:
+            self.parked.remove(block)
             self._waiting[self._rank(block)] += 1
             self._insert(block, self._next[self._ring(block)])
 
@@ -430,25 +431,26 @@ class IdleQueues:
         """Out of its queue, or from what is set aside."""
         before, after = self._previous[block], self._next[block]
         if after == block:
-            self._parked.discard(block)
+            self.parked.discard(block)
             return
-        self._next[before] = after
-        self._previous[after] = before
-        self._next[block] = self._previous[block] = block
+        following, preceding = self._next, self._previous
+        following[before] = after
+        preceding[after] = before
+        following[block] = preceding[block] = block
         if self._pinned[block]:
             self.pinned -= 1
         else:
-            self._waiting[self._rank(block)] -= 1
+            self._waiting[self._account[block] * _CLASSES + self._class[block]] -= 1
 
     def _is_idle(self, block: int) -> bool:
-        return self._next[block] != block or block in self._parked
+        return self._next[block] != block or block in self.parked
 
     def __iter__(self) -> Iterator[int]:
         """Class after class, queue after queue, in the order of eviction within each; then what is
         set aside, parked or pinned."""
         for ring in range(self._rings, len(self._next)):
             yield from self._ring_members(ring)
-        yield from self._parked
+        yield from self.parked
         yield from self._ring_members(self._pinned_ring)
 
     def hottest(self) -> Iterator[int]:
@@ -458,7 +460,7 @@ class IdleQueues:
             while block != ring:
                 yield block
                 block = self._previous[block]
-        yield from self._parked
+        yield from self.parked
 
     def _ring_members(self, ring: int) -> Iterator[int]:
         block = self._next[ring]

@@ -397,6 +397,10 @@ class PrefixTree:
         `chunk` can be read until the next insertion)."""
         if self.children[node] or not self.is_empty(node):
             raise ValueError(f"node {node} is removed although it has children or a block")
+        self.drop(node)
+
+    def drop(self, node: int) -> None:
+        """`remove` for a caller that has looked whether it may."""
         parent = self.parent[node]
         if parent >= 0:
             self._unlink(node, parent)
@@ -426,7 +430,7 @@ class PrefixTree:
         return True
 
     def _unlink(self, node: int, parent: int) -> None:
-        key = self.key(node)
+        key = parent.to_bytes(4, "big") + self.chunk(node)
         del self.index[key]
         before, after = self._previous_sibling[node], self._next_sibling[node]
         if before >= 0:

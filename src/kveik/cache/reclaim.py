@@ -133,42 +133,58 @@ class Reclaimer:
     def remove_leaf(self, node: int) -> int:
         """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
         count = 0
+        tree = self.tree
         for g in self._range:
-            if self.tree.payload[g][node] >= 0:
+            if tree.payload[g][node] >= 0:
                 self.free_payload(g, node)
                 count += 1
-        if self.tree.pins[node]:
+        if tree.pins[node]:
             self.lose(node)
-        self.prune(node)
+        if tree.pins[node]:
+            self.prune(node)
+            return count
+        parent = tree.parent[node]
+        tree.drop(node)
+        self.prune(parent)
         return count
 
     def free_payload(self, group: int, node: int) -> None:
-        """Take an idle block out of the tree."""
-        pool = self.pools[group]
+        """Take an idle block out of the tree, to be overwritten where that was asked for."""
         block = self.tree.payload[group][node]
-        self.idle[group].remove(block)
-        self.tree.payload[group][node] = -1
-        pool.owner[block] = -1
-        pool.give(block)
+        self.free(group, node, block)
         if self.careful and self.must_erase(node):
             self.erase(group, block)
+
+    def free(self, group: int, node: int, block: int) -> None:
+        """Take the idle block of this node out of the tree."""
+        self.idle[group].remove(block)
+        self.tree.payload[group][node] = -1
+        pool = self.pools[group]
+        pool.owner[block] = -1
+        pool.give(block)
+
+    def detach(self, group: int, node: int, block: int) -> None:
+        """Leave the block of this node to its readers."""
+        self.tree.payload[group][node] = -1
+        self.pools[group].owner[block] = -1
 
     def prune(self, node: int) -> None:
         """Remove the node, and then its ancestors, while nothing needs them."""
         tree = self.tree
-        while node >= 0 and not tree.children[node]:
-            if tree.pins[node] or not tree.is_empty(node):
+        children, pins, parent = tree.children, tree.pins, tree.parent
+        while node >= 0 and not children[node]:
+            if pins[node] or not tree.is_empty(node):
                 self._unpark(node)
                 return
-            parent = tree.parent[node]
-            tree.remove(node)
-            node = parent
+            above = parent[node]
+            tree.drop(node)
+            node = above
 
     def _unpark(self, node: int) -> None:
         for g in self._full:
-            block = self.tree.payload[g][node]
-            if block >= 0:
-                self.idle[g].unpark(block)
+            idle = self.idle[g]
+            if idle.parked:
+                idle.unpark(self.tree.payload[g][node])
 
     def drop_if_idle(self, node: int) -> None:
         """A partial tail that a longer block extends is redundant; it goes once nobody reads it."""
@@ -178,18 +194,3 @@ class Reclaimer:
                 return
         if not self.tree.pins[node]:
             self.remove_leaf(node)
-
-    def detach_payload(self, node: int) -> int:
-        """Blocks of a node that is forgotten: free, or left to their readers."""
-        count = 0
-        for g in self._range:
-            block = self.tree.payload[g][node]
-            if block < 0:
-                continue
-            count += 1
-            if self.pools[g].refs[block]:
-                self.tree.payload[g][node] = -1
-                self.pools[g].owner[block] = -1
-            else:
-                self.free_payload(g, node)
-        return count

@@ -23,6 +23,8 @@ from kveik.cache.retention import Retention
 from kveik.cache.rules import Rule
 from kveik.cache.segments import Erase, KvGroup
 
+_FREEING = 2  # nodes looked at, that freeing one counts for
+_PIECE = 256  # nodes at a time when room is needed
 _CLIMB = 256  # nodes looked at to find the top of what is dead
 
 
@@ -36,7 +38,8 @@ class Freed(NamedTuple):
 
 
 class Job(Protocol):
-    """Work of many nodes. advance: look at or free about `budget` nodes; returns how many.
+    """Work of many nodes. advance: look at about `budget` nodes, or free half as many; returns how
+    much of it was spent.
 
     done: nothing is left to do. deadly: while it is not done, dead nodes may be in the tree."""
 
@@ -160,30 +163,32 @@ class Sweeper:
 
     def free_leaf(self, node: int, reason: str) -> None:
         """Free a node without children, with its blocks."""
-        tree = self.tree
-        self.unpin(node)
-        for g in range(len(self._groups)):
+        tree, reclaim = self.tree, self.reclaim
+        if tree.pins[node]:
+            self.unpin(node)
+        before = self.blocks
+        for g, group in enumerate(self._groups):
             block = tree.payload[g][node]
             if block < 0:
                 continue
-            if self.reclaim.pools[g].refs[block]:
+            if reclaim.pools[g].refs[block]:
+                reclaim.detach(g, node, block)
                 self.doomed.add((g, block))
             else:
+                reclaim.free(g, node, block)
                 self.erase(g, block)
             self.blocks += 1
-            self.size += self._groups[g].bytes_per_block
-            self.deleted[reason] = self.deleted.get(reason, 0) + 1
+            self.size += group.bytes_per_block
+        self.deleted[reason] = self.deleted.get(reason, 0) + self.blocks - before
         self.nodes += 1
         self.tokens += tree.length[node]
-        self.reclaim.detach_payload(node)
         tree.remove(node)
         tree.wipe(node)
 
     def unpin(self, node: int) -> None:
-        """The node goes: leases publish behind it no more, jobs go on elsewhere."""
-        if self.tree.pins[node]:
-            self.detach(node)
-            self.lose(node)
+        """A node with pins goes: leases publish behind it no more, jobs go on elsewhere."""
+        self.detach(node)
+        self.lose(node)
 
     def lose(self, node: int) -> None:
         """No job keeps its place at this node any more."""
@@ -191,10 +196,10 @@ class Sweeper:
             job.lose(node, self.tree)
 
     def finish(self) -> bool:
-        """Do all that is left, because room is needed that it will make. False: nothing was."""
+        """Do a piece of what is left, because room is needed that it will make. False: nothing
+        was."""
         waiting = bool(self.jobs)
-        while self.jobs:
-            self.advance(1000)
+        self.advance(_PIECE)
         return waiting
 
     # --- erasure
@@ -242,24 +247,27 @@ class Burial:
 
     def advance(self, sweeper: Sweeper, budget: int) -> int:
         tree = sweeper.tree
+        first_child, parents = tree.first_child, tree.parent
         node, spent = self._place, 0
         tree.pins[node] -= 1
         self._place = -1  # no pin of it is lost with a node that is freed here
         while spent < budget:
             spent += 1
-            child, parent = tree.first_child(node), tree.parent[node]
+            child, parent = first_child(node), parents[node]
             if child >= 0:
                 node = child
             elif node == self._grave:
                 self.done = True
                 tree.pins[node] -= 1
-                sweeper.unpin(node)
+                if tree.pins[node]:
+                    sweeper.unpin(node)
                 tree.remove(node)
                 return spent
             elif parent < 0:  # this part was buried again, and is another's
                 node = self._grave
             else:
                 sweeper.free_leaf(node, self._reason)
+                spent += _FREEING - 1
                 node = parent
         self._place = node
         tree.pins[node] += 1
