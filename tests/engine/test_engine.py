@@ -12,6 +12,7 @@ import pytest
 from toy import ByteDetokenizer, ByteTokenizer
 from toy_model import BLOCK_BYTES, ToyModel, toy_engine, toy_text
 
+from kveik.cache.directive import Directive
 from kveik.cache.segments import KvGroup
 from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
@@ -33,6 +34,7 @@ from kveik.errors import (
     InvalidRequest,
     ModelLoadError,
     Overloaded,
+    PinBudgetExceeded,
     PromptTooLarge,
     Unavailable,
 )
@@ -330,6 +332,34 @@ def test_the_queue_is_bounded_by_tokens() -> None:
         submit(engine, [1])
     assert engine.stats().waiting_tokens == 100
     drain(engine)
+
+
+def test_a_pin_is_refused_at_once_and_one_that_finds_no_budget_later_says_so() -> None:
+    engine = toy_engine(blocks=16, pin_share=0.5)
+    prompts = [tuple(range(start, start + 70)) for start in (0, 100)]  # five blocks of eight
+
+    def ask(prompt: tuple[int, ...]) -> Collected:
+        sink = Collected()
+        directive = Directive(pin=True, session="s")
+        engine.submit(Request(prompt, SamplingParams(max_tokens=4), directive=directive), sink)
+        return sink
+
+    sinks = [ask(prompt) for prompt in prompts]
+    with pytest.raises(PinBudgetExceeded):
+        ask(tuple(range(200)))
+    drain(engine)
+    endings = [sink.ending for sink in sinks]
+    assert [isinstance(end, RequestFinished) and end.usage.pinned for end in endings] == [
+        True,
+        False,
+    ]
+    with pytest.raises(PinBudgetExceeded):
+        ask(tuple(range(180, 250)))
+    plain = Collected()
+    engine.submit(Request((1, 2), SamplingParams(max_tokens=1)), plain)
+    drain(engine)
+    assert isinstance(plain.ending, RequestFinished)
+    assert plain.ending.usage.pinned is None
 
 
 @pytest.mark.parametrize("limit", [{"max_queued_requests": 2}, {"max_queued_tokens": 10}])

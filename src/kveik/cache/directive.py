@@ -59,9 +59,9 @@ class Directive:
     caller; relevance: what becomes of what the session computed under another context. tags,
     ttl and priority hold for the blocks that this request writes. write "none": reads only;
     "low": what it writes goes before everything of normal priority. name: the named cache that this
-    request computes. pin: its blocks are not evicted, within the budget of pins. write_until: what
-    is behind so many tokens is not stored. spans: other times to live for parts of the prompt,
-    instead of `ttl`."""
+    request computes. pin: its blocks are not evicted, as far as the budget of pins lasts
+    (Usage.pinned tells). write_until: what is behind so many tokens is not stored. spans: other
+    times to live for parts of the prompt, instead of `ttl`."""
 
     session: str | None = None
     context: str | None = None

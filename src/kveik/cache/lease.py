@@ -48,6 +48,7 @@ class Lease:
     lineage: EXACT, or the recipe whose blocks these are (cached_tokens are then approximate)
     committed: tokens computed and accepted so far
     stored: tokens from position 0 that it left in the cache when it was released, or found there
+    pinned: what it left is pinned, as its directive asked for
 
     The rest belongs to the manager: `blocks[g]` are the blocks from number `starts[g]` on (those
     before it left the window), `sealed` of the sequence's blocks are full, `tail` holds the
@@ -77,6 +78,7 @@ class Lease:
         "node",
         "opened",
         "opened_at",
+        "pinned",
         "prompt",
         "sealed",
         "selectors",
@@ -111,6 +113,7 @@ class Lease:
         self.node = -1
         self.limit = 0
         self.leading = b""
+        self.pinned = False
         self.prompt = b""
         self.opened = -1
         self.unstored = b""

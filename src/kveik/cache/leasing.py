@@ -149,7 +149,7 @@ class Leasing:
         lease.stored = max(lease.cached_tokens, published)
         tail = self.publisher.seal_tail(lease) if keep else -1
         if finished and lease.directive.pin and lease.node >= 0:
-            self.turns.pin(lease, tail if tail >= 0 else lease.node)
+            lease.pinned = self.turns.pin(lease, tail if tail >= 0 else lease.node)
         if lease.unstored and lease.sealed * self._size > lease.cached_tokens:
             space = self.tree.space_of(lease.identity.namespace)
             self.publisher.ghosts.remember(space, lease.unstored, "no_store")

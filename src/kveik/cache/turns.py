@@ -151,17 +151,19 @@ class Turns:
             node = self.tree.parent[node]
         return path
 
-    def pin(self, lease: Lease, node: int) -> None:
-        """Pin what the lease leaves behind, as long as its session, or its name, lasts."""
+    def pin(self, lease: Lease, node: int) -> bool:
+        """Pin what the lease leaves behind, as long as its session, or its name, lasts; False:
+        others took the budget meanwhile."""
         directive, namespace = lease.directive, lease.identity.namespace
         path = self._path(node)
         fresh = sum(not self.retention.set_of(each).pinned for each in path)
         if fresh > self.names.budget - self.names.pinned():
-            return  # others took the budget meanwhile
+            return False
         key = "" if directive.session is None else f"session:{directive.session}"
         pin = frozenset((self.retention.claims.label(namespace, "pin", key),))
         for each in path:
             self.retention.add_labels(each, pin, namespace)
+        return True
 
     def end(self, lease: Lease, finished: bool | None) -> None:
         """The lease works on its turn no longer."""

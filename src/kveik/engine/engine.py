@@ -217,10 +217,13 @@ class Engine:
 
     def submit(self, request: Request, sink: EventSink) -> int:
         """Check everything, then queue. Raises InvalidRequest, ContextLengthExceeded,
-        PromptTooLarge, Overloaded or Unavailable before anything is allocated. Returns a handle
-        for `abort`. Events arrive on the engine's thread."""
+        PromptTooLarge, PinBudgetExceeded, Overloaded or Unavailable before anything is allocated.
+        Returns a handle for `abort`. Events arrive on the engine's thread."""
         _check_ids(request, self.info.vocab_size)
         self._scheduler.max_tokens_for(request)
+        if request.directive.pin:
+            with self._state:
+                self._cache.check_pin(len(request.prompt_token_ids))
         delivery = Delivery(request, sink, self.tokenizer, self.history)
         with self._inbox_changed:
             if not self._accepting:

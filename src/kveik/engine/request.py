@@ -151,6 +151,7 @@ class Usage:
     computed_prompt_tokens: int = 0
     stored_tokens: int = 0  # prompt tokens that it left in the cache and that were not there
     savings: Savings | None = None
+    pinned: bool | None = None  # None: no pin was asked for; False: others had taken the budget
 
 
 @dataclass(frozen=True, slots=True)

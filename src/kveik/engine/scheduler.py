@@ -23,9 +23,10 @@ import itertools
 import logging
 from bisect import insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
+from kveik.cache.directive import Directive
 from kveik.cache.manager import CacheManager, Lease, Opened, OpenResult, Wait
 from kveik.cache.segments import Move
 from kveik.engine.plan import (
@@ -46,7 +47,13 @@ from kveik.engine.sequence import (
     Work,
     WorkFailed,
 )
-from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge, fault
+from kveik.errors import (
+    ContextLengthExceeded,
+    InvalidRequest,
+    PinBudgetExceeded,
+    PromptTooLarge,
+    fault,
+)
 
 _log = logging.getLogger(__name__)
 _order = attrgetter("order")
@@ -350,7 +357,7 @@ class Scheduler:
             len(sequence.tokens),
             namespace=work.request.namespace,
             salt=work.request.salt,
-            directive=work.request.directive,
+            directive=self._directive(sequence),
             store=params.use_cache,
             reuse=reuse and params.use_cache and sequence.work.request.reuse,
             spare=self._rivals(work),
@@ -369,6 +376,17 @@ class Scheduler:
                 work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
                 work.there = lease.there
         return result
+
+    def _directive(self, sequence: Sequence) -> Directive:
+        """What the request asks of the cache, without a pin for which the budget is gone since it
+        was accepted: its usage says so."""
+        directive = sequence.work.request.directive
+        if directive.pin:
+            try:
+                self._cache.check_pin(len(sequence.tokens))
+            except PinBudgetExceeded:
+                return replace(directive, pin=False)
+        return directive
 
     def _rivals(self, work: Work) -> int:
         """Running sequences that would not give up their blocks for this work."""
@@ -505,6 +523,7 @@ class Scheduler:
         assert sequence.lease is not None
         self._cache.release(sequence.lease, keep=True, finished=finished, now=now)
         sequence.work.note_stored(sequence.lease.stored)
+        sequence.work.pinned |= sequence.lease.pinned
         sequence.lease = None
         sequence.computed = []
         sequence.sequence_id = next(self._sequence_ids)

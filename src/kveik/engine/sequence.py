@@ -45,6 +45,7 @@ class Work:
     completion_tokens: int = 0
     stored_tokens: int = 0
     savings: Savings | None = None
+    pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -70,6 +71,7 @@ class Work:
             computed_prompt_tokens=self.computed_prompt_tokens,
             stored_tokens=self.stored_tokens,
             savings=self.savings,
+            pinned=self.pinned if self.request.directive.pin else None,
         )
 
 
