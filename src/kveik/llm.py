@@ -39,9 +39,10 @@ from kveik.outputs import (
 from kveik.prompting import (
     Conversation,
     Prompt,
+    any_request,
     chat_request,
     checked_ids,
-    is_conversation,
+    conversations,
     prompt_request,
 )
 from kveik.session import Session, new_session_id
@@ -129,11 +130,11 @@ class LLM:
         cache: CacheOptions | None = None,
     ) -> list[RequestOutput]:
         """The next turn of one conversation, or of each of several."""
-        conversations = [messages] if is_conversation(messages) else list(messages)
+        listed = conversations(messages)
         requests = [
-            self.chat_request(conversation, one, cache)  # type: ignore[arg-type]
+            self.chat_request(conversation, one, cache)
             for conversation, one in zip(
-                conversations, self._params_for(conversations, sampling_params), strict=True
+                listed, self._params_for(listed, sampling_params), strict=True
             )
         ]
         return self._complete_all(requests, use_tqdm)
@@ -147,10 +148,8 @@ class LLM:
     ) -> Iterator[StreamDelta]:
         """Text as it is computed. Closing the iterator aborts the request; its computed prefix
         stays cached. The request is checked at once, before the first delta is asked for."""
-        if is_conversation(prompt):
-            request = self.chat_request(prompt, sampling_params, cache)  # type: ignore[arg-type]
-        else:
-            request = self.request(prompt, sampling_params, cache)  # type: ignore[arg-type]
+        params = sampling_params or self.get_default_sampling_params()
+        request = any_request(self.engine, prompt, params, cache or PLAIN_USE)
         collector = DeltaCollector()
         return self._deltas(self.engine.submit(request, collector), collector, request)
 
@@ -212,8 +211,8 @@ class LLM:
         "handbook@2"; prefix: text or token ids; older_than: since it was computed, as "1h"."""
         ids: Sequence[int] = ()
         if prefix is not None:
-            is_text = isinstance(prefix, str)
-            ids = self.engine.tokenizer.encode(prefix) if is_text else checked_ids(prefix)  # type: ignore[arg-type]
+            encode = self.engine.tokenizer.encode
+            ids = encode(prefix) if isinstance(prefix, str) else checked_ids(prefix)
         wanted = selector(
             tag=tag,
             document=document,
@@ -236,11 +235,7 @@ class LLM:
         """How much of a prompt or conversation the cache would serve now, where that ends, the
         cause and what to do about it. cache: whose (namespace, cache_salt, cached_content)."""
         options = replace(cache or PLAIN_USE, write=False)  # leaves no trace of the text either
-        params = SamplingParams(max_tokens=0)
-        if is_conversation(prompt):
-            request = self.chat_request(prompt, params, options)  # type: ignore[arg-type]
-        else:
-            request = self.request(prompt, params, options)  # type: ignore[arg-type]
+        request = any_request(self.engine, prompt, SamplingParams(max_tokens=0), options)
         return self.engine.explain_prompt(
             request.prompt_token_ids, request.namespace, request.salt, request.remembered
         )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypeAlias, TypedDict, TypeGuard
 
 from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
@@ -29,7 +29,7 @@ Conversation: TypeAlias = Sequence[Message]
 
 
 def prompt_request(
-    engine: Engine, prompt: Prompt, params: SamplingParams, cache: CacheOptions
+    engine: Engine, prompt: object, params: SamplingParams, cache: CacheOptions
 ) -> Request:
     """The tokenised request of one prompt; raises InvalidRequest."""
     content = _content(prompt)
@@ -67,7 +67,7 @@ def chat_request(
     return _request(encoded.token_ids, params, cache, text, documents, encoded.remembered)
 
 
-def _content(prompt: Prompt) -> str | tuple[int, ...]:
+def _content(prompt: object) -> str | tuple[int, ...]:
     fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
     if isinstance(prompt, Mapping):
         fields = prompt
@@ -83,7 +83,21 @@ def _content(prompt: Prompt) -> str | tuple[int, ...]:
     )
 
 
-def is_conversation(value: object) -> bool:
+def any_request(
+    engine: Engine, prompt: Prompt | Conversation, params: SamplingParams, cache: CacheOptions
+) -> Request:
+    """The tokenised request of a prompt or of a conversation; raises InvalidRequest."""
+    if is_conversation(prompt):
+        return chat_request(engine, prompt, params, cache)
+    return prompt_request(engine, prompt, params, cache)
+
+
+def conversations(messages: Iterable[Any]) -> list[Conversation]:
+    """One conversation, or each of several."""
+    return [messages] if is_conversation(messages) else list(messages)
+
+
+def is_conversation(value: object) -> TypeGuard[Conversation]:
     """A list of messages: its first item is an object with a role."""
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
         return False

@@ -202,6 +202,13 @@ def test_a_wrong_selector_names_its_field(one: CacheServer, body: Any, param: st
     assert named == param
 
 
+def test_an_unknown_field_tells_which_there_are(one: CacheServer) -> None:
+    answer = one.send("POST", "/v1/cache/invalidate", {"selector": {"tag": "news"}})
+    assert error(answer)[::2] == (400, "selector")
+    told = answer.json()["error"]["message"]
+    assert told.startswith("selector: unknown field; this body has all, model, name, tag, ")
+
+
 # --- who may do what
 
 

@@ -23,7 +23,8 @@ class Miss:
 
     reason: new | diverged | evicted | invalidated | expired | too_short | no_store |
     engine_changed. "too_short": all that could be reused was (the n-1 cap, or less than nothing
-    to share); "diverged": a sibling continues differently at `position`."""
+    to share); "diverged": a sibling continues differently at `position`; "engine_changed" is not
+    met as long as no block outlives its engine."""
 
     position: int
     reason: str

@@ -276,6 +276,8 @@ class Detokenize(Body):
 
 AnyBody = TypeVar("AnyBody", bound=Body)
 
+_SHORT_BODY = 16  # fields that an error can list
+
 
 def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
     """The body as a checked record. Raises InvalidRequest (UnsupportedFeature) naming the field."""
@@ -283,13 +285,19 @@ def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
     fields = served(body, kind.unserved)
     for name in fields:
         if name not in kind.model_fields:
-            refuse(shown(name), "unknown field")
+            refuse(shown(name), "unknown field" + _known(kind))
     try:
         record = kind.model_validate(fields)
     except ValidationError as error:
         raise _explained(error) from None
     record.check()
     return record
+
+
+def _known(kind: type[Body]) -> str:
+    """What a short body may hold."""
+    names = [*kind.model_fields]
+    return f"; this body has {', '.join(names)}" if len(names) <= _SHORT_BODY else ""
 
 
 def _explained(error: ValidationError) -> InvalidRequest:
