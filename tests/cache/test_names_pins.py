@@ -133,3 +133,19 @@ def test_a_name_that_expires_stops_the_lease_that_computes_it() -> None:
     books.commit(lease, PROMPT, now=162.0)
     books.end(lease, now=163.0)
     assert books.cached([*PROMPT, 1]) == 0
+
+
+def test_a_pinned_name_that_is_computed_again_takes_no_budget_that_others_have_now() -> None:
+    books = small(pin_share=0.5)
+    half = books.stats().total_blocks[0] // 2 * books.block_size
+    first, second = [1] * half, [2] * half
+    books.pass_through(first, directive=Directive(name="faq", tags=("t",)))
+    books.name("", "faq", first, pin=True)
+    books.invalidate(Selector(tag="t"))
+    books.sweep()
+    books.pass_through(second, directive=Directive(name="kit"))
+    books.name("", "kit", second, pin=True)
+    books.pass_through(first[: half // 2], directive=Directive(name="faq"))
+    assert books.stats().pinned_blocks[0] * books.block_size == half
+    with pytest.raises(PinBudgetExceeded):
+        books.set_pin("", "faq", True)

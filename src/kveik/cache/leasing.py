@@ -82,6 +82,7 @@ class Leasing:
         moves = self.holdings.hold(lease, found, wanted)
         if self.retention.active or lease.directive != PLAIN:
             self.turns.begin(lease, found, data)
+            self.turns.names.keep_budget(lease.labels)
         return moves
 
     def extend(self, lease: Lease, wanted: int) -> bool:
@@ -133,6 +134,7 @@ class Leasing:
         full = count // self._size
         if full > lease.sealed:
             changed = self.publisher.seal(lease, full)
+            self.turns.names.keep_budget(lease.labels)
         changed = self.holdings.leave_windows(lease) or changed
         if changed:
             self.holdings.name_blocks(lease)
@@ -148,6 +150,7 @@ class Leasing:
         published = min(lease.sealed, lease.limit) * self._size
         lease.stored = max(lease.cached_tokens, published)
         tail = self.publisher.seal_tail(lease) if keep else -1
+        self.turns.names.keep_budget(lease.labels)
         if finished and lease.directive.pin and lease.node >= 0:
             lease.pinned = self.turns.pin(lease, tail if tail >= 0 else lease.node)
         if lease.unstored and lease.sealed * self._size > lease.cached_tokens:

@@ -211,6 +211,15 @@ class Names:
             return
         if pinned:
             self.check_pin(sum(of.count for of in label.sets if not of.pinned))
+        self._pin(label, pinned)
+
+    def keep_budget(self, written: Iterable[Label]) -> None:
+        """A pinned name that grew beyond the budget, by what was written for it, pins no longer."""
+        for label in written:
+            if label.kind == "name" and label.pins and self.pinned() > self.budget:
+                self._pin(label, False)
+
+    def _pin(self, label: Label, pinned: bool) -> None:
         label.pins = pinned
         for of in label.sets:
             self.claims.note_pin(of)
