@@ -96,11 +96,12 @@ class Caches:
             ttl=KEEP if lifetime is None else lifetime.time_to_live(),
             pin=pin,
             tags=tags if isinstance(tags, Keep) else checked("tags", tag_list, tags),
+            operator=True,
         )
 
     def delete(self, name: str, *, namespace: str = "") -> Receipt:
         """Forget the name; what nobody else holds goes. Raises NotFound."""
-        return self._engine.named.delete(namespace, name)
+        return self._engine.named.delete(namespace, name, operator=True)
 
 
 class Cache:

@@ -28,7 +28,7 @@ from kveik.engine.tokenizer import Tokenizer
 from kveik.engine.warm import WarmProgress, WarmStart
 from kveik.engine.words import document_id, identifier
 from kveik.errors import InvalidRequest, KveikError, Overloaded
-from kveik.managed import PLAIN_USE, CacheOptions, checked, selector
+from kveik.managed import PLAIN_USE, CacheOptions, checked, refuse, selector
 from kveik.outputs import (
     DeltaCollector,
     OutputCollector,
@@ -172,9 +172,12 @@ class LLM:
     ) -> Session:
         """A conversation that sends only what is new; `with` ends it.
 
-        id: None for a new one. system, messages: what stands before the first turn. cache: options
-        of every turn (context, tags, ttl, ...)."""
-        options = replace(cache or PLAIN_USE, session=id or new_session_id())
+        id: None for the one that `cache` names, or a new one. system, messages: what stands before
+        the first turn. cache: options of every turn (context, tags, ttl, ...)."""
+        options = cache or PLAIN_USE
+        if id is not None and options.session not in (None, id):
+            refuse("id", "cache names another session; send one of them")
+        options = replace(options, session=id or options.session or new_session_id())
         opening = [{"role": "system", "content": system}] if system is not None else []
         return Session(self, options, [*opening, *messages])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -155,6 +156,7 @@ def test_ls_shows_named_caches(server: Server, cache: Run) -> None:
         "tokens": "1,234",
         "bytes": "2.50 MB",
         "hits": "3",
+        "last use": "-",
         "expires in": "90 min",
         "priority": "high",
         "pinned": "yes",
@@ -195,7 +197,12 @@ def test_show(server: Server, cache: Run) -> None:
     server.answers["GET", "/v1/caches/a%2Fb"] = CACHE
     code, out, _ = cache("show", "a/b")
     assert code == 0
-    assert "tokens     1,234" in out
+    assert "tokens      1,234\n" in out
+    assert "made of     messages\n" in out
+    assert "last use    -\n" in out
+    server.answers["GET", "/v1/caches/a%2Fb"] = CACHE | {"last_use": time.time() - 300}
+    assert "last use    5 min ago\n" in cache("show", "a/b")[1]
+    server.answers["GET", "/v1/caches/a%2Fb"] = CACHE
     assert json.loads(cache("show", "a/b", "--json")[1]) == CACHE
 
 

@@ -210,7 +210,7 @@ def test_a_turn_that_fails_is_not_said(llm: LLM) -> None:
 
 
 def test_a_session_switches_its_context(llm: LLM) -> None:
-    with llm.session("coder", cache=CacheOptions(session="x", relevance="delete")) as session:
+    with llm.session(cache=CacheOptions(session="coder", relevance="delete")) as session:
         session.chat("This is the code of repo a: " + TEXT, PARAMS, context="repo-a")
         assert session.id == "coder"
         claims = {claim for view in llm.cache.listing() for claim in view.claims}
@@ -360,3 +360,19 @@ def test_listing_and_reset(llm: LLM) -> None:
     assert llm.cache.reset()
     assert llm.cache.listing() == []
     assert used_blocks(llm) == 0
+
+
+def test_a_session_has_the_name_that_its_options_say(llm: LLM) -> None:
+    with llm.session(cache=CacheOptions(session="dev")) as session:
+        assert session.id == "dev"
+        session.chat("Hello", PARAMS)
+        assert [one.session for one in llm.cache.sessions()] == ["dev"]
+    with pytest.raises(InvalidRequest, match="id: "):
+        llm.session("other", cache=CacheOptions(session="dev"))
+
+
+def test_a_public_cache_is_changed_and_deleted_by_its_name(llm: LLM) -> None:
+    llm.caches.create("products", prompt=TEXT, public=True)
+    assert llm.caches.update("products", tags=["tv"]).tags == ("tv",)
+    assert llm.caches.delete("products").blocks > 0
+    assert llm.caches.list() == []

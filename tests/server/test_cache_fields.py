@@ -166,6 +166,13 @@ def _is_cached(server: CacheServer, text: str) -> bool:
     return int(found["hit_tokens"]["by_level"]["states"]) > 16
 
 
+def test_an_unknown_field_of_the_native_object_tells_which_there_are(one: CacheServer) -> None:
+    body = {"model": "kveik-test", "prompt": "a", "kveik": {"tag": "x"}}
+    told = one.send("POST", "/v1/completions", body).json()["error"]
+    assert told["param"] == "kveik.tag"
+    assert "known are session, continue, context" in told["message"]
+
+
 def test_explain(one: CacheServer) -> None:
     text = fresh()
     one.cached(text)

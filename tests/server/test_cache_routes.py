@@ -125,6 +125,11 @@ def test_only_the_operator_makes_public_caches(one: CacheServer) -> None:
         assert (seen["hits"], seen["last_use"]) == (None, None)  # they tell of other keys
     assert one.send("GET", "/v1/caches/shared", key=OPS).json()["hits"] == 2
     assert one.send("DELETE", "/v1/caches/shared?namespace=public", key=ADA).status_code == 403
+    changed = one.send("PATCH", "/v1/caches/shared", {"tags": ["tv"]}, key=OPS)
+    assert changed.json()["tags"] == ["tv"]
+    assert error(one.send("PATCH", "/v1/caches/shared", {"tags": []}, key=ADA))[0] == 404
+    assert one.send("DELETE", "/v1/caches/shared", key=OPS).status_code == 200
+    assert one.send("POST", "/v1/caches", body, OPS).status_code == 200
     assert one.send("DELETE", "/v1/caches/shared?namespace=public", key=OPS).status_code == 200
 
 
@@ -206,7 +211,7 @@ def test_an_unknown_field_tells_which_there_are(one: CacheServer) -> None:
     answer = one.send("POST", "/v1/cache/invalidate", {"selector": {"tag": "news"}})
     assert error(answer)[::2] == (400, "selector")
     told = answer.json()["error"]["message"]
-    assert told.startswith("selector: unknown field; this body has all, model, name, tag, ")
+    assert told.startswith("selector: unknown field; known are all, model, name, tag, ")
 
 
 # --- who may do what

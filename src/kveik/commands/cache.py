@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ def show(remote: Remote, name: str, *, as_json: bool) -> None:
     if as_json:
         _print_json(answer)
         return
-    for label, text in [(label, text(answer)) for label, text in _CACHE_COLUMNS]:
-        typer.echo(f"{label:<10} {text}")
+    for label, text in [(label, text(answer)) for label, text in _ONE_CACHE]:
+        typer.echo(f"{label:<11} {text}")
 
 
 def rm(remote: Remote, names: Sequence[str], *, as_json: bool) -> None:
@@ -279,6 +280,16 @@ def span(seconds: float | None) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
+def _ago(name: str) -> Callable[[Json], str]:
+    """A moment of the wall clock as one reads it: 4 min ago."""
+
+    def text(row: Json) -> str:
+        moment = row.get(name)
+        return "-" if moment is None else f"{span(max(0.0, time.time() - moment))} ago"
+
+    return text
+
+
 def _size(row: Json) -> str:
     return size_text(row["bytes"]).partition(" (")[0]
 
@@ -323,11 +334,19 @@ _CACHE_COLUMNS: tuple[Column, ...] = (
     ("tokens", _field("tokens")),
     ("bytes", _size),
     ("hits", _field("hits")),
+    ("last use", _ago("last_use")),
     ("expires in", _time("time_left")),
     ("priority", _field("priority")),
     ("pinned", _field("pinned")),
     ("public", _field("public")),
     ("tags", _field("tags")),
+)
+_ONE_CACHE: tuple[Column, ...] = (
+    *_CACHE_COLUMNS,
+    ("made of", _field("kind")),
+    ("created", _ago("created")),
+    ("computed in", _time("seconds")),
+    ("error", _field("error")),
 )
 _BLOCK_COLUMNS: tuple[Column, ...] = (
     ("depth", _field("depth")),

@@ -320,11 +320,12 @@ class NamedCaches:
         ttl: Ttl | Keep | None = KEEP,
         pin: bool | Keep = KEEP,
         tags: tuple[str, ...] | Keep = KEEP,
+        operator: bool = False,
     ) -> NamedCache:
-        """Change what is given. A new time to live begins now. Raises NotFound, PinBudgetExceeded
-        (and nothing was changed)."""
+        """Change what is given. A new time to live begins now. operator: a public one, too. Raises
+        NotFound, PinBudgetExceeded (and nothing was changed)."""
         with self._lock:
-            entry, now = self._find(namespace, name, own=True), self._shop.clock()
+            entry, now = self._find(namespace, name, own=not operator), self._shop.clock()
             if not isinstance(pin, Keep):
                 if entry.computed:
                     self._books.set_pin(entry.namespace, name, pin, now)
@@ -340,10 +341,10 @@ class NamedCaches:
                 entry.spec = replace(entry.spec, tags=tags)
             return self._view(entry)
 
-    def delete(self, namespace: str, name: str) -> Receipt:
-        """End the name's claim. Raises NotFound."""
+    def delete(self, namespace: str, name: str, *, operator: bool = False) -> Receipt:
+        """End the name's claim. operator: a public one's, too. Raises NotFound."""
         with self._lock:
-            return self._drop(self._find(namespace, name, own=True))
+            return self._drop(self._find(namespace, name, own=not operator))
 
     def expand(
         self,

@@ -233,9 +233,13 @@ def joined(
         return Expanded(cache, prompt=spec.prompt + prompt)
     if spec.kind == "tokens" and prompt is not None and not isinstance(prompt, str):
         return Expanded(cache, prompt=(*spec.tokens, *prompt))
-    wanted = {"messages": "messages", "prompt": "a prompt that is text", "tokens": "token ids"}
+    wanted = {
+        "messages": "messages and goes before messages",
+        "prompt": "a text and goes before a prompt that is text",
+        "tokens": "token ids and goes before a prompt of token ids",
+    }
     raise InvalidRequest(
-        f"cached_content: {spec.name!r} was made of {spec.kind} and goes before "
-        f"{wanted[spec.kind]} only",
+        f"cached_content: {spec.name!r} was made of {wanted[spec.kind]} only; make another cache "
+        "for this kind of request",
         param="cached_content",
     )

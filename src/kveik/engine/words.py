@@ -50,7 +50,7 @@ def duration(value: object) -> float:
         seconds = math.nan
     if not low <= seconds <= high:
         raise ValueError(
-            f"expected a duration such as 300, 5m, 1h or 1d, from {low:g} s to {high:g} s"
+            f"expected a duration such as 300, 5m, 1h or 1d, from {low:g} s to {high / 86400:g}d"
         )
     return seconds
 

@@ -111,13 +111,16 @@ async def change_cache(service: Service, request: Request) -> Response:
         ttl=body.time_to_live() if "ttl" in body.model_fields_set else KEEP,
         pin=KEEP if body.pin is None else body.pin,
         tags=KEEP if body.tags is None else body.tags,
+        operator=caller_of(request).operator,
     )
     return json_response(_cache_object(changed, caller_of(request)))
 
 
 async def delete_cache(service: Service, request: Request) -> Response:
     engine = service.serving.engine
-    return json_response(_receipt(engine.named.delete(*_named(service, request))))
+    operator = caller_of(request).operator
+    receipt = engine.named.delete(*_named(service, request), operator=operator)
+    return json_response(_receipt(receipt))
 
 
 async def invalidate(service: Service, request: Request) -> Response:

@@ -17,7 +17,7 @@ from kveik.server import messages
 from kveik.server.fields import Body, bounded, refuse
 from kveik.server.json_body import shown
 from kveik.server.messages import Conversation
-from kveik.server.retention_fields import CacheFields
+from kveik.server.retention_fields import CacheFields, Native
 from kveik.server.unserved import CHAT, COMPLETION, refuse_unserved, served
 
 Prompt: TypeAlias = str | tuple[int, ...]
@@ -296,8 +296,8 @@ def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
 
 def _known(kind: type[Body]) -> str:
     """What a short body may hold."""
-    names = [*kind.model_fields]
-    return f"; this body has {', '.join(names)}" if len(names) <= _SHORT_BODY else ""
+    names = [field.alias or name for name, field in kind.model_fields.items()]
+    return f"; known are {', '.join(names)}" if len(names) <= _SHORT_BODY else ""
 
 
 def _explained(error: ValidationError) -> InvalidRequest:
@@ -308,7 +308,7 @@ def _explained(error: ValidationError) -> InvalidRequest:
     if first["type"] == "missing":
         why = "is required"
     elif first["type"] == "extra_forbidden":
-        why = "unknown field"
+        why = "unknown field" + (_known(Native) if first["loc"][0] == "kveik" else "")
     elif first["type"] in ("greater_than_equal", "less_than_equal"):
         bound = f"less than {context['ge']}" if "ge" in context else f"more than {context['le']}"
         why = f"{_number(value)} is {bound}"

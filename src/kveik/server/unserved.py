@@ -52,6 +52,7 @@ COMPLETION: dict[str, tuple[object, ...]] = {**_SHARED, "suffix": ()}
 _INSTEAD = {
     "cache_control": "put it on a content part",
     "extra_key": "send cache_salt",
+    "previous_response_id": "send kveik.session, and kveik.continue in the next request",
     "session_id": "send kveik.session",
 }
 """What to do instead of leaving a field out."""
