@@ -180,6 +180,7 @@ LONG = [
             chat("Hi", head="Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\nA"),
         ),
         ("template_drift", "<s>[INST] " + RULES, "<|im_start|>user\n" + RULES),
+        ("different_text", "<s><|system|>" + RULES, "<s>It is 12:03 now. How wide is the TV?"),
         (
             "template_drift",
             "<s>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nHi [/INST]",

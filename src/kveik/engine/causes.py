@@ -328,7 +328,10 @@ def _name_value(pair: _Pair, value: Value, other: Value) -> TextCause:
 
 
 def _frame(pair: _Pair) -> TextCause | None:
-    """The template's own marks differ, or the words of the system message."""
+    """The template's own marks differ, or the words of the system message. A text without any role
+    is no chat, and has no frame that could differ from that of one."""
+    if len({_ROLE.search(text) is None for text in (pair.cached, pair.wanted)}) > 1:
+        return None
     marks = [_mark_at(text, pair.place) for text in (pair.cached, pair.wanted)]
     if all(marks) and marks[0] != marks[1]:
         roles = [role_at(mark) for mark in marks]
