@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kveik.cache.directive import BlockView
+from kveik.cache.directive import BlockView, Ttl
 from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
-from kveik.engine.manifest import Entry, Manifest
+from kveik.engine.manifest import Entry, Manifest, read_manifest, written
 from kveik.engine.request import Request
 from kveik.engine.warm import WarmStart, hot_entries
 from kveik.errors import ConfigError, Overloaded
@@ -205,6 +206,23 @@ def test_what_no_text_names_is_written_as_tokens(
 ) -> None:
     ids = engine.tokenizer.encode_chat([{"role": "user", "content": "hello"}])
     assert hot(engine, monkeypatch, [view(ids, 1)]) == [{"tokens": ids}]
+
+
+@pytest.mark.parametrize("kind", ["prompt", "messages", "tokens"])
+def test_a_hot_name_is_written_as_it_was_made(engine: Engine, tmp_path: Path, kind: str) -> None:
+    part = {"type": "text", "text": TEXT, "document": "faq@1"}
+    contents: dict[str, Entry] = {
+        "prompt": Entry(prompt=TEXT),
+        "messages": Entry(messages=({"role": "system", "content": [part]},)),
+        "tokens": Entry(tokens=tuple(range(5, 60))),
+    }
+    made = replace(
+        contents[kind], name="faq", ttl=Ttl(60, "first_use", "demote"), tags=("tv",), pin=True
+    )
+    warmed(engine, made, Entry(prompt=OTHER))
+    path = tmp_path / "warm.yaml"
+    path.write_text(written(hot_entries(engine, "", 20)))
+    assert read_manifest(path).entries == (made, Entry(prompt=OTHER))
 
 
 def test_words_of_the_blocks_are_kept(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

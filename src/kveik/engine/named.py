@@ -126,6 +126,12 @@ class NamedCaches:
             entries = [one for one in self._all() if namespace is None or one.namespace in seen]
         return [view for entry in entries if (view := self._view_if_there(entry)) is not None]
 
+    def specs(self, namespace: str) -> dict[str, NamedSpec]:
+        """What the names of a namespace were made of."""
+        with self._lock:
+            self._expire()
+            return {name: one.spec for name, one in self._entries.get(namespace, {}).items()}
+
     def invalidate(self, selector: Selector) -> None:
         """Forget every name that comes under the selector."""
         with self._lock:

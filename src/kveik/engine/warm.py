@@ -225,7 +225,8 @@ def _spec(entry: Entry, name: str, namespace: str) -> NamedSpec:
 
 
 def hot_entries(engine: Engine, namespace: str, top: int) -> list[dict[str, Any]]:
-    """Entries of a manifest that computes again what is hot now in one namespace.
+    """Entries of a manifest that computes again what is hot now in one namespace: the named caches
+    that are hot, then the other prompts.
 
     A prompt whose continuations are much less hot stands for itself. It is text where its text has
     the same tokens, and token ids otherwise (chat templates put special tokens into a prompt, which
@@ -233,7 +234,37 @@ def hot_entries(engine: Engine, namespace: str, top: int) -> list[dict[str, Any]
     views = engine.cache_listing(namespace, top=_SCAN, with_path=True)
     ends = [view for view in views if not any(_stands_for(other, view) for other in views)]
     ends.sort(key=lambda view: (-view.hits, view.idle))
-    return [_entry(engine, view) for view in ends[:top]]
+    specs = engine.named.specs(namespace)
+    held = {name: specs[name] for view in views for name in _names(view) if name in specs}
+    entries = [_named_entry(spec) for spec in held.values()]
+    entries += [_entry(engine, view) for view in ends if held.keys().isdisjoint(_names(view))]
+    return entries[:top]
+
+
+def _names(view: BlockView) -> list[str]:
+    """The named caches that hold the block."""
+    return [claim.removeprefix("name:") for claim in view.claims if claim.startswith("name:")]
+
+
+def _named_entry(spec: NamedSpec) -> dict[str, Any]:
+    entry: dict[str, Any] = {"name": spec.name}
+    if spec.messages:
+        entry["messages"] = [
+            {field: message[field] for field in ("role", "content")} for message in spec.messages
+        ]
+    elif spec.prompt is not None:
+        entry["prompt"] = spec.prompt
+    else:
+        entry["tokens"] = list(spec.tokens)
+    if spec.ttl is not None:
+        entry |= {"ttl": spec.ttl.seconds, "ttl_mode": spec.ttl.mode, "clock": spec.ttl.clock}
+    if spec.tags:
+        entry["tags"] = list(spec.tags)
+    if spec.priority != "normal":
+        entry["priority"] = spec.priority
+    if spec.pin:
+        entry["pin"] = True
+    return entry
 
 
 def _stands_for(other: BlockView, view: BlockView) -> bool:
