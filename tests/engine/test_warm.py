@@ -84,8 +84,13 @@ def test_an_unknown_tenant_is_told_at_once(engine: Engine) -> None:
         raise ConfigError(f"tenant: {tenant} is not in the keys file")
 
     manifest = Manifest("warm.yaml", (Entry(prompt=TEXT, tenant="west"),))
-    with pytest.raises(ConfigError, match="west"):
+    with pytest.raises(ConfigError, match=r"warm.yaml: entries\[0\]: tenant: west"):
         WarmStart(engine, manifest, namespace_of)
+    public = Manifest("warm.yaml", (Entry(prompt=TEXT, name="faq", public=True),))
+    warm = WarmStart(engine, public, namespace_of)  # belongs to no tenant
+    warm.run()
+    assert warm.progress().done == 1
+    assert engine.named.get("anybody", "faq").public
 
 
 def test_an_entry_that_fails_does_not_stop_the_others(engine: Engine) -> None:

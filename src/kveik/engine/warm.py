@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kveik.cache.directive import BlockView, Directive, DocumentSpan
+from kveik.cache.directive import PUBLIC, BlockView, Directive, DocumentSpan
 from kveik.engine.documents import encode_with_documents
 from kveik.engine.engine import Engine
 from kveik.engine.manifest import Entry, Manifest
@@ -25,7 +25,7 @@ from kveik.engine.request import (
     RequestFinished,
     SamplingParams,
 )
-from kveik.errors import KveikError, Overloaded, Unavailable, fault
+from kveik.errors import ConfigError, KveikError, Overloaded, Unavailable, fault
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class WarmStart:
         self._engine = engine
         self._step = step
         self._manifest = manifest
-        self._namespaces = [namespace_of(entry.tenant) for entry in manifest.entries]
+        self._namespaces = namespaces_of(manifest, namespace_of)
         self._progress = WarmProgress(len(manifest.entries))
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -149,6 +149,17 @@ class WarmStart:
         while self._step is not None and not ended.is_set:
             self._step()
         return ended.wait()
+
+
+def namespaces_of(manifest: Manifest, namespace_of: Callable[[str | None], str]) -> list[str]:
+    """Of every entry. Raises ConfigError that names the entry where `namespace_of` does."""
+    found = []
+    for index, entry in enumerate(manifest.entries):
+        try:
+            found.append(PUBLIC if entry.public else namespace_of(entry.tenant))
+        except ConfigError as error:
+            raise ConfigError(f"{manifest.label(index)}: {error.message}", param="warm") from None
+    return found
 
 
 class _Ended:

@@ -120,15 +120,15 @@ class KeyRing:
         if name is not None:
             if name not in self._namespaces:
                 raise ConfigError(
-                    f"warm: the keys file has no tenant {name!r}; name one that it has",
+                    f"tenant: the keys file has no tenant {name!r}; name one that it has",
                     param="warm",
                 )
             return self._namespaces[name]
         namespaces = {key.caller.namespace for key in self._keys} or {""}
         if len(namespaces) > 1:
             raise ConfigError(
-                "warm: there are several keys, so every entry needs `tenant: NAME` of the keys "
-                "file (--keys-file)",
+                "tenant: there are several keys, so it must say whose: the NAME of one in the "
+                "keys file (--keys-file), or public: true",
                 param="warm",
             )
         return namespaces.pop()

@@ -22,6 +22,7 @@ from kveik.config import EngineConfig, ServerConfig
 from kveik.engine.engine import Engine
 from kveik.engine.manifest import Manifest, read_manifest
 from kveik.engine.parts import EngineInfo
+from kveik.engine.warm import namespaces_of
 from kveik.errors import ConfigError
 from kveik.server import logs
 from kveik.server.http_server import HttpServer
@@ -50,8 +51,7 @@ def read_warm_manifest(config: ServerConfig, service: Service) -> Manifest | Non
     if config.warm is None:
         return None
     manifest = read_manifest(config.warm)
-    for entry in manifest.entries:
-        service.keys.warm_namespace(entry.tenant)
+    namespaces_of(manifest, service.keys.warm_namespace)
     return manifest
 
 
