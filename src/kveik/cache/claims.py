@@ -23,7 +23,7 @@ HOLDS = frozenset({"plain", "session", "turn", "name", "document", "pin"})
 class Label:
     """One claim or tag. ended: it holds nothing any more; killed: what carries it is dead; either
     way `reason` says why. pins: what carries it is not evicted. sets: the label sets that contain
-    it; leases: open leases that will write it (and the table of names)."""
+    it, while it lasts; leases: open leases that will write it (and the table of names)."""
 
     __slots__ = ("ended", "key", "killed", "kind", "leases", "namespace", "pins", "reason", "sets")
 
@@ -131,15 +131,15 @@ class Claims:
             label.leases -= 1
             self._forget_unused(label)
 
-    def end(self, label: Label, reason: str) -> None:
-        """The claim holds nothing any more."""
+    def end(self, label: Label, reason: str) -> set[LabelSet]:
+        """The claim holds nothing any more. Returns the sets that contain it, for the caller."""
         label.ended = True
-        self._retire(label, reason)
+        return self._retire(label, reason)
 
-    def kill(self, label: Label, reason: str) -> None:
-        """Whatever carries the label now is dead."""
+    def kill(self, label: Label, reason: str) -> set[LabelSet]:
+        """Whatever carries the label now is dead; returns the same."""
         label.ended = label.killed = True
-        self._retire(label, reason)
+        return self._retire(label, reason)
 
     def kill_set(self, of: LabelSet, reason: str) -> None:
         """The nodes of one set are dead; others with the same labels, made later, are not."""
@@ -148,10 +148,12 @@ class Claims:
         if self._interned.get((of.namespace, of.labels)) is of:
             del self._interned[of.namespace, of.labels]
 
-    def _retire(self, label: Label, reason: str) -> None:
+    def _retire(self, label: Label, reason: str) -> set[LabelSet]:
         label.reason = reason
         self._epoch += 1
         self._drop_name(label)
+        sets, label.sets = label.sets, set()  # they may be many: nobody copies them
+        return sets
 
     def _drop_name(self, label: Label) -> None:
         name = (label.namespace, label.kind, label.key)

@@ -6,7 +6,8 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from kveik.cache.claims import Label, LabelSet
@@ -22,6 +23,8 @@ from kveik.cache.sweep import Arrange, Carrying, Drain, Job, Sweeper
 
 AT_ONCE = 96
 """What the sweep spends, and tops that are buried, before a verb returns; the rest comes later."""
+
+_COUNTED = 100  # label sets whose nodes a receipt counts as deferred
 
 
 class _Before(NamedTuple):
@@ -127,18 +130,17 @@ class Invalidation:
         return self._rule(conditions)
 
     def _kill(self, labels: Iterable[Label], reason: str) -> int:
-        labels = list(labels)
-        for label in labels:
-            self.claims.kill(label, reason)
-        return self._drain([of for label in labels for of in label.sets])
+        lots = [self.claims.kill(label, reason) for label in labels]
+        return sum(self._drain(sets) for sets in lots)
 
-    def _drain(self, sets: Sequence[LabelSet]) -> int:
-        """Sweep the dead among these sets; how many nodes they have (of the first thousand)."""
+    def _drain(self, sets: set[LabelSet]) -> int:
+        """Sweep the dead among these sets; how many nodes they have (of the first hundred)."""
         if not sets:
             return 0
-        self.sweeper.add(Drain(sets))
         why_dead = self.claims.why_dead
-        return sum(of.count for of in sets[:1000] if why_dead(of.number))
+        marked = sum(of.count for of in islice(sets, _COUNTED) if why_dead(of.number))
+        self.sweeper.add(Drain(sets))
+        return marked
 
     def _bury_roots(self, conditions: Conditions) -> int:
         for identity in self.tree.identities_of(conditions.namespace):
@@ -278,8 +280,7 @@ class Invalidation:
 
     def _end(self, label: Label, reason: str) -> int:
         """The claim ends; returns how many nodes are known to go."""
-        sets = list(label.sets)
-        self.claims.end(label, reason)
+        sets = self.claims.end(label, reason)
         if label.pins:
             for of in sets:
                 self.claims.note_pin(of)
@@ -311,7 +312,7 @@ class Invalidation:
             for of in others:
                 self.claims.kill_set(of, "invalidated")
             self._forget_recipes(namespace)
-            marked = self._drain(others)
+            marked = self._drain(set(others))
             for lease in list(self.leases):
                 directive = lease.directive
                 mine = lease.identity.namespace == namespace and directive.session == session

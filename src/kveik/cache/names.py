@@ -151,8 +151,7 @@ class Names:
             elif self._names.get(entry.label) is entry and entry.ttl is not None:
                 if entry.ttl.mode == "delete":
                     self.forget(entry.label)
-                    sets = list(entry.label.sets)
-                    self.claims.kill(entry.label, "expired")
+                    sets = self.claims.kill(entry.label, "expired")
                     self._stop(entry.label)
                     self.sweeper.add(Drain(sets))
                 else:

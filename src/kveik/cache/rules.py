@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kveik.cache.claims import Claims, Label
+from kveik.cache.claims import Claims, Label, LabelSet
 from kveik.cache.prefix import WORD, Identity, PrefixTree
 from kveik.cache.segments import EXACT
 
@@ -50,7 +50,8 @@ class Rule:
         self._serial = serial
         # Of each group of labels the sets that contain one now: other tags change nothing.
         self._sets = [
-            frozenset(of for label in group for of in label.sets) for group in conditions.labels
+            frozenset[LabelSet]().union(*(label.sets for label in group))
+            for group in conditions.labels
         ]
         self._tree, self._claims, self._serials = tree, claims, serials
 

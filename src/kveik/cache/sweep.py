@@ -284,36 +284,38 @@ class Burial:
 
 
 class Drain:
-    """Buries what the dead among these label sets left in the tree."""
+    """Buries what the dead among these label sets left in the tree; takes `sets` over."""
 
     deadly = True
 
-    def __init__(self, sets: Iterable[LabelSet]) -> None:
+    def __init__(self, sets: set[LabelSet]) -> None:
         self.done = False
-        self._sets = list(sets)
+        self._sets = sets
+        self._current: LabelSet | None = None
 
     def advance(self, sweeper: Sweeper, budget: int) -> int:
         claims = sweeper.retention.claims
         spent = 0
-        while self._sets and spent < budget:
+        while spent < budget:
+            of = self._current
+            if of is None:
+                if not self._sets:
+                    self.done = True
+                    break
+                of = self._current = self._sets.pop()
             spent += 1
-            of = self._sets[-1]
-            if claims.sets[of.number] is not of or not of.count:
-                self._sets.pop()
-                continue
-            reason = claims.why_dead(of.number)
+            there = claims.sets[of.number] is of and of.count
+            reason = claims.why_dead(of.number) if there else ""
             if not reason:
-                self._sets.pop()
+                self._current = None
                 continue
             before = len(sweeper.jobs)
             spent += sweeper.bury_top(of.first, reason) // 8
-            if len(sweeper.jobs) > before:
-                return spent  # what was buried goes first
-            # Its burial is under way elsewhere on the list.
-            sweeper.jobs.remove(self)
-            sweeper.jobs.insert(0, self)
-            return spent
-        self.done = not self._sets
+            if len(sweeper.jobs) == before:
+                # Its burial is under way elsewhere on the list.
+                sweeper.jobs.remove(self)
+                sweeper.jobs.insert(0, self)
+            break  # what was buried goes first
         return spent
 
     def pinned(self) -> list[int]:
