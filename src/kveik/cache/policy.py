@@ -429,11 +429,11 @@ class IdleQueues:
 
     def _take_out(self, block: int) -> None:
         """Out of its queue, or from what is set aside."""
-        before, after = self._previous[block], self._next[block]
+        following, preceding = self._next, self._previous
+        before, after = preceding[block], following[block]
         if after == block:
             self.parked.discard(block)
             return
-        following, preceding = self._next, self._previous
         following[before] = after
         preceding[after] = before
         following[block] = preceding[block] = block

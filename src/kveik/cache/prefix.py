@@ -26,7 +26,6 @@ from kveik.errors import InvalidRequest
 
 WORD = 4  # bytes of one token id
 _DIGEST = 32
-_UNKNOWN = bytes(_DIGEST)
 _GRAVE = bytes(_DIGEST - 1) + b"\1"  # above what nobody can find
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
 _NEAREST = 16  # sorted siblings looked at on either side for the longest common prefix
@@ -166,10 +165,12 @@ class PrefixTree:
         self._next_sibling = array("i")
         self._previous_sibling = array("i")
         self._tokens = bytearray()
-        self._digests = bytearray()  # zero: not computed yet
+        self._digests = bytearray()
+        self._digested = bytearray()  # of which node the digest is known
         self._unused = array("i")
         self._sorted: dict[int, SortedKeys] = {}
         self._width = block_size * WORD
+        self._blank = bytes(self._width)
         self._secret = secret
 
     def __len__(self) -> int:
@@ -413,14 +414,13 @@ class PrefixTree:
         if node in self.bases:
             self.orphans.append(self.bases.pop(node))
         self.pins[node] = 0
-        start = node * _DIGEST
-        self._digests[start : start + _DIGEST] = _UNKNOWN
+        self._digested[node] = False
         self._unused.append(node)
 
     def wipe(self, node: int) -> None:
         """Overwrite the tokens of a node that was deleted and removed."""
         start = node * self._width
-        self._tokens[start : start + self._width] = bytes(self._width)
+        self._tokens[start : start + self._width] = self._blank
 
     def is_empty(self, node: int) -> bool:
         """Has the node no block in any group?"""
@@ -470,6 +470,7 @@ class PrefixTree:
         self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))
         self._digests.extend(bytes(_DIGEST * more))
+        self._digested.extend(bytes(more))
         self._unused.extend(range(size + more - 1, size - 1, -1))
 
     # --- subtrees and digests
@@ -499,7 +500,7 @@ class PrefixTree:
     def undigested(self, node: int, most: int) -> int:
         """How many digests `digest` would have to compute; `most` when it is more."""
         for count in range(most):
-            if self._digests[node * _DIGEST : (node + 1) * _DIGEST] != _UNKNOWN:
+            if self._digested[node]:
                 return count
             node = self.parent[node]
             if node < 0:
@@ -510,8 +511,8 @@ class PrefixTree:
         """Keyed 256-bit digest of identity and path; kept, so that each node pays for it once."""
         unknown: list[int] = []
         while True:
-            known = bytes(self._digests[node * _DIGEST : (node + 1) * _DIGEST])
-            if known != _UNKNOWN:
+            if self._digested[node]:
+                known = bytes(self._digests[node * _DIGEST : (node + 1) * _DIGEST])
                 break
             unknown.append(node)
             if self.parent[node] < 0:
@@ -524,6 +525,7 @@ class PrefixTree:
             else:
                 known = self.digest_below(known, self.chunk(missing))
             self._digests[missing * _DIGEST : (missing + 1) * _DIGEST] = known
+            self._digested[missing] = True
         return known
 
     def digest_below(self, parent_digest: bytes, chunk: bytes) -> bytes:

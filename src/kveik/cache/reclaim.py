@@ -53,9 +53,10 @@ class Reclaimer:
         it again misses there first."""
         free = self.pools[group].free
         boundary: tuple[int, int] | None = None  # (pinned parent, node) of what went last
-        idle = self.idle[group]
+        idle, victim = self.idle[group], self.victim
+        first, evict = idle.first, self._evict
         while len(free) < count:
-            block = idle.first(now, self.victim(group, account))
+            block = first(now, victim(group, account))
             if block < 0:
                 # What could go may wait for children that are deleted, or pinned no more, but not
                 # swept.
@@ -64,7 +65,7 @@ class Reclaimer:
                 if self.finish():
                     continue
                 block = self._any(group, now)
-            boundary = self._evict(group, block, boundary)
+            boundary = evict(group, block, boundary)
         self._remember(boundary)
 
     def trim(self, group: int, count: int, now: float, account: int) -> None:
@@ -101,22 +102,21 @@ class Reclaimer:
         if idle.inflates:
             idle.inflate(block)
         if self.reach[group]:
-            self.free_payload(group, node)
+            self.free(group, node, block)
             self.evicted += 1
             self.prune(node)
             return boundary
         if tree.children[node]:
             idle.park(block)
             return boundary
+        pins, parent = tree.pins, tree.parent[node]
         if boundary is not None and boundary[0] == node:
-            tree.pins[node] -= 1
+            pins[node] -= 1
         else:
             self._remember(boundary)
-        parent = tree.parent[node]
-        boundary = (parent, node)
-        tree.pins[parent] += 1
+        pins[parent] += 1
         self.evicted += self.remove_leaf(node)
-        return boundary
+        return parent, node
 
     def _remember(self, boundary: tuple[int, int] | None) -> None:
         """Write a ghost for what was evicted below a parent that stays."""
@@ -135,8 +135,9 @@ class Reclaimer:
         count = 0
         tree = self.tree
         for g in self._range:
-            if tree.payload[g][node] >= 0:
-                self.free_payload(g, node)
+            block = tree.payload[g][node]
+            if block >= 0:
+                self.free(g, node, block)
                 count += 1
         if tree.pins[node]:
             self.lose(node)
@@ -148,20 +149,16 @@ class Reclaimer:
         self.prune(parent)
         return count
 
-    def free_payload(self, group: int, node: int) -> None:
-        """Take an idle block out of the tree, to be overwritten where that was asked for."""
-        block = self.tree.payload[group][node]
-        self.free(group, node, block)
-        if self.careful and self.must_erase(node):
-            self.erase(group, block)
-
     def free(self, group: int, node: int, block: int) -> None:
-        """Take the idle block of this node out of the tree."""
+        """Take the idle block of this node out of the tree, to be overwritten where that was asked
+        for."""
         self.idle[group].remove(block)
         self.tree.payload[group][node] = -1
         pool = self.pools[group]
         pool.owner[block] = -1
         pool.give(block)
+        if self.careful and self.must_erase(node):
+            self.erase(group, block)
 
     def detach(self, group: int, node: int, block: int) -> None:
         """Leave the block of this node to its readers."""

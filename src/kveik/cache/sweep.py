@@ -175,8 +175,7 @@ class Sweeper:
                 reclaim.detach(g, node, block)
                 self.doomed.add((g, block))
             else:
-                reclaim.free(g, node, block)
-                self.erase(g, block)
+                reclaim.free(g, node, block)  # to be overwritten: the sweep is under way
             self.blocks += 1
             self.size += group.bytes_per_block
         self.deleted[reason] = self.deleted.get(reason, 0) + self.blocks - before
