@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+from cache_cli import Run, runner
 
-from kveik.cli import main
 from kveik.commands.cache import span
 
-Run = Callable[..., tuple[int, str, str]]
 RECEIPT = {"blocks": 1200, "tokens": 19200, "bytes": {"memory": 4096}, "deferred": 7}
 CACHE = {
     "object": "cache",
@@ -125,18 +124,7 @@ def server() -> Iterator[Server]:
 def cache(
     server: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Run:
-    """Run `kveik cache ...` against the scripted server: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("KVEIK_URL", server.url + "/v1")
-    monkeypatch.delenv("KVEIK_API_KEY", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["cache", *arguments])
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
+    return runner(server.url + "/v1", capsys, monkeypatch)
 
 
 def table(out: str) -> list[list[str]]:

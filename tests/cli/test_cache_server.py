@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import serving
+from cache_cli import Run, runner
 
-from kveik.cli import main
-
-Run = Callable[..., tuple[int, str, str]]
 TEXT = "Every television of this shop has a warranty of two years from the day of purchase."
 MANIFEST = f"""entries:
 - name: shop/faq
@@ -31,17 +29,7 @@ def url(tiny_folder: Callable[..., Path]) -> Iterator[str]:
 
 @pytest.fixture
 def cache(url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("KVEIK_URL", url)
-    monkeypatch.delenv("KVEIK_API_KEY", raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(["cache", *arguments])
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
+    return runner(url, capsys, monkeypatch)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -128,6 +129,29 @@ class Brake:
     def __exit__(self, *unused: object) -> None:
         self.release()
         self._engine._runner.run = self._run  # type: ignore[method-assign]
+
+
+def leave_early(server: RunningServer, ask: Callable[[], Any]) -> Any:
+    """The first event of a stream whose client leaves then; nothing is held for it any more."""
+    with Brake(server.engine) as brake:
+        brake.step(3)
+        stream = ask()
+        first = next(iter(stream))
+        stream.close()
+        brake.release()
+        until(lambda: server.leased() == 0)
+    return first
+
+
+def broken_off(server: RunningServer, ask: Callable[[], Any]) -> Iterator[Any]:
+    """The events of a stream whose request the server ends behind the first of them."""
+    with Brake(server.engine) as brake:
+        brake.step(3)
+        events = iter(ask())
+        first = next(events)
+        for work in list(server.engine._scheduler._works):
+            server.engine.abort(work)
+    return itertools.chain([first], events)
 
 
 def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:

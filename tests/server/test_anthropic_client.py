@@ -12,7 +12,17 @@ from typing import Any
 import anthropic
 import httpx2
 import pytest
-from server_harness import LONG, MODEL, Brake, RunningServer, running, tiny_engine, until
+from server_harness import (
+    LONG,
+    MODEL,
+    Brake,
+    RunningServer,
+    broken_off,
+    leave_early,
+    running,
+    tiny_engine,
+    until,
+)
 
 from kveik.config import ServerConfig
 from kveik.engine.engine import Engine
@@ -282,26 +292,19 @@ def test_the_async_client(server: RunningServer) -> None:
 
 
 def test_who_leaves_ends_the_request(server: RunningServer, client: anthropic.Anthropic) -> None:
-    with Brake(server.engine) as brake:
-        brake.step(3)
-        stream = client.messages.create(**asking(max_tokens=LONG), stream=True)
-        assert next(iter(stream)).type == "message_start"
-        stream.close()
-        brake.release()
-        until(lambda: server.leased() == 0)
+    first = leave_early(
+        server, lambda: client.messages.create(**asking(max_tokens=LONG), stream=True)
+    )
+    assert first.type == "message_start"
 
 
 def test_a_stream_that_fails_says_so(server: RunningServer, client: anthropic.Anthropic) -> None:
-    with Brake(server.engine) as brake:
-        brake.step(3)
-        stream = client.messages.create(**asking(max_tokens=LONG), stream=True)
-        events = iter(stream)
-        next(events)
-        for work in list(server.engine._scheduler._works):
-            server.engine.abort(work)
-        brake.release()
-        with pytest.raises(anthropic.APIStatusError) as caught:
-            list(events)
+    events = broken_off(
+        server, lambda: client.messages.create(**asking(max_tokens=LONG), stream=True)
+    )
+    next(events)
+    with pytest.raises(anthropic.APIStatusError) as caught:
+        list(events)
     assert caught.value.type == "overloaded_error"
     assert isinstance(caught.value.body, dict)
     assert caught.value.body["request_id"] == caught.value.request_id

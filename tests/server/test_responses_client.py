@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from server_harness import LONG, MODEL, Brake, RunningServer, running, until
+from server_harness import LONG, MODEL, RunningServer, broken_off, leave_early, running
 
 from kveik.config import ServerConfig
 from kveik.engine.engine import Engine
@@ -228,25 +228,15 @@ def test_the_stream_helper_and_the_async_client(server: RunningServer) -> None:
 
 
 def test_who_leaves_ends_the_request(server: RunningServer, client: openai.OpenAI) -> None:
-    with Brake(server.engine) as brake:
-        brake.step(3)
-        stream = client.responses.create(**{**ASK, "max_output_tokens": LONG}, stream=True)
-        assert next(iter(stream)).type == "response.created"
-        stream.close()
-        brake.release()
-        until(lambda: server.leased() == 0)
+    asked = {**ASK, "max_output_tokens": LONG}
+    first = leave_early(server, lambda: client.responses.create(**asked, stream=True))
+    assert first.type == "response.created"
 
 
 def test_a_stream_that_fails_says_so(server: RunningServer, client: openai.OpenAI) -> None:
-    with Brake(server.engine) as brake:
-        brake.step(3)
-        stream = client.responses.create(**{**ASK, "max_output_tokens": LONG}, stream=True)
-        events = iter(stream)
-        first = next(events)
-        for work in list(server.engine._scheduler._works):
-            server.engine.abort(work)
-        brake.release()
-        rest = list(events)
+    asked = {**ASK, "max_output_tokens": LONG}
+    events = broken_off(server, lambda: client.responses.create(**asked, stream=True))
+    first, *rest = events
     assert first.sequence_number == 0
     assert [event.type for event in rest[-2:]] == ["error", "response.failed"]
     assert rest[-1].type == "response.failed"
