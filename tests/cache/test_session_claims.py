@@ -130,6 +130,25 @@ def test_sessions_are_listed_with_idle_time_and_size() -> None:
     assert books.sessions("n", 9.0) == [("n", "b", 3.0, 10, 40)]
 
 
+def test_the_sessions_of_a_namespace_are_forgotten_with_it_and_may_begin_anew() -> None:
+    books = small(session_idle=60.0)
+    for number in range(100):
+        books.pass_through([number], directive=session(f"s{number}"), now=10.0)
+    books.pass_through([1, 2, 3], namespace="other", directive=session("s1"), now=10.0)
+    books.invalidate(Selector())
+    assert books.stats().sessions == 1
+    assert books.end_session("", "s1") is None
+    books.pass_through(PROMPT, directive=session("s1"), now=20.0)
+    listed = [(space, key) for space, key, *_ in books.sessions(now=20.0)]
+    assert listed == [("", "s1"), ("other", "s1")]
+    books.sweep(75.0)
+    assert [key for _, key, *_ in books.sessions(now=75.0)] == ["s1"]
+    receipt = books.end_session("", "s1")
+    assert receipt is not None
+    assert receipt.blocks == 10
+    assert (books.stats().sessions, len(books.table._sessions)) == (0, 0)
+
+
 # --- contexts
 
 

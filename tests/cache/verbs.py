@@ -257,7 +257,7 @@ class Life(Keeper):
         idle = {
             (space, session)
             for (space, session), entry in self.manager.table._sessions.items()
-            if not entry.open and entry.last_use + 300.0 <= self.now
+            if not entry.over and not entry.open and entry.last_use + 300.0 <= self.now
         }
         budget = self.dice.choice((1, 1, 3, 128))
         more = self.manager.tick(self.reading, budget)

@@ -44,7 +44,7 @@ class Upkeep:
                 break
             self.invalidation.end_session(*idle, "expired")
             left -= _SESSION_END
-        return bool(self.sweeper.jobs) or deadlines.is_due(now)
+        return bool(self.sweeper.jobs) or deadlines.is_due(now) or self.table.sweeping
 
     def _trim(self, budget: int) -> None:
         """What a namespace keeps beyond its maximum goes."""
