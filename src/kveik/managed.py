@@ -100,11 +100,10 @@ class CacheOptions:
             return None
         return Ttl(float(self.ttl), self.clock or "last_use", self.ttl_mode or "delete")
 
-    def may_be_remembered(self) -> bool:
-        """Whether the tokens of a text may outlive the request: not where nothing is to be left,
-        or where everything must be gone at a deadline."""
-        ttl = self.time_to_live()
-        return self.write is not False and (ttl is None or ttl.mode != "delete")
+    def text_seconds(self) -> float:
+        """How long the tokens of a text may outlive the request: not at all where nothing is to be
+        left, and no longer than everything that must be gone at a deadline."""
+        return self.directive().text_seconds
 
     def salt(self) -> str:
         """The digest of cache_salt; "" for none."""

@@ -42,7 +42,7 @@ def prompt_request(
         content,
         namespace=cache.namespace,
         salt=cache.salt(),
-        remember=cache.may_be_remembered(),
+        keep=cache.text_seconds(),
     )
     return _request(encoded.token_ids, params, cache, content, remembered=encoded.remembered)
 
@@ -61,7 +61,7 @@ def chat_request(
         [one.place for one in parts],
         namespace=cache.namespace,
         salt=cache.salt(),
-        remember=cache.may_be_remembered(),
+        keep=cache.text_seconds(),
     )
     documents = document_spans(parts, encoded.spans)
     return _request(encoded.token_ids, params, cache, text, documents, encoded.remembered)

@@ -266,7 +266,7 @@ def test_special_tokens_and_chats_are_kept_apart(tokenizer: Counting) -> None:
 
 
 def remembered(memory: TokenMemory, text: str, **scope: Any) -> bool:
-    return memory.encode(text, remember=False, **scope).remembered > 0
+    return memory.encode(text, keep=0, **scope).remembered > 0
 
 
 TEXT = "the cat " * 100
@@ -290,7 +290,7 @@ def test_namespaces_and_salts_see_their_own_texts_only(tokenizer: Counting) -> N
 
 def test_what_must_not_be_remembered_is_not(tokenizer: Counting) -> None:
     memory = TokenMemory(tokenizer)
-    memory.encode(TEXT, remember=False)
+    memory.encode(TEXT, keep=0)
     assert memory.size == 0
     memory.encode("short")
     assert memory.size == 0
@@ -325,6 +325,31 @@ def test_idle_texts_go(tokenizer: Counting) -> None:
     clock.now = 30.0
     memory.prune()
     assert memory.size == 0
+
+
+def test_a_text_is_kept_no_longer_than_the_shortest_time(tokenizer: Counting) -> None:
+    clock = Clock()
+    memory = TokenMemory(tokenizer, clock=clock)
+    texts = [f"{number} {TEXT}" for number in range(4)]
+    memory.encode(texts[0], keep=300)
+    memory.encode(texts[1])
+    memory.encode(texts[1], keep=60)
+    memory.encode(texts[2], keep=60)
+    memory.encode(texts[2])
+    memory.encode(texts[3])
+    assert memory.next_deadline() == 60.0
+    clock.now = 59.0
+    assert all(remembered(memory, text) for text in texts)
+    clock.now = 60.0
+    memory.prune()
+    assert [remembered(memory, text) for text in texts] == [True, False, False, True]
+    assert 60.0 < (memory.next_deadline() or 0.0) <= 300.0
+    clock.now = 299.0
+    memory.encode(texts[0], keep=300)  # a use puts nothing off
+    clock.now = 300.0
+    assert [remembered(memory, text) for text in texts] == [False, False, False, True]
+    memory.prune()
+    assert memory.next_deadline() is None
 
 
 def test_bytes_are_bounded_and_the_least_recently_used_text_goes(tokenizer: Counting) -> None:

@@ -264,10 +264,17 @@ def test_prompt_cache_options_ttl(tiny_folder: Callable[..., Path]) -> None:
 def test_cache_control(one: CacheServer, ttl: str | None, seconds: float) -> None:
     control = {"type": "ephemeral", **({"ttl": ttl} if ttl else {})}
     marked = user({"text": fresh(), "cache_control": control}, "Why?")
+
+    def tokens_remembered() -> int:
+        usage = one.usage(marked, kveik={"explain": True, "write": False})
+        return int(usage["kveik"]["explanation"]["hit_tokens"]["by_level"]["tokens"])
+
     one.cached(marked)
     one.clock.advance(seconds - 1)
+    assert tokens_remembered() > 100 or seconds > 1800  # idle texts go before
     assert one.peek(marked) > 100
     one.clock.advance(seconds + 1)
+    assert tokens_remembered() == 0
     assert one.peek(marked) < COLD
 
 

@@ -8,6 +8,7 @@ harm). Standard library only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal, TypeAlias
 
 Clock: TypeAlias = Literal["first_use", "last_use"]
@@ -88,6 +89,13 @@ class Directive:
         """Is there a deadline at which something is deleted?"""
         every = (self.ttl, *(span.ttl for span in self.spans))
         return any(ttl is not None and ttl.mode == "delete" for ttl in every)
+
+    @property
+    def text_seconds(self) -> float:
+        """How long the tokens of its text may be remembered beside the blocks."""
+        if self.write == "none":
+            return 0.0
+        return self.ttl.seconds if self.ttl is not None and self.ttl.mode == "delete" else inf
 
 
 PLAIN = Directive()

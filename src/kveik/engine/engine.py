@@ -596,6 +596,7 @@ class Engine:
                 self._cache.next_deadline(),
                 self.named.next_deadline(),
                 self.history.next_deadline(),
+                self.token_memory.next_deadline(),
             )
             first = min((one for one in deadlines if one is not None), default=math.inf)
             return min(CHECK_INTERVAL, max(MIN_SLEEP, first - self._clock()))

@@ -7,14 +7,16 @@ whole texts are remembered.
 
 Each namespace sees its own texts only, so that the time a prompt takes tells nothing about
 another's. The memory is bounded in bytes; what goes first is the least recently used text of the
-namespace that holds most, so nobody is pushed below an equal share. Texts of requests that do not
-write, or whose blocks are deleted at a deadline, are not remembered (`remember=False`), and
-`forget` empties a namespace when something in it was invalidated. Any thread; nothing is encoded
-while the lock is held.
+namespace that holds most, so nobody is pushed below an equal share. `keep` says for how many
+seconds a text may be remembered, however often it is used: a request whose blocks are deleted at a
+deadline leaves its text no longer than that, one that does not write (0) leaves none, and of two
+the shorter time holds. `forget` empties a namespace when something in it was invalidated. Any
+thread; nothing is encoded while the lock is held.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from array import array
@@ -32,6 +34,7 @@ MEMORY_BYTES = 64 * 1024 * 1024
 IDLE_SECONDS = 1800.0
 
 _ENTRY_BYTES = 300  # of a dictionary entry, its key and its array, beside their contents
+_GRAIN = 0.25  # seconds between two searches for texts that may be kept no longer
 _CUT_BYTES = 40  # of a number in a key
 
 _Key = tuple[str, str, tuple[int, ...], bytes]  # salt, kind of text, cuts, UTF-8
@@ -58,6 +61,7 @@ class _Piece(NamedTuple):
 class _Text:
     content: array[int]  # for every cut the two counts of `tokens_around`; then the ids
     used: float  # seconds of the clock
+    until: float
 
 
 @dataclass(slots=True)
@@ -86,6 +90,7 @@ class TokenMemory:
         self._lock = threading.Lock()
         self._namespaces: dict[str, _Texts] = {}
         self._size = 0
+        self._due = math.inf  # no text has to go before
         self.remembered_tokens = 0  # since start
         self._forgotten = 0  # counts `forget`: what was encoded before one is not remembered
 
@@ -95,7 +100,7 @@ class TokenMemory:
         *,
         namespace: str = "",
         salt: str = "",
-        remember: bool = True,
+        keep: float = math.inf,
         add_special_tokens: bool = True,
     ) -> Encoded:
         """`Tokenizer.encode`, remembered whole. Raises InvalidRequest as it does."""
@@ -103,7 +108,7 @@ class TokenMemory:
             [_Piece(text)],
             lambda one: self._tokenizer.encode(one.text, add_special_tokens=add_special_tokens),
             (namespace, salt, "text" if add_special_tokens else "bare"),
-            remember,
+            keep,
         )
         return Encoded(token_ids, remembered)
 
@@ -114,7 +119,7 @@ class TokenMemory:
         *,
         namespace: str = "",
         salt: str = "",
-        remember: bool = True,
+        keep: float = math.inf,
         add_generation_prompt: bool = True,
     ) -> Encoded:
         """`Tokenizer.encode_chat_with_spans`, remembered by pieces; a piece that holds an end of a
@@ -124,7 +129,7 @@ class TokenMemory:
         )
         cuts = cuts_of(ranges)
         token_ids, remembered, places = self._encoded(
-            _cut(texts, cuts), self._encode_piece, (namespace, salt, "chat"), remember
+            _cut(texts, cuts), self._encode_piece, (namespace, salt, "chat"), keep
         )
         return Encoded(token_ids, remembered, tuple(spans_of(ranges, cuts, places)))
 
@@ -143,9 +148,16 @@ class TokenMemory:
                 self._size -= texts.size if texts is not None else 0
 
     def prune(self) -> None:
-        """Drop what was not used for `idle_seconds`."""
+        """Drop what was not used for `idle_seconds`, and what may be kept no longer."""
         with self._lock:
-            self._drop_idle(self._clock())
+            now = self._clock()
+            self._drop_idle(now)
+            if now >= self._due:
+                self._drop_due(now)
+
+    def next_deadline(self) -> float | None:
+        """When `prune` has something to do at the latest, but for what is idle."""
+        return None if self._due == math.inf else self._due
 
     @property
     def size(self) -> int:
@@ -157,15 +169,18 @@ class TokenMemory:
         pieces: Sequence[_Piece],
         encode: Callable[[_Piece], Sequence[int]],
         scope: tuple[str, str, str],
-        remember: bool,
+        keep: float,
     ) -> tuple[tuple[int, ...], int, list[Range]]:
         """The ids of all pieces, how many were remembered, and what is around every cut."""
         namespace, salt, kind = scope
         keys = [_key(salt, kind, piece) for piece in pieces]
         with self._lock:
             forgotten = self._forgotten
-            self._drop_idle(self._clock())
-            known = self._known(namespace, keys)
+            now = self._clock()
+            self._drop_idle(now)
+            if now >= self._due:
+                self._drop_due(now)
+            known = self._known(namespace, keys, keep, now)
         token_ids = array("I")
         remembered = 0
         places: list[Range] = []
@@ -182,26 +197,31 @@ class TokenMemory:
             token_ids.extend(content[first:])
         with self._lock:
             self.remembered_tokens += remembered
-            if remember and forgotten == self._forgotten:
-                self._remember(namespace, fresh)
+            if keep > 0 and forgotten == self._forgotten:
+                self._remember(namespace, fresh, self._clock() + keep)
         return tuple(token_ids), remembered, places
 
     # ---- under the lock
 
-    def _known(self, namespace: str, keys: Iterable[_Key | None]) -> dict[_Key | None, array[int]]:
+    def _known(
+        self, namespace: str, keys: Iterable[_Key | None], keep: float, now: float
+    ) -> dict[_Key | None, array[int]]:
         texts = self._namespaces.get(namespace)
         if texts is None:
             return {}
         found: dict[_Key | None, array[int]] = {}
         for key in keys:
             text = texts.known.get(key) if key is not None else None
-            if key is not None and text is not None:
-                text.used = self._clock()
+            if key is not None and text is not None and text.until > now:
+                text.used = now
+                if keep > 0:
+                    text.until = min(text.until, now + keep)
+                    self._due = min(self._due, text.until)
                 texts.known.move_to_end(key)
                 found[key] = text.content
         return found
 
-    def _remember(self, namespace: str, fresh: Mapping[_Key, array[int]]) -> None:
+    def _remember(self, namespace: str, fresh: Mapping[_Key, array[int]], until: float) -> None:
         for key, content in fresh.items():
             cost = _cost(key, content)
             if cost > self._max_bytes:
@@ -209,7 +229,8 @@ class TokenMemory:
             texts = self._namespaces.setdefault(namespace, _Texts())
             if key in texts.known:  # another thread was as quick
                 continue
-            texts.known[key] = _Text(content, self._clock())
+            texts.known[key] = _Text(content, self._clock(), until)
+            self._due = min(self._due, until)
             texts.size += cost
             self._size += cost
             while self._size > self._max_bytes:
@@ -226,6 +247,17 @@ class TokenMemory:
         self._size -= cost
         if not texts.known:
             del self._namespaces[namespace]
+
+    def _drop_due(self, now: float) -> None:
+        """Looks at every text, and so not more than a few times in a second: until then, what is
+        due lies a moment longer."""
+        self._due = math.inf
+        for namespace, texts in [*self._namespaces.items()]:
+            for key in [key for key, text in texts.known.items() if text.until <= now]:
+                texts.known.move_to_end(key, last=False)
+                self._drop_oldest(namespace)
+            for text in texts.known.values():
+                self._due = min(self._due, max(text.until, now + _GRAIN))
 
     def _drop_idle(self, now: float) -> None:
         for namespace, texts in [*self._namespaces.items()]:

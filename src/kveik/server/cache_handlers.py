@@ -218,9 +218,9 @@ def _encoded(engine: Engine, body: Content, namespace: str, salt: str) -> Encode
     memory = engine.token_memory
     if body.messages is not None:
         messages = body.messages.messages
-        return memory.encode_chat(messages, namespace=namespace, salt=salt, remember=False)
+        return memory.encode_chat(messages, namespace=namespace, salt=salt, keep=0)
     if body.prompt is not None:
-        return memory.encode(body.prompt, namespace=namespace, salt=salt, remember=False)
+        return memory.encode(body.prompt, namespace=namespace, salt=salt, keep=0)
     ids, highest = body.tokens or (), engine.info.vocab_size - 1
     if max(ids) > highest:
         raise InvalidRequest(

@@ -96,7 +96,7 @@ async def chat_request(
             places,
             namespace=origin.namespace,
             salt=asked.salt,
-            remember=asked.remembers,
+            keep=asked.keep,
         ),
     )
     ends = tuple(end for _, end in encoded.spans[len(documents) :])
@@ -192,7 +192,7 @@ def _encode(engine: Engine, prompt: Prompt, asked: Retention, origin: Origin) ->
     if not isinstance(prompt, str):
         return Encoded(prompt, 0)
     return engine.token_memory.encode(
-        prompt, namespace=origin.namespace, salt=asked.salt, remember=asked.remembers
+        prompt, namespace=origin.namespace, salt=asked.salt, keep=asked.keep
     )
 
 

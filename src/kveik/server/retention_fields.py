@@ -8,6 +8,7 @@ refused: which of them would win is nobody's guess. Salts are hashed here, at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
@@ -109,12 +110,13 @@ class Retention:
     explain: bool = False
     cached_content: str | None = None
     write_to_mark: bool = False
+    shortest: float = math.inf  # lifetime of a breakpoint at which something is deleted
 
     @property
-    def remembers(self) -> bool:
-        """May the tokens of its text be remembered too? Not of what is to leave no trace."""
-        ttl = self.directive.ttl
-        return self.directive.write != "none" and not (ttl is not None and ttl.mode == "delete")
+    def keep(self) -> float:
+        """For how many seconds the tokens of its text may be remembered: of several lifetimes, for
+        the shortest."""
+        return min(self.directive.text_seconds, self.shortest)
 
 
 def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
@@ -144,7 +146,13 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
         explain=bool(native.explain),
         cached_content=fields.cached_content,
         write_to_mark=to_mark,
+        shortest=min(_lifetimes(marks), default=math.inf),
     )
+
+
+def _lifetimes(marks: Sequence[Mark]) -> list[float]:
+    """Of the breakpoints at which something is deleted."""
+    return [mark.seconds for mark in marks if mark.field == "cache_control" and mark.seconds]
 
 
 def breakpoint_spans(marks: Sequence[Mark], ends: Sequence[int]) -> tuple[TtlSpan, ...]:
@@ -212,8 +220,7 @@ def _ttl(native: Native, fields: CacheFields, marks: Sequence[Mark]) -> Ttl | No
         found["prompt_cache_retention"] = Ttl(seconds, "last_use", "delete")
     if (seconds_kept := _kept(fields.prompt_cache_options, marks)) is not None:  # at least
         found["prompt_cache_options.ttl"] = Ttl(seconds_kept, "last_use", "demote")
-    lifetimes = [mark.seconds for mark in marks if mark.field == "cache_control" and mark.seconds]
-    if lifetimes:
+    if lifetimes := _lifetimes(marks):
         found["cache_control"] = Ttl(max(lifetimes), "last_use", "delete")
     if len(found) > 1:
         one, other = list(found)[:2]
