@@ -149,3 +149,17 @@ def test_a_pinned_name_that_is_computed_again_takes_no_budget_that_others_have_n
     assert books.stats().pinned_blocks[0] * books.block_size == half
     with pytest.raises(PinBudgetExceeded):
         books.set_pin("", "faq", True)
+
+
+def test_what_a_pinned_name_adds_behind_a_branch_is_held_with_the_way_to_it() -> None:
+    """Otherwise room would be promised that only the pinned blocks could make."""
+    books = small(20, pin_share=0.5)
+    books.name("", "faq", PROMPT[:1], pin=True)
+    for tail in ([5] * 8, [6] * 8):
+        books.pass_through(PROMPT[:8] + tail)
+    named = PROMPT[:8] + [7] * 8
+    books.pass_through(named, directive=Directive(name="faq"))
+    assert books.stats().pinned_blocks == (4,)
+    assert isinstance(books.open([9] * 80, 80), NoRoom)
+    books.pass_through([9] * 64)
+    assert books.cached([*named, 1]) == len(named)

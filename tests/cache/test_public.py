@@ -173,3 +173,99 @@ def test_what_is_left_behind_a_forgotten_public_cache_is_freed_on_an_idle_engine
     cache.check()
     assert cache.stats().idle_blocks == (0,)
     assert len(cache.take_erasures()) == 5
+
+
+def test_the_operator_goes_on_in_the_one_public_tree() -> None:
+    cache = manager()
+    publish(cache)
+    longer = [*PRODUCT, *range(2 * SIZE)]
+    publish(cache, longer)
+    assert cache.explain([*longer, 1], namespace="a").cached_tokens == len(longer)
+    assert cache.stats().idle_blocks[0] == 5
+
+
+def test_public_blocks_serve_their_own_adapter_and_no_recipe() -> None:
+    cache = manager()
+    publish(cache)
+    assert cache.explain([*PRODUCT, 1], namespace="a", adapter=1).cached_tokens == 0
+    result = cache.open([*PRODUCT, 1], 16, namespace="a", lineage=b"recipe")
+    assert isinstance(result, Opened)
+    assert result.lease.cached_tokens == 0
+
+
+def test_what_is_public_and_deleted_is_out_of_reach_before_it_is_swept() -> None:
+    cache = manager()
+    cache.invalidation.at_once = 0
+    publish(cache)
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    served(cache, prompt, "a")
+    cache.invalidate(Selector(PUBLIC, prefix=tuple(PRODUCT[:2]), older_than=0.0), 1.0)
+    assert cache.explain(prompt, namespace="a", now=1.0).cached_tokens == 0
+    assert cache.explain([*PRODUCT, 1], namespace="b", now=1.0).cached_tokens == 0
+
+
+def test_of_a_public_tail_and_an_own_one_the_longer_serves() -> None:
+    for public, own in ((1, 3), (3, 1)):
+        cache = manager()
+        tail = [1, 2, 3, 4]
+        served(cache, [*PRODUCT, *tail[:own]], "a")
+        publish(cache)
+        served(cache, [*PRODUCT, *tail[:own]], "a")
+        publish(cache, [*PRODUCT, *tail[:public]])
+        assert cache.explain([*PRODUCT, *tail, 9], namespace="a").cached_tokens == len(PRODUCT) + 3
+
+
+def test_why_a_continuation_is_gone_is_remembered_behind_public_blocks() -> None:
+    cache = manager()
+    publish(cache)
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    served(cache, prompt, "a")
+    cache.invalidate(Selector("a", prefix=tuple(prompt[: len(PRODUCT) + 1])), 1.0)
+    cache.tick(1.0)
+    miss = cache.explain(prompt, namespace="a").miss
+    assert miss is not None
+    assert (miss.position, miss.reason) == (len(PRODUCT), "invalidated")
+
+
+def test_a_session_behind_public_blocks_claims_its_own_and_no_public_ones() -> None:
+    cache = manager()
+    publish(cache)
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    served(cache, prompt, "a", directive=Directive(session="s", tags=("t",)))
+    served(cache, [*prompt, 4], "a", directive=Directive(session="s", tags=("t",)))
+    assert cache.end_session("a", "s", 1.0) is not None
+    assert cache.explain(prompt, namespace="a").cached_tokens == len(PRODUCT)
+    assert cache.invalidate(Selector(PUBLIC, tag="t"), 1.0).blocks == 0
+    views = cache.listing(PUBLIC, 1.0)
+    assert {claim for view in views for claim in view.claims} == {"name:product"}
+
+
+def test_a_prefix_of_another_text_spares_what_is_behind_this_one() -> None:
+    cache = manager()
+    publish(cache)
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    served(cache, prompt, "a")
+    other = [*PRODUCT[:-1], 7, *prompt[len(PRODUCT) :]]
+    for prefix in (other[: len(PRODUCT)], other[: len(PRODUCT) + 2], other):
+        cache.invalidate(Selector("a", prefix=tuple(prefix)), 1.0)
+        assert cache.explain(prompt, namespace="a").cached_tokens == len(prompt) - 1
+
+
+def test_a_use_adds_no_claim_to_what_is_public() -> None:
+    cache = manager()
+    served(cache, PRODUCT, PUBLIC, directive=Directive(session="demo"))
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    for session in (None, "s"):
+        served(cache, prompt, "a", directive=Directive(session=session))
+    cache.end_session(PUBLIC, "demo", 1.0)
+    assert cache.explain(prompt, namespace="a").cached_tokens == 0
+
+
+def test_a_rule_that_is_being_carried_out_counts_positions_from_the_start_of_the_prompt() -> None:
+    cache = manager()
+    cache.invalidation.at_once = 0
+    publish(cache)
+    prompt = [*PRODUCT, *range(2 * SIZE), 3]
+    served(cache, prompt, "a")
+    cache.invalidate(Selector("a", prefix=tuple(prompt[: len(PRODUCT) + 1]), older_than=0.0), 1.0)
+    assert cache.explain(prompt, namespace="a", now=1.0).cached_tokens == len(PRODUCT)

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from kveik.cache.directive import Directive
+from kveik.cache.directive import PUBLIC, Directive
 from kveik.cache.manager import CacheManager, NoRoom, Opened
 from kveik.cache.segments import KvGroup
 from kveik.errors import ConfigError
@@ -118,6 +118,8 @@ def test_shares_change_while_blocks_are_cached() -> None:
     [
         ({"a": (19, None)}, "nine tenths"),
         ({"a": (5, 4)}, "maximum below"),
+        ({"a": (0, 0)}, "maximum below"),
+        ({"a": (-1, None)}, "maximum below"),
         ({str(k): (0, None) for k in range(256)}, "at most 255"),
     ],
 )
@@ -140,3 +142,99 @@ def test_pins_give_way_to_what_could_never_run_otherwise() -> None:
     assert world.run("a", big, last_resort=True) == 0
     world.cache.check()
     assert world.cache.explain(pinned, namespace="a").cached_tokens == 2 * SIZE
+
+
+def kept(world: World, namespace: str) -> int:
+    return world.cache.usage(namespace)[0]
+
+
+def test_an_unused_reserve_is_lent() -> None:
+    """Two requests of b at once have the whole pool while a keeps nothing."""
+    world = World(20, {"a": (6, None)})
+    for start, blocks in ((0, 10), (1000, 10)):
+        tokens = list(range(start, start + blocks * SIZE))
+        assert isinstance(world.cache.open(tokens, len(tokens), namespace="b"), Opened)
+    world.cache.check()
+
+
+def test_a_namespace_may_use_up_its_own_reserve() -> None:
+    world = World(20, {"a": (10, None)})
+    world.run("a", list(range(20 * SIZE)))
+    assert world.run("a", [7] * (16 * SIZE)) == 0
+
+
+def test_a_request_that_grows_leaves_the_reserve_of_others_alone() -> None:
+    world = World(10, {"a": (6, None)})
+    world.run("a", list(range(6 * SIZE)))
+    opened = world.cache.open([1, 2, 3], 3, namespace="b")
+    assert isinstance(opened, Opened)
+    assert world.cache.extend(opened.lease, 4 * SIZE)
+    assert not world.cache.extend(opened.lease, 5 * SIZE)
+    assert kept(world, "a") == 6
+
+
+def test_a_request_that_grows_may_use_up_its_own_reserve() -> None:
+    world = World(10, {"a": (6, None)})
+    world.run("a", list(range(6 * SIZE)))
+    opened = world.cache.open([1, 2, 3], 3, namespace="a")
+    assert isinstance(opened, Opened)
+    assert world.cache.extend(opened.lease, 10 * SIZE)
+
+
+def test_who_keeps_most_above_its_reserve_gives_first() -> None:
+    world = World(20, {"a": (4, None), "b": (1, None), "c": (0, None)})
+    world.run("a", list(range(8 * SIZE)))  # 4 above
+    world.run("b", list(range(7 * SIZE)))  # 6 above
+    world.run("c", list(range(5 * SIZE)))  # 5 above
+    world.run("d", list(range(2 * SIZE)))
+    assert (kept(world, "a"), kept(world, "b"), kept(world, "c")) == (8, 5, 5)
+    world.run("d", [9] * SIZE)
+    assert (kept(world, "a"), kept(world, "b"), kept(world, "c")) == (8, 5, 4)
+
+
+def test_of_equals_the_one_in_need_gives() -> None:
+    world = World(10, {"a": (0, None), "b": (0, None)})
+    world.run("a", list(range(5 * SIZE)))
+    world.run("b", list(range(5 * SIZE)))
+    world.run("b", [7] * SIZE)
+    assert (kept(world, "a"), kept(world, "b")) == (5, 5)
+
+
+def test_a_maximum_is_carried_out_in_bounded_steps() -> None:
+    world = World(40, {"a": (0, 30)})
+    world.run("a", list(range(30 * SIZE)))
+    world.cache.set_shares({"a": (0, 10)})
+    for left in (27, 24, 21):
+        world.cache.tick(100.0, 3)
+        assert kept(world, "a") == left
+
+
+def test_usage_is_in_bytes_and_counts_what_is_public_beside() -> None:
+    cache = CacheManager([KvGroup((0,), bytes_per_block=10)], [20], SIZE)
+    cache.set_shares({"a": (25, 59)})
+    text = list(range(2 * SIZE))
+    for namespace, tokens in ((PUBLIC, text), ("a", [*text, *range(50, 50 + SIZE)])):
+        result = cache.open(tokens, len(tokens), namespace=namespace)
+        assert isinstance(result, Opened)
+        cache.launched(len(tokens))
+        cache.commit(result.lease, tokens)
+        cache.acknowledge(len(tokens))
+        cache.release(result.lease)
+    assert cache.usage("a") == (10, 30, 30, 50)  # reserves are rounded up, maxima down
+    assert cache.usage("b") == (0, 0, 0, None)
+
+
+def test_pinned_blocks_are_no_part_of_a_share() -> None:
+    world = World(20, {"a": (2, 8)})
+    text = list(range(6 * SIZE))
+    world.run("a", text, directive=Directive(name="n"))
+    world.cache.name("a", "n", text, pin=True)
+    assert kept(world, "a") == 0
+    assert world.cache.explain([*text, 1], namespace="a").cached_tokens == len(text)
+    world.cache.set_pin("a", "n", False)
+    while world.cache.tick(10.0):
+        pass
+    assert kept(world, "a") == 6
+    world.cache.set_pin("a", "n", True)
+    assert kept(world, "a") == 0
+    world.cache.check()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from books import Books
 
-from kveik.cache.directive import Directive, Selector, Ttl
+from kveik.cache.directive import PUBLIC, Directive, DocumentSpan, Selector, Ttl
+from kveik.cache.segments import Erase
 
 PROMPT = list(range(1, 18))  # four blocks of four, and one token
 
@@ -63,3 +64,28 @@ def test_a_sweep_that_cuts_a_lease_off_keeps_its_books() -> None:
     cache.end(lease)
     cache.sweep()
     assert len(cache.tree) == 0
+
+
+def test_what_was_behind_a_deleted_public_block_is_overwritten_when_it_is_evicted_first() -> None:
+    cache = Books(6, 4)
+    cache.pass_through(PROMPT[:4], namespace=PUBLIC)
+    cache.pass_through(PROMPT[:12], namespace="a")
+    cache.invalidate(Selector(PUBLIC))
+    assert cache.take_erasures() == (Erase(0, 0),)
+    cache.start([9] * 24, namespace="b")  # no step in between: it needs every block
+    assert set(cache.take_erasures()) == {Erase(0, 1), Erase(0, 2)}
+
+
+def test_a_lease_that_stores_only_a_part_obeys_invalidations_like_others() -> None:
+    for until, kept in ((3, 0), (10, 8)):
+        cache = Books(40, 4)
+        span = DocumentSpan("d", "1", kept + 1, kept + 3)
+        directive = Directive(write_until=until, documents=(span,))
+        for selector in (Selector(document="d"), Selector(prefix=tuple(PROMPT[: kept + 1]))):
+            lease = cache.run(PROMPT[:until], directive=directive)
+            cache.invalidate(selector)
+            cache.end(lease)
+            assert cache.cached([*PROMPT[:until], 99]) == kept
+            cache.invalidate(Selector())
+        cache.pass_through(PROMPT[:until], directive=directive)
+        assert cache.cached([*PROMPT[:until], 99]) == until

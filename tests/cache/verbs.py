@@ -180,13 +180,13 @@ class Life(Keeper):
         self.expect_receipt(before, dies, space, receipt, quiet)
 
     def is_live(self, path: Path, live: Tokens) -> bool:
-        """Is it a whole block that a look-up of the live prompt passes?"""
+        """Is it a whole block that a look-up of the live prompt passes? One that runs through
+        public blocks does not pass those that its caller has of the same tokens."""
         identity, tokens = path
         if len(tokens) % self.size or live[: len(tokens)] != tokens:
             return False
-        found = self.manager.search.find(caller(identity), pack_tokens(tokens), len(tokens))
-        base = self.manager.tree.identities[found.root].base if found.root >= 0 else b""
-        return bool(identity.base) or not base
+        found = self.manager.search.find(caller(identity), pack_tokens(live), len(live))
+        return bool(identity.base) or not found.public
 
     def name(self) -> None:
         before, identity = reachable(self.manager), self.identity()

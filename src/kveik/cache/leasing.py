@@ -147,7 +147,7 @@ class Leasing:
         self.restrictor.stop_leading(lease)
         self.leases.discard(lease)
         self.turns.give_back(lease, finished)
-        published = min(lease.sealed, lease.limit) * self._size
+        published = min(lease.sealed, self.publisher.most(lease)) * self._size
         lease.stored = max(lease.cached_tokens, published)
         tail = self.publisher.seal_tail(lease) if keep else -1
         self.turns.names.keep_budget(lease.labels)

@@ -53,7 +53,7 @@ class Publisher:
         """Whoever needs the next block of this lease's prompt waits for it (invariant 7)."""
         start = lease.sealed * self._width
         chunk = lease.prompt[start : start + self._width]
-        if len(chunk) < self._width:
+        if len(chunk) < self._width or self.most(lease) <= lease.sealed:
             lease.prompt = b""
             return
         key = lease.node.to_bytes(4, "big") + chunk
@@ -63,10 +63,15 @@ class Publisher:
 
     # --- full blocks
 
+    def most(self, lease: Lease) -> int:
+        """Blocks that the lease may publish as a whole: what nobody forbade, and its directive."""
+        until = lease.directive.write_until
+        return lease.limit if until is None else min(lease.limit, until // self._size)
+
     def seal(self, lease: Lease, full: int) -> bool:
         """Blocks up to number `full` became full: publish them. True when a block was swapped."""
         width, tail = self._width, lease.tail
-        publish = max(min(full, lease.limit) - lease.sealed, 0)
+        publish = max(min(full, self.most(lease)) - lease.sealed, 0)
         swapped: list[tuple[int, int]] = []
         node = first = lease.node
         for offset in range(publish):
@@ -83,7 +88,7 @@ class Publisher:
         lease.tail = tail[(full - lease.sealed) * width :]
         lease.sealed = full
         self.restrictor.stop_leading(lease)
-        if lease.prompt and lease.limit > full:
+        if lease.prompt:
             self._lead(lease)
         self.holdings.let_go(lease, swapped)
         return bool(swapped)
@@ -137,8 +142,7 @@ class Publisher:
         return node
 
     def _may_seal_tail(self, lease: Lease) -> bool:
-        moved = self.holdings.were_moved(lease)
         until = lease.directive.write_until
-        if until is not None and lease.limit == until // self._size == lease.sealed:
-            return lease.node >= 0 and lease.committed <= until and moved
-        return lease.sealed < lease.limit and moved
+        if until is not None and lease.committed > until:
+            return False
+        return lease.sealed < lease.limit and self.holdings.were_moved(lease)

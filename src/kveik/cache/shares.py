@@ -116,13 +116,11 @@ class Shares:
         """Whose block goes for this account's need."""
         if not self.active:
             return 0
-        counts, best, most = self._idle[group].evictable_of, account, -1
+        counts, best, most = self._idle[group].evictable_of, account, 0
         for other, share in enumerate(self._shares):
             above = counts[other] - share.reserved
-            if above > 0 or (other == account and counts[other]):
-                above = max(above, 0)
-                if above > most or (above == most and other == account):
-                    best, most = other, above
+            if above > most or (above == most and other == account):
+                best, most = other, above
         return best
 
     def above_maximum(self) -> list[tuple[int, int, int]]:

@@ -205,7 +205,9 @@ class Sweeper:
 
     def _must_erase(self, node: int) -> bool:
         retention = self.retention
-        return retention.troubled() or retention.deadlines.delete_at(node) < NEVER
+        if retention.troubled() or self.tree.orphans:
+            return True
+        return retention.deadlines.delete_at(node) < NEVER
 
     def doom(self, references: Iterable[tuple[int, int]]) -> None:
         """Overwrite these blocks when nobody holds them any more, unless they are cached."""

@@ -29,7 +29,7 @@ class Turns:
     ) -> None:
         self.invalidation, self.reclaim, self.names = invalidation, reclaim, names
         self.retention, self.table = invalidation.retention, invalidation.sessions
-        self.restrictor, self.relevance = invalidation.restrictor, relevance
+        self.relevance = relevance
         self.tree = self.retention.tree
         self._size = self.tree.block_size
         self._width = self._size * WORD
@@ -48,8 +48,7 @@ class Turns:
             lease.labels = retention.labels_of(directive, namespace)
             retention.claims.hold(lease.labels)
         lease.erase = directive.deletes
-        if directive.write_until is not None:
-            self.restrictor.limit(lease, directive.write_until // self._size)
+        names = frozenset(label for label in lease.labels if label.kind == "name")
         path = found.walked[: found.blocks]
         alone = self._alone(path, found, data) if lease.limit else len(path)
         last: dict[LabelSet, int] = {}  # of the nodes that carry it
@@ -62,6 +61,8 @@ class Turns:
                 retention.shared(lease, node, start, start + self._size)
             else:
                 retention.visited(lease, node)
+                if names:  # a name holds its whole path: what it pins hangs on it
+                    retention.add_labels(node, names, namespace)
         if found.source >= 0:
             retention.used(found.source)
         tail = self._tail(found, data)
