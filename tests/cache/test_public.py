@@ -269,3 +269,16 @@ def test_a_rule_that_is_being_carried_out_counts_positions_from_the_start_of_the
     served(cache, prompt, "a")
     cache.invalidate(Selector("a", prefix=tuple(prompt[: len(PRODUCT) + 1]), older_than=0.0), 1.0)
     assert cache.explain(prompt, namespace="a", now=1.0).cached_tokens == len(PRODUCT)
+
+
+def test_a_name_of_a_tenant_holds_no_public_tail() -> None:
+    cache = manager()
+    text = [*PRODUCT, 1, 2]
+    publish(cache, text)
+    assert cache.name("a", "mine", text, pin=True) == len(text)
+    assert cache.stats().pinned_blocks == (0,)
+    assert cache.invalidate(Selector("a", name="mine"), 1.0).blocks == 0
+    assert cache.explain([*text, 9], namespace="b").cached_tokens == len(text)
+    served(cache, [*text, 5], "a")
+    assert cache.name("a", "mine", [*text, 5], pin=True) == len(text) + 1
+    assert cache.stats().pinned_blocks == (1,)

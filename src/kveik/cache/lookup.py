@@ -194,11 +194,14 @@ class Lookup:
 
     def own_path(self, found: Found) -> tuple[list[int], int]:
         """The nodes behind what is public that are there as a whole, and the tokens up to the end
-        of the last."""
+        of the last (which may be a public tail, and is then none of these nodes)."""
         path, held = found.walked[found.public : found.blocks], found.blocks * self.block_size
-        if found.source >= 0 and self.tree.length[found.source] == found.extra:
-            return [*path, found.source], held + found.extra
-        return path, held
+        tail = found.source
+        if tail < 0 or self.tree.length[tail] != found.extra:
+            return path, held
+        if self.tree.parent[tail] == found.behind(found.blocks):
+            path = [*path, tail]
+        return path, held + found.extra
 
     def divergence(self, found: Found, identity: Identity, data: bytes) -> Divergence:
         """Where a prompt leaves what is there, and how both go on."""
