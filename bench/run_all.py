@@ -13,7 +13,7 @@ from pathlib import Path
 from report import RESULTS, arguments
 
 FOLDER = Path(__file__).parent
-NOT_BENCHMARKS = {"run_all", "report", "table"}
+NOT_BENCHMARKS = {"run_all", "report", "table", "conversations", "relevance_fit"}
 
 
 def main() -> int:

@@ -104,6 +104,7 @@ class EngineConfig:
     session_idle: float = 1800.0  # seconds without a request after which a session ends
     pin_share: float = 0.25  # of the pool, at most, may be pinned
     relevance: Literal["off", "demote", "delete"] = "demote"  # of what a session left behind
+    follow_topics: bool = False  # of sessions that announce no context
     rope_theta: float | None = None
     rope_scaling: str | None = None  # JSON object as in config.json
     chat_template: str | None = None  # chatml | llama2 | alpaca | path of a Jinja file
@@ -210,6 +211,11 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         "text",
         "What becomes of blocks of a context that a session has left",
         ("off", "demote", "delete"),
+    ),
+    Option(
+        "follow_topics",
+        "switch",
+        "Find the topic of sessions that announce no context, and demote what they leave",
     ),
     Option("rope_theta", "number", "Overrides the model's RoPE base"),
     Option("rope_scaling", "text", "Overrides the model's RoPE scaling: JSON as in config.json"),

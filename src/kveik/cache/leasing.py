@@ -146,6 +146,8 @@ class Leasing:
         self.holdings.tick += 1
         self.restrictor.stop_leading(lease)
         self.leases.discard(lease)
+        if finished:
+            self.turns.hear(lease)
         self.turns.give_back(lease, finished)
         published = min(lease.sealed, self.publisher.most(lease)) * self._size
         lease.stored = max(lease.cached_tokens, published)

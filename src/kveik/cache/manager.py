@@ -43,6 +43,7 @@ from kveik.cache.segments import EXACT, Erase, KvGroup, Move, check_groups
 from kveik.cache.sessions import SessionTable
 from kveik.cache.shares import Shares
 from kveik.cache.sweep import Sweeper
+from kveik.cache.topics import MakeTracker, Topics
 from kveik.cache.turns import Turns
 from kveik.cache.upkeep import Upkeep
 
@@ -74,6 +75,7 @@ class CacheManager:
         session_idle: float = 1800.0,  # seconds without a use after which a session ends
         pin_share: float = 0.5,  # of the blocks of every group
         relevance: Relevance = "demote",  # where a directive says nothing
+        tracker: MakeTracker | None = None,  # follows sessions by topic; None: nobody does
     ) -> None:
         check_groups(groups, num_blocks, block_size)
         self.groups = tuple(groups)
@@ -87,6 +89,7 @@ class CacheManager:
         self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
         self.idle = tuple(IdleQueues(pool, self.tree, make_policy(policy)) for pool in self.pools)
         self.leases: set[Lease] = set()
+        self.topics = None if tracker is None else Topics(tracker)
         self._put_together(ghosts, enable_prefix_caching, session_idle, pin_share, relevance)
 
     def _put_together(
@@ -119,7 +122,7 @@ class CacheManager:
         )
         self.fence = self.holdings.fence
         publisher = Publisher(self.holdings, self.restrictor, self.ghosts)
-        self.turns = Turns(self.invalidation, self.reclaim, self.names, relevance)
+        self.turns = Turns(self.invalidation, self.reclaim, self.names, relevance, self.topics)
         self.leasing = Leasing(self.leases, publisher, self.turns)
         self.upkeep = Upkeep(self.invalidation, self.reclaim, self.names, self.shares)
 
@@ -427,6 +430,8 @@ class CacheManager:
         names = {identity.namespace for identity in self.tree.roots}
         for name in names if namespace is None else names & {namespace}:
             self.invalidate(Selector(namespace=name))
+            if self.topics is not None:
+                self.topics.forget(name)
         return True
 
     # --- sizes, counters, proof

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from itertools import islice
 
+from kveik.cache.followed import Followed
+
 MOST_SESSIONS = 100_000
 """More conversations than that: the one that is idle for longest ends."""
 
@@ -26,11 +28,13 @@ class Space:
 
 @dataclass(slots=True)
 class Session:
-    """One conversation. turns: those that finished; open: leases that work on a turn."""
+    """One conversation. turns: those that finished; open: leases that work on a turn; followed:
+    what `topics.py` knows of it."""
 
     last_use: float
     space: Space
     context: str | None = None
+    followed: Followed | None = None
     turns: int = 0
     open: int = 0
     ended: bool = False
@@ -73,7 +77,7 @@ class SessionTable:
     def forget(self, namespace: str, session: str) -> None:
         entry = self._sessions.pop((namespace, session), None)
         if entry is not None and not entry.over:
-            entry.ended = True
+            entry.ended, entry.followed = True, None
             entry.space.count -= 1
             self._count -= 1
             if not entry.space.count:
@@ -97,6 +101,7 @@ class SessionTable:
             key, entry = next(iter(self._sessions.items()))
             if not entry.over:
                 return
+            entry.followed = None
             del self._sessions[key]
 
     def next_idle(self, now: float) -> tuple[str, str] | None:

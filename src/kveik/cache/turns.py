@@ -6,8 +6,10 @@ later in another lease leaves what waits for it. Standard library only.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kveik.cache.claims import Label, LabelSet
-from kveik.cache.directive import Relevance
+from kveik.cache.directive import Directive, Relevance
 from kveik.cache.invalidation import Invalidation
 from kveik.cache.lease import Lease
 from kveik.cache.lookup import Found
@@ -15,10 +17,12 @@ from kveik.cache.names import Names
 from kveik.cache.prefix import WORD
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.sessions import Session
+from kveik.cache.topics import Topics, is_topic
 
 
 class Turns:
-    """relevance: what another context means where a directive says nothing."""
+    """relevance: what another context means where a directive says nothing; topics: what sessions
+    are about whose callers announce no context."""
 
     def __init__(
         self,
@@ -26,10 +30,11 @@ class Turns:
         reclaim: Reclaimer,
         names: Names,
         relevance: Relevance,
+        topics: Topics | None,
     ) -> None:
         self.invalidation, self.reclaim, self.names = invalidation, reclaim, names
         self.retention, self.table = invalidation.retention, invalidation.sessions
-        self.relevance = relevance
+        self.relevance, self.topics = relevance, topics
         self.tree = self.retention.tree
         self._size = self.tree.block_size
         self._width = self._size * WORD
@@ -44,7 +49,8 @@ class Turns:
         retention.activate()
         self.reclaim.careful = True
         if lease.limit:
-            self._join_session(lease, found)
+            self._join_session(lease, found, data)
+            directive = lease.directive
             lease.labels = retention.labels_of(directive, namespace)
             retention.claims.hold(lease.labels)
         lease.erase = directive.deletes
@@ -102,24 +108,38 @@ class Turns:
             others -= chunk.startswith(rest) or rest.startswith(chunk)
         return others > 0
 
-    def _join_session(self, lease: Lease, found: Found) -> None:
+    def _join_session(self, lease: Lease, found: Found, data: bytes) -> None:
         """The lease works on a turn of its session, which may be about something else now."""
         directive, namespace = lease.directive, lease.identity.namespace
+        session = directive.session
         if directive.name is not None:
             self.names.renew(namespace, directive.name, directive.ttl)
-        if directive.session is None:
+        if session is None:
             return
-        entry = self.table.use(namespace, directive.session, self.tree.now)
+        entry = self.table.use(namespace, session, self.tree.now)
         entry.open += 1
         lease.session = entry
+        directive = lease.directive = self._about(lease, entry, data)
         if directive.context is not None and directive.context != entry.context:
             if entry.context is not None:
                 mode = directive.relevance or self.relevance
+                if mode == "delete" and is_topic(directive.context):
+                    mode = "demote"  # a guess deletes nothing
                 live = found.walked[: found.blocks]
-                self.invalidation.switch_context(
-                    namespace, directive.session, directive.context, mode, live
-                )
+                self.invalidation.switch_context(namespace, session, directive.context, mode, live)
             entry.context = directive.context
+
+    def _about(self, lease: Lease, entry: Session, data: bytes) -> Directive:
+        """A session whose caller announces no context is about the topic that is found."""
+        directive, identity = lease.directive, lease.identity
+        if self.topics is None or directive.context is not None:
+            return directive
+        if entry.context is not None and not is_topic(entry.context):
+            return directive
+        if (directive.relevance or self.relevance) == "off":
+            return directive
+        topic = self.topics.context(entry, (identity.namespace, identity.salt), data)
+        return replace(directive, context=topic)
 
     def fork(self, lease: Lease, child: Lease) -> None:
         """The child works on the same turn."""
@@ -131,6 +151,12 @@ class Turns:
             child.session = entry
 
     # --- the end
+
+    def hear(self, lease: Lease) -> None:
+        """The answer of a turn that finished tells of its topic, too."""
+        entry = self._session_of(lease)
+        if self.topics is not None and entry is not None and lease.node >= 0:
+            self.topics.answered(entry, self.tree.path(lease.node) + lease.tail)
 
     def give_back(self, lease: Lease, finished: bool | None) -> None:
         """A turn that did not finish: what it claimed for its session is plain use, or waits for

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
+from kveik.cache.relevance import TopicTracker
 from kveik.config import EngineConfig
 from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
@@ -163,6 +164,7 @@ class Engine:
             session_idle=parts.config.session_idle,
             pin_share=parts.config.pin_share,
             relevance=parts.config.relevance,
+            tracker=TopicTracker if parts.config.follow_topics else None,
         )
         self._scheduler = Scheduler(self._cache, self._limits(), parts.end_ids)
         if progress is not None:
