@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from books import OTHER, PROMPT, session, small
 
+from kveik.cache import deadlines
 from kveik.cache.directive import (
     Directive,
+    Selector,
     Ttl,
     TtlSpan,
 )
@@ -141,3 +143,17 @@ def test_why_a_prompt_is_gone_is_not_forgotten_for_another_namespace() -> None:
     assert books.why([*flood, 1], namespace="b") == (0, "expired")
     assert books.why([0, *range(500, 520)], namespace="b") == (0, "new")
     assert books.why([*PROMPT, 1]) == (0, "expired")
+
+
+def test_many_deadlines_of_what_is_gone_do_not_hide_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deadlines, "_LOOKED_AT", 3)
+    books = small()
+    books.pass_through(OTHER, directive=Directive(ttl=Ttl(60)), now=10.0)
+    books.pass_through(PROMPT, directive=Directive(ttl=Ttl(60), tags=("t",)), now=10.0)
+    books.invalidate(Selector(tag="t"), now=11.0)
+    books.sweep(11.0)
+    assert books.stats().idle_blocks == (10,)
+    books.sweep(71.0)
+    assert books.stats().idle_blocks == (0,)

@@ -19,6 +19,7 @@ _JUMP = 3600.0  # seconds back that are a jump and not another thread's older re
 NEVER = float("inf")
 _FAR = 1e15
 _WAITS_NOT = -1
+_LOOKED_AT = 1000
 
 
 class Clock:
@@ -129,17 +130,21 @@ class Deadlines:
         bucket.append(node)
 
     def take_due(self, now: float) -> int:
-        """A node whose bucket has come up, or -1. It waits no longer; look at its deadlines."""
-        while self._heap and self._heap[0] <= now * _PER_SECOND:
+        """A node whose bucket has come up. It waits no longer; look at its deadlines. -1: there is
+        none, or (see `is_due`) none among the next thousand, which do not wait any more."""
+        for _ in range(_LOOKED_AT):
+            if not self.is_due(now):
+                break
             key = self._heap[0]
             bucket = self._buckets[key]
-            while bucket:
-                node = bucket.pop()
-                if self._key[node] == key:
-                    self._key[node] = _WAITS_NOT
-                    return node
-            del self._buckets[key]
-            heappop(self._heap)
+            if not bucket:
+                del self._buckets[key]
+                heappop(self._heap)
+                continue
+            node = bucket.pop()
+            if self._key[node] == key:
+                self._key[node] = _WAITS_NOT
+                return node
         return -1
 
     def is_due(self, now: float) -> bool:

@@ -10,6 +10,7 @@ from kveik.cache.names import Names
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.shares import Shares
 
+_DUE = 2  # nodes that a deadline counts for
 _SESSION_END = 8  # nodes that ending a session counts for
 
 
@@ -37,7 +38,7 @@ class Upkeep:
             node = deadlines.take_due(now)
             if node >= 0:
                 self._come_due(node)
-                left = self.sweeper.advance(left - 1)
+                left = self.sweeper.advance(left - _DUE)
                 continue
             idle = self.table.next_idle(now)
             if idle is None:
