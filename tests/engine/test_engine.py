@@ -334,8 +334,9 @@ def test_the_queue_is_bounded_by_tokens() -> None:
     drain(engine)
 
 
-def test_a_pin_is_refused_at_once_and_one_that_finds_no_budget_later_says_so() -> None:
-    engine = toy_engine(blocks=16, pin_share=0.5)
+@pytest.mark.parametrize("seats", [1, 2])  # the budget is gone when it opens, or when it ends
+def test_a_pin_is_refused_at_once_and_one_that_finds_no_budget_later_says_so(seats: int) -> None:
+    engine = toy_engine(blocks=16, pin_share=0.5, max_num_seqs=seats)
     prompts = [tuple(range(start, start + 70)) for start in (0, 100)]  # five blocks of eight
 
     def ask(prompt: tuple[int, ...]) -> Collected:

@@ -148,6 +148,21 @@ def test_spans_of_parts_are_those_of_the_tokenizer(
         assert ids == tokenizer.encode_chat(messages)
 
 
+def test_a_part_that_begins_where_a_piece_does_is_found(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "byte_level")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    tokenizer = Tokenizer.from_folder(folder)
+    messages = [user(LONG), user(LONG + "and more"), user("the end")]
+    assert len(tokenizer.chat_pieces(messages)[0]) == 3
+    parts = [(0, 0), (1, 0), (2, 0)]
+    ids, spans = tokenizer.encode_chat_with_spans(messages, parts)
+    for _ in range(2):
+        encoded = TokenMemory(tokenizer).encode_chat(messages, parts)
+        assert (list(encoded.token_ids), list(encoded.spans)) == (ids, spans)
+
+
 AROUND = st.sampled_from(["x", " ", "\n", "<", "|", ">", "a", "ab", "<<", "<|", "|>"])
 SPECIAL = ["<|a|>", "<|a|>b", "a|>", "<<", "<|", "ab", "<|im_end|>", " <x>"]
 
@@ -340,10 +355,13 @@ def test_a_text_is_kept_no_longer_than_the_shortest_time(tokenizer: Counting) ->
     assert memory.next_deadline() == 60.0
     clock.now = 59.0
     assert all(remembered(memory, text) for text in texts)
+    memory.encode(TEXT, keep=1.1)
     clock.now = 60.0
     memory.prune()
     assert [remembered(memory, text) for text in texts] == [True, False, False, True]
     assert 60.0 < (memory.next_deadline() or 0.0) <= 300.0
+    clock.now = 60.1  # texts were looked through a moment ago
+    assert not remembered(memory, TEXT)
     clock.now = 299.0
     memory.encode(texts[0], keep=300)  # a use puts nothing off
     clock.now = 300.0
