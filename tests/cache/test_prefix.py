@@ -251,3 +251,13 @@ def test_colliding_hashes_never_give_a_wrong_hit(monkeypatch: pytest.MonkeyPatch
         expected = min(max(common(asked, row) for row in stored), len(asked) - 1)
         assert books.cached(asked) == expected
     assert WeakBytes.hashed > before
+
+
+def test_a_node_that_is_used_again_has_no_sibling_of_before() -> None:
+    tree = PrefixTree(1, 2, b"")
+    root = tree.root(Identity(""))
+    first, second, _ = (tree.insert(root, pack_tokens([k, k])) for k in range(3))
+    tree.remove(second)
+    grave = tree.bury(first)
+    assert grave == second
+    assert tree.next_sibling(grave) == -1

@@ -28,7 +28,7 @@ class BlockPool:
         self.refs = array("i", bytes(4 * num_blocks))
         self.owner = array("i", [-1]) * num_blocks
         self.state = bytearray(num_blocks)
-        self.free = array("i", range(num_blocks - 1, -1, -1))
+        self.free = deque(range(num_blocks - 1, -1, -1))  # an array would move when it grows
 
     def take(self, count: int) -> list[int]:
         """`count` free blocks, each with one reference, FILLING. The caller checked that they are
@@ -36,9 +36,7 @@ class BlockPool:
         if count <= 0:
             return []
         free, refs, state = self.free, self.refs, self.state
-        taken = list(free[-count:])
-        taken.reverse()
-        del free[-count:]
+        taken = [free.pop() for _ in range(count)]
         for block in taken:
             refs[block] = 1
             state[block] = FILLING

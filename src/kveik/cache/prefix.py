@@ -167,7 +167,9 @@ class PrefixTree:
         self._tokens = bytearray()
         self._digests = bytearray()
         self._digested = bytearray()  # of which node the digest is known
-        self._unused = array("i")
+        # Nodes that were used before, strung on their links to siblings, and the first that never
+        # was: neither list moves in memory, which would hold up a step.
+        self._vacant, self._fresh = -1, 0
         self._sorted: dict[int, SortedKeys] = {}
         self._width = block_size * WORD
         self._blank = bytes(self._width)
@@ -415,7 +417,8 @@ class PrefixTree:
             self.orphans.append(self.bases.pop(node))
         self.pins[node] = 0
         self._digested[node] = False
-        self._unused.append(node)
+        self._next_sibling[node] = self._vacant
+        self._vacant = node
 
     def wipe(self, node: int) -> None:
         """Overwrite the tokens of a node that was deleted and removed."""
@@ -448,9 +451,15 @@ class PrefixTree:
                 del self._sorted[parent]
 
     def _new(self) -> int:
-        if not self._unused:
+        node = self._vacant
+        if node >= 0:
+            self._vacant = self._next_sibling[node]
+            self._next_sibling[node] = -1
+            return node
+        if self._fresh == len(self.parent):
             self._grow()
-        return self._unused.pop()
+        self._fresh += 1
+        return self._fresh - 1
 
     def _grow(self) -> None:
         """Room for an eighth more nodes (at least 256)."""
@@ -471,7 +480,6 @@ class PrefixTree:
         self._tokens.extend(bytes(self._width * more))
         self._digests.extend(bytes(_DIGEST * more))
         self._digested.extend(bytes(more))
-        self._unused.extend(range(size + more - 1, size - 1, -1))
 
     # --- subtrees and digests
 
