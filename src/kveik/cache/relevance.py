@@ -40,6 +40,7 @@ SPACE_CELLS = 1 << 17  # bytes per namespace, twice
 MAX_SPACE_TOPICS = 100  # then all counts are halved
 MAX_TOKENS = 512  # of one turn or answer are looked at
 ORDERS = (1, 2, 3)  # lengths of runs
+_MARKS = 255  # bytes but the one of an empty cell
 
 # Log-odds that a turn is about something else than a topic, per e-fold of features that the profile
 # lacks, and that it has. Per length of run: features that at most one topic of the namespace has,
@@ -110,6 +111,21 @@ class Tracker(Protocol):
 Runs: TypeAlias = tuple[frozenset[int], ...]  # hashed, by the order of ORDERS
 
 
+class Group:
+    """Features that are equally common, and what a profile compares: a place in its table and the
+    byte that it has there."""
+
+    __slots__ = ("features", "marks", "slots")
+
+    def __init__(self, features: list[int]) -> None:
+        self.features = features
+        self.slots = [feature & CELLS - 1 for feature in features]
+        self.marks = [(feature >> 16) % _MARKS + 1 for feature in features]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+
 class Features:
     """Keyed hashes of runs of token ids."""
 
@@ -170,27 +186,24 @@ class TopicSpace:
             if b <= a and b < 255:
                 other[j] = b + 1
 
-    def groups(self, runs: Runs) -> list[list[int]]:
+    def groups(self, runs: Runs) -> list[Group]:
         """The features by order and commonness."""
         one, other = self._rows
         mask = SPACE_CELLS - 1
         rank = self._ranks()
-        found: list[list[int]] = []
+        found: list[Group] = []
         for features in runs:
             kinds: list[list[int]] = [[] for _ in range(KINDS)]
             for feature in features:
                 a, b = one[feature >> 24 & mask], other[feature >> 44 & mask]
                 kinds[rank[a if a < b else b]].append(feature)
-            found += kinds
+            found += map(Group, kinds)
         return found
 
     def _ranks(self) -> bytes:
         """Number of topics -> group."""
         bounds = [1.0, *(max(1.0, share * self.topics) for share in COMMON)]
         return bytes(bisect_left(bounds, n) for n in range(256))
-
-
-_MARKS = 255
 
 
 class Profile:
@@ -204,12 +217,10 @@ class Profile:
         self.turns = 0
         self._cells = bytearray(CELLS)
 
-    def has(self, features: Sequence[int], also: Set[int] = frozenset()) -> int:
-        """How many of them it, or `also`, has."""
-        slots = [feature & CELLS - 1 for feature in features]
-        marks = [(feature >> 16) % _MARKS + 1 for feature in features]
-        there = map(eq, map(self._cells.__getitem__, slots), marks)
-        return sum(map(or_, there, map(also.__contains__, features)) if also else there)
+    def has(self, group: Group, also: Set[int] = frozenset()) -> int:
+        """How many features of the group it, or `also`, has."""
+        there = map(eq, map(self._cells.__getitem__, group.slots), group.marks)
+        return sum(map(or_, there, map(also.__contains__, group.features)) if also else there)
 
     def learn(self, said: Said) -> list[int]:
         """Those features that it had not."""
@@ -237,7 +248,7 @@ class Said:
 
 
 def log_odds(
-    profile: Profile, later: Sequence[Said], groups: Sequence[list[int]], topics: int
+    profile: Profile, later: Sequence[Said], groups: Sequence[Group], topics: int
 ) -> float:
     """That a text with these features, grouped by the space, is about the topic. later: turns of
     the topic that the profile has not learned."""
@@ -352,7 +363,5 @@ class TopicTracker:
         del self._late[:turns]
 
 
-def _odds(
-    profile: Profile, later: Sequence[Said], groups: Sequence[list[int]], topics: int
-) -> float:
+def _odds(profile: Profile, later: Sequence[Said], groups: Sequence[Group], topics: int) -> float:
     return math.exp(min(_MOST_ODDS, log_odds(profile, later, groups, topics)))

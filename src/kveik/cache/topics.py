@@ -25,7 +25,7 @@ from kveik.cache.prefix import unpack_tokens
 from kveik.cache.relevance import Features, TopicSpace, Tracker
 from kveik.cache.sessions import Session
 
-MOST_SESSIONS = 256  # followed at a time, of at most MAX_TOPICS * 64 KiB each
+MOST_SESSIONS = 256  # followed at a time, of about 0.6 MB each
 MOST_SPACES = 64
 
 MakeTracker: TypeAlias = Callable[[Features, TopicSpace], Tracker]
