@@ -282,3 +282,33 @@ def test_a_name_of_a_tenant_holds_no_public_tail() -> None:
     served(cache, [*text, 5], "a")
     assert cache.name("a", "mine", [*text, 5], pin=True) == len(text) + 1
     assert cache.stats().pinned_blocks == (1,)
+
+
+def test_a_live_prompt_spares_nothing_behind_another_public_text() -> None:
+    cache = manager()
+    publish(cache)
+    own = list(range(50, 50 + 2 * SIZE))
+    directive = Directive(session="s", context="here")
+    served(cache, [*PRODUCT, *own], "a", directive=directive)
+    other = [7] * len(PRODUCT)
+    cache.switch_context("a", "s", "there", "delete", [*other, *own, 1], 1.0)
+    assert cache.explain([*PRODUCT, *own, 1], namespace="a").cached_tokens == len(PRODUCT)
+
+
+def test_public_blocks_that_a_window_lost_are_not_built_on() -> None:
+    """Then the prompt is computed again, in a tree of the caller's own."""
+    groups = [KvGroup((0,)), KvGroup((1,), "window", 6)]
+    cache = CacheManager(groups, [30, 4], SIZE)
+    publish(cache)
+    served(cache, [9] * (4 * SIZE), "b")  # takes every block of the window group
+    prompt = [*PRODUCT, *range(50, 50 + 2 * SIZE)]
+    for _ in range(2):
+        lease = opened(cache, prompt[:13], "a")
+        cache.launched(10**6)
+        cache.commit(lease, prompt[:13])
+        cache.acknowledge(10**6)
+        cache.release(lease)
+    cache.check()
+    paths = {view.path for view in cache.listing("a", 1.0, with_path=True)}
+    assert paths
+    assert all(path == tuple(prompt[: len(path)]) for path in paths)

@@ -238,3 +238,13 @@ def test_pinned_blocks_are_no_part_of_a_share() -> None:
     world.cache.set_pin("a", "n", True)
     assert kept(world, "a") == 0
     world.cache.check()
+
+
+def test_pins_that_give_way_do_so_from_their_end() -> None:
+    world = World(12, {}, pin_share=0.5)
+    text = list(range(6 * SIZE))
+    world.run("a", text)
+    world.cache.name("a", "n", text, pin=True)  # from the head on
+    assert world.run("a", [7] * (10 * SIZE), last_resort=True) == 0
+    world.cache.check()
+    assert world.cache.explain(text, namespace="a").cached_tokens == 2 * SIZE
