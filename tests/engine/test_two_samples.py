@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from two_samples import distance, holm, kolmogorov, p_value
+from two_samples import area, distance, holm, kolmogorov, p_value
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,13 @@ def test_the_distance_is_the_largest_gap_of_the_steps() -> None:
     assert distance([1, 2], [3, 4, 5]) == 1
     assert distance([1, 2, 3, 4], [3, 4, 5, 6]) == 0.5
     assert distance([1, 1, 2], [1, 2, 2]) == pytest.approx(1 / 3)  # ties step together
+
+
+def test_the_area_is_the_share_of_pairs_in_order() -> None:
+    assert area([1, 2], [3, 4]) == 1
+    assert area([3, 4], [1, 2]) == 0
+    assert area([1, 2, 3], [1, 2, 3]) == 0.5
+    assert area([1, 3], [2, 4]) == 0.75
 
 
 def test_equal_distributions_are_rejected_as_often_as_said() -> None:
