@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import threading
 import time
-from array import array
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +32,8 @@ from kveik.engine.tokenizer import Tokenizer
 MEMORY_BYTES = 64 * 1024 * 1024
 IDLE_SECONDS = 1800.0
 
-_ENTRY_BYTES = 300  # of a dictionary entry, its key and its array, beside their contents
+_ENTRY_BYTES = 300  # of a dictionary entry, its key and its tuple, beside their contents
+_ID_BYTES = 8  # of a pointer to a shared number
 _GRAIN = 0.25  # seconds between two searches for texts that may be kept no longer
 _CUT_BYTES = 40  # of a number in a key
 
@@ -59,7 +59,7 @@ class _Piece(NamedTuple):
 
 @dataclass(slots=True)
 class _Text:
-    content: array[int]  # for every cut the two counts of `tokens_around`; then the ids
+    content: tuple[int, ...]  # for every cut the two counts of `tokens_around`; then the ids
     used: float  # seconds of the clock
     until: float
 
@@ -84,6 +84,9 @@ class TokenMemory:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tokenizer = tokenizer
+        # All texts share one number for each id: an id of a text costs a pointer, and joining
+        # texts makes no new numbers (which was half of the time of a repeated chat).
+        self._numbers: dict[int, int] = {}
         self._max_bytes = max_bytes
         self._idle_seconds = idle_seconds
         self._clock = clock
@@ -181,20 +184,21 @@ class TokenMemory:
             if now >= self._due:
                 self._drop_due(now)
             known = self._known(namespace, keys, keep, now)
-        token_ids = array("I")
+        token_ids: list[int] = []
         remembered = 0
         places: list[Range] = []
-        fresh: dict[_Key, array[int]] = {}
+        fresh: dict[_Key, tuple[int, ...]] = {}
         for piece, key in zip(pieces, keys, strict=True):
             content, at, first = known.get(key), len(token_ids), 2 * len(piece.cuts)
             if content is not None:
                 remembered += len(content) - first
             else:
-                content = array("I", encode(piece))
+                numbers = encode(piece)
+                content = tuple(map(self._numbers.setdefault, numbers, numbers))
                 if key is not None:
                     fresh[key] = content
             places += [(at + content[i], at + content[i + 1]) for i in range(0, first, 2)]
-            token_ids.extend(content[first:])
+            token_ids += content[first:]
         with self._lock:
             self.remembered_tokens += remembered
             if keep > 0 and forgotten == self._forgotten:
@@ -205,11 +209,11 @@ class TokenMemory:
 
     def _known(
         self, namespace: str, keys: Iterable[_Key | None], keep: float, now: float
-    ) -> dict[_Key | None, array[int]]:
+    ) -> dict[_Key | None, tuple[int, ...]]:
         texts = self._namespaces.get(namespace)
         if texts is None:
             return {}
-        found: dict[_Key | None, array[int]] = {}
+        found: dict[_Key | None, tuple[int, ...]] = {}
         for key in keys:
             text = texts.known.get(key) if key is not None else None
             if key is not None and text is not None and text.until > now:
@@ -221,7 +225,9 @@ class TokenMemory:
                 found[key] = text.content
         return found
 
-    def _remember(self, namespace: str, fresh: Mapping[_Key, array[int]], until: float) -> None:
+    def _remember(
+        self, namespace: str, fresh: Mapping[_Key, tuple[int, ...]], until: float
+    ) -> None:
         for key, content in fresh.items():
             cost = _cost(key, content)
             if cost > self._max_bytes:
@@ -287,6 +293,6 @@ def _key(salt: str, kind: str, piece: _Piece) -> _Key | None:
         return None
 
 
-def _cost(key: _Key, content: array[int]) -> int:
+def _cost(key: _Key, content: Sequence[int]) -> int:
     cuts, text = key[2:]
-    return len(text) + _CUT_BYTES * len(cuts) + content.itemsize * len(content) + _ENTRY_BYTES
+    return len(text) + _CUT_BYTES * len(cuts) + _ID_BYTES * len(content) + _ENTRY_BYTES
