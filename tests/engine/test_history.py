@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -306,33 +307,45 @@ def test_a_prompt_that_was_only_computed_is_no_turn() -> None:
 def test_after_any_sequence_of_cuts_a_session_goes_on_from_its_last_finished_turn() -> None:
     """Promise 25: aborted in the queue, in the prompt, in the text; failed; or finished."""
     for seed in range(40):
-        rng = random.Random(seed)
-        model = ToyModel(max_position=4096)
-        engine = toy_engine(model, blocks=256, max_num_batched_tokens=16)
-        faulty = [False]
-        model.faults.forward = lambda ids, faulty=faulty: _planted(faulty[0])  # type: ignore[misc]
-        finished: tuple[Message, ...] = ()
-        for number in range(12):
-            cut = rng.choice(("none", "none", "abort", "fail"))
-            text = f"{number}" * rng.randrange(1, 30)
-            said = (user(text),)
-            if finished:
-                said = engine.history.continued("", "s", said)
-                assert said == (*finished, user(text))
-            events = submit(engine, said, max_tokens=rng.randrange(1, 9))
-            for _ in range(rng.randrange(4)):
-                engine.step()
-            faulty[0] = cut == "fail"
-            if cut == "abort":
-                engine.abort(events[0])  # type: ignore[arg-type]
-            while engine.step():
-                pass
-            faulty[0] = False
-            if isinstance(events[-1], RequestFinished):
-                replies = "".join(event.text for event in events[1:] if hasattr(event, "text"))
-                finished = (*said, answer(replies))
-            assert isinstance(events[-1], RequestFinished) or cut != "none"
-        engine.check()
+        twelve_turns(seed)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.skipif(not os.environ.get("KVEIK_SOAK"), reason="set KVEIK_SOAK=1")
+def test_ten_thousand_turns_that_may_be_cut() -> None:
+    for seed in range(1000, 1840):
+        twelve_turns(seed)
+
+
+def twelve_turns(seed: int) -> None:
+    rng = random.Random(seed)
+    model = ToyModel(max_position=4096)
+    engine = toy_engine(model, blocks=256, max_num_batched_tokens=16)
+    faulty = [False]
+    model.faults.forward = lambda ids, faulty=faulty: _planted(faulty[0])  # type: ignore[misc]
+    finished: tuple[Message, ...] = ()
+    for number in range(12):
+        cut = rng.choice(("none", "none", "abort", "fail"))
+        text = f"{number}" * rng.randrange(1, 30)
+        said = (user(text),)
+        if finished:
+            said = engine.history.continued("", "s", said)
+            assert said == (*finished, user(text))
+        events = submit(engine, said, max_tokens=rng.randrange(1, 9))
+        for _ in range(rng.randrange(4)):
+            engine.step()
+        faulty[0] = cut == "fail"
+        if cut == "abort":
+            engine.abort(events[0])  # type: ignore[arg-type]
+        while engine.step():
+            pass
+        faulty[0] = False
+        if isinstance(events[-1], RequestFinished):
+            replies = "".join(event.text for event in events[1:] if hasattr(event, "text"))
+            finished = (*said, answer(replies))
+        assert isinstance(events[-1], RequestFinished) or cut != "none"
+    engine.check()
 
 
 def _planted(condition: bool) -> None:
