@@ -77,6 +77,16 @@ def test_one_step_gives_a_rate() -> None:
     assert meter.savings(1000, 200).seconds == pytest.approx(1.0)
 
 
+def test_the_first_step_counts_until_there_is_another() -> None:
+    """It pays for the first use of memory."""
+    meter = SavingsMeter(FACTS)
+    meter.observe([(0, 100)], 0, 2.0)
+    meter.observe([(0, 100)], 0, 0.5)
+    assert meter.savings(1000, 200).seconds == pytest.approx(1.0)
+    meter.observe([(0, 100)], 0, 0.25)  # and no later one is dropped
+    assert 0.5 < meter.savings(1000, 200).seconds < 1.0
+
+
 def test_no_rate_is_negative() -> None:
     """Late positions that happen to be quicker: the position is then taken to cost nothing."""
     meter = SavingsMeter(FACTS)

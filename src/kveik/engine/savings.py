@@ -15,7 +15,8 @@ attend to `pairs` tokens takes about
 fitted by least squares on the relative error, so that a step that was disturbed (slow by any
 factor) weighs no more than one that was not, with exponential forgetting. A cached prefix saves
 its rows and its pairs; the cost per step is left out, which makes the estimate a low one. Nothing
-is claimed before a step was measured. Standard library only.
+is claimed before a step was measured. The very first one also pays for the first use of memory
+(up to four times the usual time was seen): it counts until there is another. Standard library only.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ class SavingsMeter:
 
     def __init__(self, facts: ModelFacts) -> None:
         self._facts = facts
+        self._measured = 0  # steps
+        self._start_over()
+
+    def _start_over(self) -> None:
         self._products = [[0.0] * 3 for _ in range(3)]  # sums of term_i * term_j / seconds ^ 2
         self._sides = [0.0] * 3  # sums of term_i / seconds
         self._ranges: list[tuple[float, float]] = []  # of rows, and of pairs per row
@@ -72,6 +77,9 @@ class SavingsMeter:
         rows = sum(count for _, count in spans)
         if rows < MIN_ROWS or decode_rows > rows * _DECODE_SHARE or seconds <= 0:
             return
+        if self._measured == 1:
+            self._start_over()
+        self._measured += 1
         pairs = sum(visible_pairs(first + count) - visible_pairs(first) for first, count in spans)
         terms = (1.0, float(rows + decode_rows), pairs / _PAIRS)
         for i in range(3):
