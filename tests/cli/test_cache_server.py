@@ -92,3 +92,12 @@ def test_what_is_invalidated_is_explained_as_such(warmed: Run) -> None:
     code, out, _ = warmed("explain", TEXT)
     assert code == 0
     assert "invalidated" in out
+
+
+def test_all_goes_with_its_names_and_no_other_condition(warmed: Run) -> None:
+    code, _, err = warmed("invalidate", "--all", "--tag", "plain")
+    assert code != 0
+    assert "all: goes with no other condition" in err
+    assert warmed("show", "shop/faq")[0] == 0
+    assert json.loads(warmed("invalidate", "--all", "--json")[1])["blocks"] > 0
+    assert warmed("show", "shop/faq")[0] == 1

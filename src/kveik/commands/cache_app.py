@@ -97,6 +97,9 @@ def invalidate(
     older_than: Annotated[
         str | None, typer.Option(help="Computed before so long, as 90s or 1h")
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Everything of your namespace, names included")
+    ] = False,
     url: Url = _URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -115,6 +118,7 @@ def invalidate(
         "name": name,
         "prefix": prefix,
         "older_than": None if older_than is None else parse_duration(older_than, "--older-than"),
+        "all": everything or None,
     }
     cache.invalidate(_remote(url, api_key), selector, as_json=as_json)
 
