@@ -164,6 +164,7 @@ def test_what_a_selector_names_goes(one: CacheServer) -> None:
         ({"session": "s1"}, {"session": "s1"}),
         ({"context": "c1"}, {"session": "s2", "context": "c1"}),
         ({"older_than": 50}, {}),
+        ({"older_than": "50s"}, {}),
         ({"all": True}, {}),
     ):
         text = fresh()
@@ -197,6 +198,7 @@ def test_a_prefix_is_selected_as_text_or_tokens(one: CacheServer) -> None:
         ({"document": "d@1"}, "document"),
         ({"prefix": "a", "tokens": [1]}, "tokens"),
         ({"older_than": -1}, "older_than"),
+        ({"older_than": "soon"}, "older_than"),
         ({"model": "other", "all": True}, "model"),
         ({"colour": "red"}, "colour"),
     ],

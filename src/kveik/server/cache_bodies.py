@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kveik.cache.directive import Clock, Priority, Ttl, TtlMode
-from kveik.server.fields import Body, DocumentId, Duration, Identifier, Tags, bounded, refuse
+from kveik.server.fields import Age, Body, DocumentId, Duration, Identifier, Tags, refuse
 from kveik.server.protocol import Messages, TokenIds
 from kveik.server.retention_fields import Salt
 
@@ -93,7 +93,7 @@ class Invalidate(Body):
     context: Identifier | None = None
     prefix: Annotated[str, Field(min_length=1)] | None = None
     tokens: TokenIds | None = None
-    older_than: Annotated[float, bounded("age")] | None = None
+    older_than: Age | None = None
 
     def check(self) -> None:
         given = {name for name in self.model_fields_set if getattr(self, name)}

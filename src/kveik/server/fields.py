@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, NoReturn, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, WithJsonSchema
 
 from kveik.config import LIMITS
 from kveik.engine.words import DOCUMENT, IDENTIFIER, document_id, duration, identifier, tag_list
@@ -60,4 +60,10 @@ Identifier: TypeAlias = Annotated[
 ]
 DocumentId: TypeAlias = Annotated[str, PlainValidator(document_id), WithJsonSchema(DOCUMENT_SCHEMA)]
 Duration: TypeAlias = Annotated[float, PlainValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]
+Age: TypeAlias = Annotated[  # seconds, 0 too, or a duration in words
+    float,
+    BeforeValidator(lambda value: duration(value) if isinstance(value, str) else value),
+    bounded("age"),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, *_DURATION_SCHEMA["anyOf"][1:]]}),
+]
 Tags: TypeAlias = Annotated[tuple[str, ...], PlainValidator(tag_list), WithJsonSchema(_TAGS_SCHEMA)]
