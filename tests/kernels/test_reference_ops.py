@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kveik.kernels.ops import AttentionSpec, GroupBatch, KvSpec, RopeSpec
+from kveik.kernels.ops import AttentionSpec, GroupBatch, KvSpec, QuantizedArray, RopeSpec
 from kveik.kernels.reference import PackedLinear, reference_ops
 
 OPS = reference_ops()
@@ -47,6 +47,32 @@ def test_linear_of_rows_that_are_a_view() -> None:
     view = x[5:21, ::2]
     got = OPS.linear(view, OPS.pack_weight(weight, "column", None), None)
     near(got, F.linear(wide(np.ascontiguousarray(view)), wide(weight)), 5e-6)
+
+
+@pytest.mark.parametrize(
+    ("bits", "zeros", "group"), [(8, False, 32), (8, False, 96), (4, False, 48), (4, True, 32)]
+)
+def test_a_quantized_weight_multiplies_like_the_matrix_it_stands_for(
+    bits: int, zeros: bool, group: int
+) -> None:
+    rows, columns = 70, 96
+    generator = np.random.default_rng(4)
+    low, high = (-128, 128) if bits == 8 else (0, 16)
+    values = generator.integers(low, high, (rows, columns), dtype=np.int8)
+    scales = floats(rows, columns // group, scale=0.1)
+    points = generator.integers(0, 16, scales.shape, dtype=np.uint8) if zeros else None
+    stored = QuantizedArray(values, scales, points, bits, group)  # type: ignore[arg-type]
+    matrix = np.zeros((rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            zero = {4: 8, 8: 0}[bits] if points is None else points[row, column // group]
+            difference = int(values[row, column]) - int(zero)
+            matrix[row, column] = difference * float(scales[row, column // group])
+    x, bias = floats(3, columns, seed=1), floats(rows, seed=2)
+    got = OPS.linear(x, OPS.pack_weight(stored, "linear", bias), None)
+    near(got, F.linear(wide(x), wide(matrix), wide(bias)), 2e-5)
+    plain = OPS.pack_weight(matrix.astype(np.float32), "linear", bias)
+    np.testing.assert_array_equal(got, OPS.linear(x, plain, None))
 
 
 def test_weights_are_widened_and_copied() -> None:

@@ -141,6 +141,24 @@ class NormOp(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizedArray:
+    """A matrix [out, in] as a checkpoint stores it quantised; numpy arrays on the host.
+
+    weight[o, i] = scales[o, i // group] * (values[o, i] - zeros[o, i // group])
+
+    values: int8 [out, in], signed for 8 bits, 0 .. 15 for 4 bits. scales: float32 [out, in /
+    group]. zeros: uint8 [out, in / group] of 0 .. 15 for 4 bits, or None: 8 everywhere; 8 bits
+    have no zeros. group: inputs that share one scale; it divides `in`, and is `in` for one scale
+    a row."""
+
+    values: Array
+    scales: Array
+    zeros: Array | None
+    bits: Literal[4, 8]
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ops:
     """A backend. Every callable is pure but for the arena it is handed."""
 
@@ -154,9 +172,9 @@ class Ops:
     allocate_kv: Callable[[KvSpec], Arena]
     upload: Callable[[Any, tuple[int, ...]], Array]
     download: Callable[[Array], Any]
-    # host array (numpy, as read from safetensors) -> packed; linear kinds take [out, in] and an
-    # optional bias [out]; "embedding" [V, H]; "vector" [n]
-    pack_weight: Callable[[Array, WeightKind, Array | None], Weight]
+    # host array (numpy, in the dtype of the file, perhaps read-only) or QuantizedArray -> packed;
+    # linear kinds take [out, in] and an optional bias [out]; "embedding" [V, H]; "vector" [n]
+    pack_weight: Callable[[Array | QuantizedArray, WeightKind, Array | None], Weight]
 
     embed: Callable[[Weight, Array], Array]  # (table, ids[T]) -> [T, H]
     embed_add: Callable[

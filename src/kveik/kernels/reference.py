@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from kveik.kernels.ops import Ops, WeightKind
+from kveik.kernels.ops import Ops, QuantizedArray, WeightKind
 from kveik.kernels.reference_attention import (
     TILE_ROWS,
     allocate_kv,
@@ -101,11 +101,12 @@ def download(array: NDArray[Any]) -> Any:
 
 
 def pack_weight(array: Any, kind: WeightKind, bias: Any | None) -> PackedLinear | Floats:
-    """Host array of any float dtype -> float32, laid out for its op.
+    """Host array of any float dtype, or a QuantizedArray -> float32, laid out for its op.
 
     "embedding" [V, H] and "vector" [n] stay plain arrays; every other kind [out, in] becomes
     panels. Raises ValueError for a shape that the kind cannot have."""
-    weight = np.array(array, dtype=np.float32, order="C")
+    quantized = isinstance(array, QuantizedArray)
+    weight = dequantized(array) if quantized else np.array(array, dtype=np.float32, order="C")
     if kind == "vector" or kind == "embedding":
         if weight.ndim != (1 if kind == "vector" else 2):
             raise ValueError(f"a weight of kind {kind!r} cannot have the shape {weight.shape}")
@@ -119,6 +120,16 @@ def pack_weight(array: Any, kind: WeightKind, bias: Any | None) -> PackedLinear 
     padded[:rows] = weight
     panels = np.ascontiguousarray(padded.reshape(count, 1, width, columns).swapaxes(2, 3))
     return PackedLinear(panels, rows, None if bias is None else np.array(bias, dtype=np.float32))
+
+
+def dequantized(array: QuantizedArray) -> Floats:
+    """The matrix [out, in] that `array` stands for: one float32 product per number."""
+    rows, columns = array.values.shape
+    grouped = array.values.reshape(rows, columns // array.group, array.group)
+    middle = np.int8(8 if array.bits == 4 else 0)
+    zeros = middle if array.zeros is None else array.zeros[:, :, None].astype(np.int8)
+    weight: Floats = (grouped - zeros) * array.scales[:, :, None]
+    return weight.reshape(rows, columns)
 
 
 def _panel_width(in_features: int) -> int:

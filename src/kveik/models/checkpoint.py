@@ -109,13 +109,14 @@ class Checkpoint:
                 "adapter, a quantised checkpoint)"
             )
 
-    def take(self, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """A tensor as a new float32 array. bf16 and f16 widen exactly; f64 is rounded."""
+    def take(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
+        """A tensor in its stored dtype: a read-only view of the file, a copy only where the file
+        has it at an odd address."""
         entry = self._entries[name]
         stored = _DTYPES[entry.dtype]
         count = math.prod(entry.shape)
         data = np.frombuffer(self._map(entry.file), dtype=stored, count=count, offset=entry.start)
-        return data.astype(np.float32).reshape(entry.shape)
+        return (data if data.flags.aligned else data.copy()).reshape(entry.shape)
 
     def digest(self) -> bytes:
         """32 bytes that change with the weights.

@@ -34,8 +34,8 @@ def places(architecture: Architecture) -> tuple[LayerPlace, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Packs tensors by name. `dtype` "bfloat16" rounds them to bf16 values before they are widened
-    to float32, in which the reference kernels compute. done(): called after each tensor."""
+    """Packs tensors by name, as the file stores them; `dtype` "bfloat16" rounds them to bf16.
+    done(): called after each tensor."""
 
     checkpoint: Checkpoint
     ops: Ops
@@ -43,11 +43,12 @@ class Weights:
     done: Callable[[], None]
 
     def array(self, name: str) -> Array:
-        """float32 on the host."""
+        """A tensor on the host, of the dtype of the file or bfloat16."""
         values = self.checkpoint.take(name)
         self.done()
-        if self.dtype == "bfloat16":
-            return values.astype(ml_dtypes.bfloat16).astype(np.float32)
+        if self.dtype == "bfloat16" and values.dtype != ml_dtypes.bfloat16:
+            # through float32 first: float64 is rounded twice, like the other dtypes of the engine
+            return values.astype(np.float32, copy=False).astype(ml_dtypes.bfloat16)
         return values
 
     def linear(self, name: str, bias: bool) -> Weight:
