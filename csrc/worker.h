@@ -1,4 +1,5 @@
-// One thread of a running step. Every worker walks the same list of ops and takes its share of each.
+// One thread of a running step. Every worker walks the same list of ops and takes its share of
+// each.
 #pragma once
 
 #include <atomic>

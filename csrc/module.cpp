@@ -1,0 +1,13 @@
+// The extension module kveik.kernels._native.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "bind_arena.h"
+#include "bindings.h"
+#include "cpu.h"
+
+NB_MODULE(_native, m) {
+  m.def("levels", &kveik::levels, "Levels that run on this machine, best first.");
+  kveik::bind_weights(m);
+  kveik::bind_program(m);
+}

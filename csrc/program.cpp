@@ -1,0 +1,272 @@
+#include "program.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace kveik {
+
+Program::Program(std::shared_ptr<Pool> pool, const Kernels& kernels)
+    : pool_(std::move(pool)), kernels_(kernels) {}
+
+// ---- recording ----------------------------------------------------------------------------------
+
+int Program::add_value(int64_t width, bool logit_rows) {
+  values_.push_back({width, logit_rows});
+  return static_cast<int>(values_.size()) - 1;
+}
+
+int Program::add_input(int64_t width, int index) {
+  int number = add_value(width, false);
+  values_[number].slot = -1 - index;
+  return number;
+}
+
+int Program::add_spec(const AttentionSpec& spec, std::vector<double> frequencies) {
+  for (size_t i = 0; i < specs_.size(); ++i) {
+    const AttentionSpec& other = specs_[i]->spec;
+    if (specs_[i]->frequencies == frequencies && other.heads == spec.heads &&
+        other.kv_heads == spec.kv_heads && other.head_dim == spec.head_dim &&
+        other.scale == spec.scale && other.rope.magnitude == spec.rope.magnitude) {
+      return static_cast<int>(i);
+    }
+  }
+  auto own = std::make_unique<Spec>(Spec{std::move(frequencies), spec});
+  own->spec.rope.half = static_cast<int64_t>(own->frequencies.size());
+  own->spec.rope.inverse_frequencies = own->frequencies.data();
+  specs_.push_back(std::move(own));
+  return static_cast<int>(specs_.size()) - 1;
+}
+
+void Program::finish(std::vector<int> outputs) {
+  outputs_ = std::move(outputs);
+  fuse();
+  place();
+  for (const Op& op : ops_) {
+    if (op.kind != OpKind::attention && op.kind != OpKind::rope_write_kv) continue;
+    auto same = [&](const Plan& p) { return p.group == op.group && p.spec == op.spec; };
+    if (std::any_of(plans_.begin(), plans_.end(), same)) continue;
+    plans_.push_back({op.group, op.spec, {new_attention_plan(), delete_attention_plan}});
+  }
+}
+
+// Products of one operand that follow each other become one op; silu(gate) * up of two such
+// products becomes a gated product. The numbers stay the same, bit for bit.
+void Program::fuse() {
+  std::vector<Op> fused;
+  auto read_once = [&](int number) {
+    int uses = static_cast<int>(std::count(outputs_.begin(), outputs_.end(), number));
+    for (const Op& op : ops_) uses += static_cast<int>(std::count(op.in, op.in + 3, number));
+    return uses == 1;
+  };
+  for (Op& op : ops_) {
+    Op* last = fused.empty() ? nullptr : &fused.back();
+    bool pair = last != nullptr && last->kind == OpKind::linear;
+    if (pair && op.kind == OpKind::linear && op.in[0] == last->in[0] &&
+        op.weights[0]->type == last->weights[0]->type) {
+      last->weights.push_back(op.weights[0]);
+      last->out.push_back(op.out[0]);
+    } else if (pair && op.kind == OpKind::silu_mul && last->out.size() == 2 &&
+               op.in[0] == last->out[0] && op.in[1] == last->out[1] && read_once(op.in[0]) &&
+               read_once(op.in[1]) && last->weights[0]->out == last->weights[1]->out) {
+      last->kind = OpKind::gated;
+      last->out = op.out;
+    } else {
+      fused.push_back(std::move(op));
+    }
+  }
+  ops_ = std::move(fused);
+}
+
+// Values whose lives do not overlap share a buffer.
+void Program::place() {
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    for (int number : ops_[i].in) {
+      if (number >= 0) values_[number].last_use = static_cast<int>(i);
+    }
+  }
+  for (int number : outputs_) values_[number].last_use = static_cast<int>(ops_.size());
+  std::vector<int> free_after(0);  // per slot: the op from which on it is free
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    for (int number : ops_[i].out) {
+      Value& value = values_[number];
+      size_t slot = 0;
+      while (slot < free_after.size() && free_after[slot] >= static_cast<int>(i)) ++slot;
+      if (slot == free_after.size()) {
+        free_after.push_back(0);
+        slot_widths_.push_back(0);
+      }
+      free_after[slot] = std::max(value.last_use, static_cast<int>(i));
+      slot_widths_[slot] = std::max(slot_widths_[slot], value.width);
+      value.slot = static_cast<int>(slot);
+    }
+  }
+  slots_.resize(slot_widths_.size());
+}
+
+// ---- a step -------------------------------------------------------------------------------------
+
+float* Program::at(int number) const {
+  return static_cast<float*>(slots_[values_[number].slot].data());
+}
+
+const float* Program::output(int number) const { return at(outputs_.at(number)); }
+
+const float* Program::read(int number, const StepBatch& batch) const {
+  if (number < 0) return nullptr;
+  int slot = values_[number].slot;
+  return slot >= 0 ? at(number) : batch.inputs.at(-1 - slot);
+}
+
+int64_t Program::rows_of_value(int number, const StepBatch& batch) const {
+  return values_[number].logit_rows ? batch.logit_rows : batch.rows;
+}
+
+int64_t Program::rows_of(int number, const StepBatch& batch) const {
+  return rows_of_value(outputs_.at(number), batch);
+}
+
+const AttentionPlan& Program::plan_of(const Op& op) const {
+  for (const Plan& plan : plans_) {
+    if (plan.group == op.group && plan.spec == op.spec) return *plan.plan;
+  }
+  throw std::logic_error("no attention plan");  // finish makes one for every op
+}
+
+namespace {
+
+void check_ids(const int64_t* ids, int64_t count, int64_t limit, const char* what) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (ids[i] < 0 || ids[i] >= limit) {
+      throw std::out_of_range(std::string(what) + " " + std::to_string(ids[i]) +
+                              " is outside 0 .. " + std::to_string(limit - 1));
+    }
+  }
+}
+
+}  // namespace
+
+void Program::check(const StepBatch& batch) const {
+  for (const Op& op : ops_) {
+    if (op.kind == OpKind::embed) {
+      const int64_t* ids = op.flag ? batch.positions : batch.token_ids;
+      check_ids(ids, batch.rows, op.table->count, op.flag ? "position" : "token id");
+    }
+    if (op.kind == OpKind::take_rows) {
+      check_ids(batch.logit_row_ids, batch.logit_rows, batch.rows, "logit row");
+    }
+  }
+  for (size_t i = 0; i < batch.groups.size() && i < batch.arenas.size(); ++i) {
+    const GroupBatch& group = batch.groups[i];
+    const Arena& arena = batch.arenas[i];
+    if (group.rows != batch.rows || group.block_size != arena.block_size) {
+      throw std::invalid_argument("the batch of a group does not fit its arena");
+    }
+    check_ids(group.slots, group.rows, arena.blocks * arena.block_size, "slot");
+    check_ids(group.blocks, group.blocks_count, arena.blocks, "block");
+  }
+}
+
+void Program::run(const StepBatch& batch) {
+  check(batch);
+  int64_t most = std::max(batch.rows, batch.logit_rows);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    slots_[i].reserve(most * slot_widths_[i] * sizeof(float) + 64);
+  }
+  size_t operand = 0;
+  for (const Op& op : ops_) {
+    if (op.kind != OpKind::linear && op.kind != OpKind::gated) continue;
+    const Linear& weight = *op.weights[0];
+    operand = std::max(operand, kernels_.operand_bytes(weight.type, most, weight.in));
+  }
+  operand_.reserve(operand);
+  for (Plan& plan : plans_) {
+    plan_attention(*plan.plan, batch.groups.at(plan.group), specs_[plan.spec]->spec);
+  }
+  pool_->run([&](Worker& w) { step(batch, w); });
+}
+
+void Program::step(const StepBatch& batch, Worker& w) {
+  for (const Op& op : ops_) {
+    run_op(op, batch, w);
+    w.barrier();
+  }
+}
+
+void Program::run_products(const Op& op, const StepBatch& batch, Worker& w) {
+  int64_t rows = rows_of_value(op.in[0], batch);
+  const Linear& first = *op.weights[0];
+  kernels_.convert(first.type, read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
+                   operand_.data(), w);
+  w.barrier();
+  if (op.kind == OpKind::gated) {
+    kernels_.multiply_gated(first, *op.weights[1], operand_.data(), rows, at(op.out[0]),
+                            values_[op.out[0]].width, w);
+    return;
+  }
+  constexpr size_t kMost = 8;
+  float* y[kMost];
+  int64_t strides[kMost];
+  for (size_t start = 0; start < op.out.size(); start += kMost) {
+    size_t count = std::min(kMost, op.out.size() - start);
+    for (size_t i = 0; i < count; ++i) {
+      y[i] = at(op.out[start + i]);
+      strides[i] = values_[op.out[start + i]].width;
+    }
+    if (start > 0) w.barrier();
+    kernels_.multiply(op.weights.data() + start, y, strides, count, operand_.data(), rows, w);
+  }
+}
+
+void Program::run_op(const Op& op, const StepBatch& batch, Worker& w) {
+  auto in = [&](int i) { return read(op.in[i], batch); };
+  int64_t width = op.in[0] >= 0 ? values_[op.in[0]].width : 0;
+  int64_t rows = op.in[0] >= 0 ? rows_of_value(op.in[0], batch) : batch.rows;
+  switch (op.kind) {
+    case OpKind::embed:
+      kernels_.embed(*op.table, op.flag ? batch.positions : batch.token_ids, in(0), batch.rows,
+                     at(op.out[0]), w);
+      break;
+    case OpKind::rms_norm:
+      kernels_.rms_norm(in(0), in(1), op.scale, op.eps, rows, width,
+                        op.out.size() > 1 ? at(op.out[1]) : nullptr, at(op.out[0]), w);
+      break;
+    case OpKind::layer_norm:
+      kernels_.layer_norm(in(0), in(1), op.scale, op.shift, op.eps, rows, width,
+                          op.out.size() > 1 ? at(op.out[1]) : nullptr, at(op.out[0]), w);
+      break;
+    case OpKind::qk_norm:
+      kernels_.rms_norm(in(0), nullptr, op.scale, op.eps, rows * op.heads, width / op.heads,
+                        nullptr, at(op.out[0]), w);
+      break;
+    case OpKind::linear:
+    case OpKind::gated:
+      run_products(op, batch, w);
+      break;
+    case OpKind::silu_mul:
+      kernels_.silu_mul(in(0), in(1), rows * width, at(op.out[0]), w);
+      break;
+    case OpKind::gelu:
+      kernels_.gelu(in(0), rows * width, op.flag, at(op.out[0]), w);
+      break;
+    case OpKind::add:
+      kernels_.add(in(0), in(1), rows * width, at(op.out[0]), w);
+      break;
+    case OpKind::take_rows: {
+      Share own = share(w, batch.logit_rows);
+      for (int64_t row = own.begin; row < own.end; ++row) {
+        std::memcpy(at(op.out[0]) + row * width, in(0) + batch.logit_row_ids[row] * width,
+                    width * sizeof(float));
+      }
+      break;
+    }
+    case OpKind::rope_write_kv:
+      kernels_.rope_write_kv(in(0), in(1), batch.arenas[op.group], op.layer, plan_of(op), w);
+      break;
+    case OpKind::attention:
+      kernels_.attention(in(0), batch.arenas[op.group], op.layer, plan_of(op), at(op.out[0]), w);
+      break;
+  }
+}
+
+}  // namespace kveik
