@@ -92,7 +92,8 @@ class Feed:
         Raises what ended the feed: a KveikError, ClientGoneError or SlowReaderError."""
         if not self._events and self._error is None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), timeout)
+                async with asyncio.timeout(timeout):  # wait_for would make a task
+                    await self._changed.wait()
         self._changed.clear()
         if self._error is not None:
             raise self._error

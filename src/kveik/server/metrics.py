@@ -6,7 +6,8 @@ status, block state): never from what a client sends.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +18,7 @@ from kveik.engine.engine import Engine, EngineStats
 from kveik.server.cache_metrics import cache_metrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+Observe: TypeAlias = Callable[[float], None]
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.5, 1, 2.5)
@@ -55,11 +57,17 @@ _BLOCK_STATES = ("free", "leased", "idle", "fenced")
 
 
 class Metrics:
-    """Counts what the HTTP side sees; everything else is read from the engine when scraped."""
+    """Counts what the HTTP side sees; everything else is read from the engine when scraped.
+
+    first_token, next_token, finished: given the seconds since the request came, since the token
+    before, of the whole request; they count once an engine is watched, bound to its model (looking
+    the label up for every token would cost more than counting)."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
-        self._model = "model"
+        self.first_token: Observe = _ignore
+        self.next_token: Observe = _ignore
+        self.finished: Observe = _ignore
         model = ["model_name"]
         self._first_token = self._histogram(
             "vllm:time_to_first_token_seconds", "From request to first token", model, _SECONDS
@@ -81,17 +89,11 @@ class Metrics:
 
     def watch(self, engine: Engine) -> None:
         """Report this engine's counters from now on."""
-        self._model = engine.info.model_id
+        model = engine.info.model_id
+        self.first_token = self._first_token.labels(model).observe
+        self.next_token = self._between_tokens.labels(model).observe
+        self.finished = self._whole.labels(model).observe
         self._registry.register(EngineCollector(engine))
-
-    def first_token(self, seconds: float) -> None:
-        self._first_token.labels(self._model).observe(seconds)
-
-    def next_token(self, seconds: float) -> None:
-        self._between_tokens.labels(self._model).observe(seconds)
-
-    def finished(self, seconds: float) -> None:
-        self._whole.labels(self._model).observe(seconds)
 
     def answered(self, route: str, status: int) -> None:
         """route: the pattern of the table, not the path that was sent."""
@@ -99,6 +101,10 @@ class Metrics:
 
     def text(self) -> bytes:
         return generate_latest(self._registry)
+
+
+def _ignore(seconds: float) -> None:
+    """No engine is watched yet."""
 
 
 class EngineCollector(Collector):

@@ -32,6 +32,7 @@ HEADERS = [
 ]
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class Dialect(Protocol):
@@ -142,7 +143,8 @@ class EventStream(Response):
     async def _send(self, send: Send, body: bytes, *, more: bool = True) -> None:
         if body or not more:
             message = {"type": "http.response.body", "body": body, "more_body": more}
-            await asyncio.wait_for(send(message), self._rules.slow_reader_seconds)
+            async with asyncio.timeout(self._rules.slow_reader_seconds):
+                await send(message)
 
     def _frames(self, events: list[Tagged]) -> bytes:
         if not events:
@@ -152,9 +154,8 @@ class EventStream(Response):
 
 def frame(value: dict[str, Any], event: str | None = None) -> bytes:
     """One server-sent event; `event`: its name, where the API names its events."""
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    head = f"event: {event}\n".encode() if event else b""
-    return head + b"data: " + data + b"\n\n"
+    data = _encode(value)
+    return (f"event: {event}\ndata: {data}\n\n" if event else f"data: {data}\n\n").encode()
 
 
 @contextlib.asynccontextmanager

@@ -1,0 +1,208 @@
+"""What 16 streams over HTTP cost: tokens/s of server-sent events against the offline door.
+
+Both doors have an engine of their own in one process; the same 16 prompts go to `LLM.generate` and
+to `POST /v1/completions` with stream: true on loopback, in turns. The client is another process
+that only counts bytes. The best round of each door counts.
+
+Models: the embedded one, and a toy whose step keeps every core busy for a given time without the
+interpreter lock, as native kernels do (the share that HTTP costs depends on how long a step is).
+
+Usage: python bench/streams.py [--quick]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import pbkdf2_hmac
+
+from overheads import free_engine
+from report import Report, arguments
+
+from kveik import LLM, SamplingParams
+from kveik.config import EngineConfig, ServerConfig
+from kveik.engine.engine import Engine
+from kveik.server.http_server import HttpServer
+from kveik.server.run import bind
+from kveik.server.service import Service
+
+STREAMS, PROMPT = 16, 64
+BAR = 0.97
+STEPS_MS = (5, 20, 100)  # of the toy
+
+Prompts = list[list[int]]
+
+
+def busy(seconds: float) -> Callable[[], None]:
+    """Work that takes about so long on every core at once, without the interpreter lock."""
+    cores = len(os.sched_getaffinity(0))
+    team = ThreadPoolExecutor(cores - 1) if cores > 1 else None
+
+    def hash_for(rounds: int) -> None:
+        pbkdf2_hmac("sha256", b"", b"", rounds)
+
+    rounds = round(10_000 * seconds / min(_seconds(lambda: hash_for(10_000)) for _ in range(20)))
+
+    def work() -> None:
+        others = [team.submit(hash_for, rounds) for _ in range(cores - 1)] if team else []
+        hash_for(rounds)
+        for other in others:
+            other.result()
+
+    return work
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@dataclass
+class Door:
+    """A running server: its port, and the processor time of its event loop so far."""
+
+    port: int
+    thread: threading.Thread
+
+    def seconds(self) -> float:
+        assert self.thread.ident is not None
+        return time.clock_gettime(time.pthread_getcpuclockid(self.thread.ident))
+
+
+@contextmanager
+def served(engine: Engine) -> Iterator[Door]:
+    """An HTTP server around the engine, on a thread of this process."""
+    service = Service.of(ServerConfig(port=0))
+    listener = bind(service.config)
+    started, servers = threading.Event(), []
+
+    async def main() -> None:
+        servers.append(HttpServer(service))
+        engine.start()
+        service.ready(engine)
+        await servers[0].run_until_stopped(listener, started.set)
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    started.wait()
+    try:
+        yield Door(listener.getsockname()[1], thread)
+    finally:
+        servers[0].should_exit = True
+        thread.join()
+        engine.stop()
+
+
+def prompts(seed: int, vocabulary: int) -> Prompts:
+    generator = random.Random(seed)
+    return [generator.choices(range(8, vocabulary), k=PROMPT) for _ in range(STREAMS)]
+
+
+def offline(llm: LLM, ids: Prompts, tokens: int) -> float:
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    return _seconds(
+        lambda: llm.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False)
+    )
+
+
+def online(port: int, model: str, ids: Prompts, tokens: int) -> float:
+    """Seconds as the client process saw them."""
+    bodies = [
+        {
+            "model": model,
+            "prompt": one,
+            "stream": True,
+            "temperature": 0,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+        }
+        for one in ids
+    ]
+    command = [sys.executable, __file__, "--client", str(port), str(tokens)]
+    text = "\n".join(map(json.dumps, bodies))
+    return float(subprocess.run(command, input=text, capture_output=True, text=True).stdout)
+
+
+def client(port: int, tokens: int) -> None:
+    """Send the bodies of standard input at once, read every stream to its end; print seconds."""
+    waiting, streams = selectors.DefaultSelector(), []
+    for body in sys.stdin.read().split("\n"):
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+        stream = socket.create_connection(("127.0.0.1", port))
+        streams.append((stream, f"{head}\r\nContent-Type: application/json\r\n\r\n{body}".encode()))
+    start = time.perf_counter()
+    for stream, request in streams:
+        stream.sendall(request)
+        waiting.register(stream, selectors.EVENT_READ, bytearray())
+    events = 0
+    while waiting.get_map():
+        for key, _ in waiting.select():
+            received: bytearray = key.data
+            received += key.fileobj.recv(65536)  # type: ignore[union-attr]
+            if received.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+                events += received.count(b'"text":')
+                waiting.unregister(key.fileobj)
+    seconds = time.perf_counter() - start
+    if events < STREAMS * tokens / 2:  # a chunk may hold the text of several tokens
+        sys.exit(f"{events} chunks are too few for {STREAMS} streams of {tokens} tokens")
+    print(seconds)
+
+
+def compare(
+    report: Report, name: str, make: Callable[[], Engine], tokens: int, rounds: int
+) -> None:
+    llm, engine = LLM.from_engine(make()), make()
+    model, vocabulary = engine.info.model_id, engine.info.vocab_size
+    ours, other = [], []
+    loop = []  # processor seconds of the event loop
+    with served(engine) as door:
+        for seed in range(rounds + 1):
+            ids = prompts(seed, vocabulary)
+            other.append(offline(llm, ids, tokens))
+            before = door.seconds()
+            ours.append(online(door.port, model, ids, tokens))
+            loop.append(door.seconds() - before)
+    total = STREAMS * tokens
+    best_ours, best_other = total / min(ours[1:]), total / min(other[1:])  # without the warm-up
+    report.ratio(
+        f"{name}: {STREAMS} streams against offline",
+        best_ours,
+        best_other,
+        bar=BAR,
+        offline_step_ms=1e3 * min(other[1:]) / tokens,
+        event_loop_ms_per_step=1e3 * min(loop[1:]) / tokens,
+    )
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--client", nargs=2, type=int, help="PORT TOKENS: what this script starts")
+    options = parser.parse_args()
+    if options.client:
+        client(*options.client)
+        return
+    report, rounds = Report("streams"), 2 if options.quick else 5
+    embedded = EngineConfig(kv_memory=64 * 2**20)
+    compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
+    for milliseconds in STEPS_MS:
+        work, tokens = busy(1e-3 * milliseconds), 1000 // milliseconds + 30
+        make = lambda work=work: free_engine(work)  # noqa: E731
+        compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
+    report.finish()
+
+
+if __name__ == "__main__":
+    main()
