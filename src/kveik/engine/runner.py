@@ -8,7 +8,7 @@ sequence is computed again alone (K/V writes are idempotent), so that only the f
 from __future__ import annotations
 
 import logging
-from array import array
+import struct
 from collections.abc import Sequence
 
 from kveik.cache.segments import BlockTable, KvGroup
@@ -32,14 +32,15 @@ class _Buffer:
     """An int64 buffer that stays where it is and grows by doubling."""
 
     def __init__(self) -> None:
-        self._view = memoryview(array("q", [0]))
+        self._view = memoryview(bytearray(8)).cast("q")
 
     def fill(self, values: list[int]) -> memoryview:
-        """The values as a view of the buffer; valid until the next fill."""
+        """The values as a view of the buffer; valid until the next fill. Nothing is allocated
+        but the view."""
         count = len(values)
         if count > len(self._view):
-            self._view = memoryview(array("q", bytes(8 * max(count, 2 * len(self._view)))))
-        self._view[:count] = memoryview(array("q", values))
+            self._view = memoryview(bytearray(8 * max(count, 2 * len(self._view)))).cast("q")
+        struct.pack_into(f"{count}q", self._view, 0, *values)
         return self._view[:count]
 
 
