@@ -107,14 +107,17 @@ struct Kernels {
   //   operand_bytes(type, rows, in): size of the operand
   //   convert: x[rows][in] float32, row stride x_stride -> operand
   //   multiply: operand x weight -> y[rows][out] float32, row stride y_stride, bias added
-  //   multiply_gated: silu(operand x gate) * (operand x up) -> y
+  //   multiply_gated: silu(operand x gate) * (operand x up) -> y; where y is null (gate and the
+  //                   weight that takes the result are bfloat16, and the level can) -> next, the
+  //                   operand of that weight
   size_t (*operand_bytes)(WeightType type, int64_t rows, int64_t in);
   void (*convert)(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
                   void* operand, Worker& w);
   void (*multiply)(const Linear* const* weights, float* const* y, const int64_t* y_strides,
                    int64_t count, const void* operand, int64_t rows, Worker& w);
   void (*multiply_gated)(const Linear& gate, const Linear& up, const void* operand, int64_t rows,
-                         float* y, int64_t y_stride, Worker& w);
+                         float* y, int64_t y_stride, void* next, Worker& w);
+  bool gated_to_operand;
 
   // Rows. residual may be null; where it is not, sum = x + residual is normed and stored in
   // `sum` (which may be residual itself). bias null: none.

@@ -1,9 +1,14 @@
 // Kernel family: products with bfloat16 weights.
 //
-// The operand is x rounded to bfloat16, row-major, padded with zeros to a multiple of 128 inputs
-// and of 16 rows: [rows_padded][in_padded], bfloat16 at level amx, the same values as float32
-// elsewhere. One output is one chain of sums along `in`, in steps that do not depend on the number
-// of rows: 32 inputs at a time in a tile product (level amx), one after another elsewhere.
+// The operand is x rounded to bfloat16, padded with zeros to a multiple of 128 inputs:
+//
+//   level amx   in tile order, one operand A of a tile product after the other; bfloat16
+//               rows <= 16:  [in_padded / 32][rows][32]
+//               else         [rows / 16, rounded up][in_padded / 32][16][32]
+//   elsewhere   [rows][in_padded], the same values as float32
+//
+// One output is one chain of sums along `in`, in steps that do not depend on the number of rows:
+// 32 inputs at a time in a tile product (level amx), one after another elsewhere.
 #pragma once
 
 #include "rows.h"
@@ -31,33 +36,51 @@ inline size_t operand_bytes_bf16(int64_t rows, int64_t in) {
   return padded(rows, 16) * padded(in, 128) * sizeof(Operand);
 }
 
+// Where row `row` and inputs i .. i + 31 of it lie in the operand.
+inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t row, int64_t i) {
+  auto* start = static_cast<Operand*>(operand);
+#if KVEIK_AMX
+  int64_t lines = rows < 16 ? rows : 16;
+  return start + row / 16 * 16 * width + (i / 32 * lines + row % 16) * 32;
+#else
+  (void)rows;
+  return start + row * width + i;
+#endif
+}
+
+inline void put_operand(Operand* out, F32 v) {
+#if KVEIK_AMX
+  store(out, v);
+#else
+  store(out, through_bf16(v));
+#endif
+}
+
+// Rows of the operand that tile products read: whole blocks of 16 where there are more.
+inline int64_t operand_rows(int64_t rows) { return rows > 16 ? padded(rows, 16) : rows; }
+
 inline void convert_bf16(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* operand,
                          Worker& w) {
   int64_t width = padded(in, 128);
-  Share own = share(w, padded(rows, 16));
+  Share own = share(w, operand_rows(rows));
   for (int64_t row = own.begin; row < own.end; ++row) {
-    Operand* out = static_cast<Operand*>(operand) + row * width;
     const float* from = x + row * x_stride;
     int64_t filled = row < rows ? in : 0;
-    for (int64_t i = 0; i < width; i += kLanes) {
-      F32 v = i < filled ? load(from + i, filled - i) : F32{};
-#if KVEIK_AMX
-      store(out + i, v);
-#else
-      store(out + i, through_bf16(v));
-#endif
+    for (int64_t i = 0; i < width; i += 32) {
+      Operand* out = operand_at(operand, rows, width, row, i);
+      for (int64_t half = i; half < i + 32; half += kLanes, out += kLanes) {
+        put_operand(out, half < filled ? load(from + half, filled - half) : F32{});
+      }
     }
   }
 }
 
-// Sums of up to 32 rows x 32 columns, ready for bias and activation.
-struct alignas(64) Block {
-  float sums[32][kPanel];
-};
+// Sums of some rows x one panel: [rows][32] float32 in a worker's scratch.
+using Sums = float*;
 
-// One finished block: rows first .. first + rows of y, columns of panel `panel`.
-inline void put(const Block& block, const Linear& weight, int64_t panel, int64_t first,
-                int64_t rows, float* y, int64_t y_stride) {
+// One finished panel of sums: rows first .. first + rows of y.
+inline void put(const float* sums, const Linear& weight, int64_t panel, int64_t first, int64_t rows,
+                float* y, int64_t y_stride) {
   int64_t column = panel * kPanel;
   int64_t columns = weight.out - column < kPanel ? weight.out - column : kPanel;
   F32 bias[2] = {};
@@ -65,101 +88,170 @@ inline void put(const Block& block, const Linear& weight, int64_t panel, int64_t
     bias[0] = load(weight.bias + column);
     bias[1] = load(weight.bias + column + kLanes);
   }
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
     float* out = y + (first + row) * y_stride + column;
-    store(out, load(block.sums[row]) + bias[0], columns);
-    if (columns > kLanes)
-      store(out + kLanes, load(block.sums[row] + kLanes) + bias[1], columns - kLanes);
+    store(out, load(sums) + bias[0], columns);
+    if (columns > kLanes) store(out + kLanes, load(sums + kLanes) + bias[1], columns - kLanes);
   }
 }
 
-// silu(gate) * up, each with its bias.
-inline void put_gated(const Block& gate, const Block& up, const Linear& gate_weight,
-                      const Linear& up_weight, int64_t panel, int64_t first, int64_t rows, float* y,
-                      int64_t y_stride) {
-  int64_t column = panel * kPanel;
-  for (int64_t part = 0; part < kPanel && column + part < gate_weight.out; part += kLanes) {
-    F32 gate_bias = gate_weight.bias ? load(gate_weight.bias + column + part) : F32{};
-    F32 up_bias = up_weight.bias ? load(up_weight.bias + column + part) : F32{};
+// Zeros behind the last panel of an operand of `width` inputs.
+inline void clear_behind(void* operand, int64_t all_rows, int64_t width, int64_t from,
+                         int64_t first, int64_t rows) {
+  for (int64_t column = from; column < width; column += kPanel) {
+    for (int64_t row = first; row < first + rows; ++row) {
+      std::memset(operand_at(operand, all_rows, width, row, column), 0, kPanel * sizeof(Operand));
+    }
+  }
+}
+
+// silu(gate) * up of one finished panel of each: to rows of y, or (y null) to the operand of the
+// next product, whose inputs are these columns.
+inline void put_gated(const float* gates, const float* ups, const Linear& gate, const Linear& up,
+                      int64_t panel, int64_t first, int64_t rows, int64_t all_rows, float* y,
+                      int64_t y_stride, void* operand) {
+  int64_t column = panel * kPanel, width = padded(gate.out, 128);
+  if (y == nullptr && column + kPanel == gate.out_padded) {
+    clear_behind(operand, all_rows, width, gate.out_padded, first, rows);
+  }
+  for (int64_t part = 0; part < kPanel; part += kLanes) {
+    F32 gate_bias = gate.bias ? load(gate.bias + column + part) : F32{};
+    F32 up_bias = up.bias ? load(up.bias + column + part) : F32{};
     for (int64_t row = 0; row < rows; ++row) {
-      F32 value =
-          silu(load(gate.sums[row] + part) + gate_bias) * (load(up.sums[row] + part) + up_bias);
-      store(y + (first + row) * y_stride + column + part, value, gate_weight.out - column - part);
+      F32 value = silu(load(gates + row * kPanel + part) + gate_bias) *
+                  (load(ups + row * kPanel + part) + up_bias);
+      if (y == nullptr) {
+        put_operand(operand_at(operand, all_rows, width, first + row, column) + part, value);
+      } else if (column + part < gate.out) {
+        store(y + (first + row) * y_stride + column + part, value, gate.out - column - part);
+      }
     }
   }
 }
 
 #if KVEIK_AMX
 
-// Up to 32 rows of the operand (`upper` and `lower` of them, as configured) x one panel.
-// a [rows][stride], b the panel, steps of 32 inputs.
-template <bool two>
-inline void tile_products(const bf16* a, int64_t stride, const bf16* b, int64_t steps,
-                          Block& block) {
-  int64_t bytes = stride * 2;
-  _tile_zero(0);
-  _tile_zero(1);
-  if constexpr (two) {
+// Rows that one pass over a panel multiplies: as many as leave their operand in the second-level
+// cache, while panel after panel goes by.
+constexpr int64_t kPassRows = 256;
+constexpr int64_t kPassInputs = 2048;
+// Panels of sums that are kept while the operand is walked in several parts.
+constexpr int64_t kPassPanels = 8;
+
+inline void configure_rows(int64_t rows) {
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) config.set(tile, rows < 16 ? static_cast<int>(rows) : 16);
+  for (int tile : {6, 7}) config.set(tile, 16);
+  configure(config);
+}
+
+// What follows in memory, fetched to the second-level cache a few lines at a time.
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t lines;  // per step
+
+  void fetch() {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) {
+      _mm_prefetch(next, _MM_HINT_T1);
+    }
+  }
+};
+
+// `blocks` (1, 2) blocks of rows x one panel, over `steps` steps of 32 inputs. a: the operand's
+// first block; a_block: values from block to block; lines: rows of a block. Tiles 0..3 sum.
+template <int blocks>
+inline void tile_products(const bf16* a, int64_t a_block, int64_t lines, const bf16* b,
+                          int64_t steps, bool first, Sums sums, Ahead& ahead) {
+  constexpr int64_t kStride = kPanel * sizeof(float);
+  float* lower = sums + 16 * kPanel;
+  if (first) {
+    _tile_zero(0);
+    _tile_zero(1);
     _tile_zero(2);
     _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, kStride);
+    _tile_loadd(1, sums + 16, kStride);
+    if constexpr (blocks == 2) {
+      _tile_loadd(2, lower, kStride);
+      _tile_loadd(3, lower + 16, kStride);
+    }
   }
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + kTile, 64);
-    _tile_loadd(4, a, bytes);
+    _tile_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);
+    ahead.fetch();
+    _tile_loadd(7, b + kTile, 64);
     _tile_dpbf16ps(1, 4, 7);
-    if constexpr (two) {
-      _tile_loadd(5, a + 16 * stride, bytes);
+    if constexpr (blocks == 2) {
+      _tile_loadd(5, a + a_block, 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
-    a += kStepBf16;
+    a += lines * 32;
     b += 2 * kTile;
   }
-  _tile_stored(0, block.sums[0], sizeof block.sums[0]);
-  _tile_stored(1, block.sums[0] + 16, sizeof block.sums[0]);
-  if constexpr (two) {
-    _tile_stored(2, block.sums[16], sizeof block.sums[0]);
-    _tile_stored(3, block.sums[16] + 16, sizeof block.sums[0]);
+  _tile_stored(0, sums, kStride);
+  _tile_stored(1, sums + 16, kStride);
+  if constexpr (blocks == 2) {
+    _tile_stored(2, lower, kStride);
+    _tile_stored(3, lower + 16, kStride);
   }
 }
 
-inline void block_products(const Linear& weight, int64_t panel, const void* operand, int64_t first,
-                           int64_t rows, Block& block) {
-  const bf16* a = static_cast<const bf16*>(operand) + first * weight.in_padded;
-  const bf16* b = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
-  int64_t steps = weight.in_padded / kStepBf16;
-  if (rows > 16) {
-    tile_products<true>(a, weight.in_padded, b, steps, block);
-  } else {
-    tile_products<false>(a, weight.in_padded, b, steps, block);
-  }
-}
+// Rows row .. row + count x one panel, over inputs from .. to (multiples of 32).
+struct Part {
+  int64_t row, count, from, to;
+};
 
-inline void configure_rows(int64_t rows) {
-  int upper = rows < 16 ? static_cast<int>(rows) : 16;
-  int lower = rows > 16 ? static_cast<int>(rows - 16) : 0;
-  configure(product_tiles(upper, lower));
+inline void part_products(const Linear& weight, int64_t panel, const void* operand, int64_t rows,
+                          const Part& part, Sums sums) {
+  int64_t lines = rows < 16 ? rows : 16, steps = (part.to - part.from) / kStepBf16;
+  int64_t block = 16 * weight.in_padded, blocks = (part.count + 15) / 16;
+  const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + part.from * lines;
+  const auto* data = static_cast<const bf16*>(weight.data);
+  const bf16* b = data + panel * kPanel * weight.in_padded + part.from * kPanel;
+  bool last = (panel + 1) * kPanel >= weight.out_padded;
+  const auto* next = reinterpret_cast<const char*>(b + kPanel * weight.in_padded);
+  int64_t bytes = last || blocks <= 2 ? 0 : (part.to - part.from) * kPanel * 2;
+  int64_t turns = (blocks + 1) / 2 * steps;
+  Ahead ahead{next, next + bytes, (bytes / 64 + turns - 1) / turns};
+  bool first = part.from == 0;
+  for (; blocks >= 2; blocks -= 2, a += 2 * block, sums += 32 * kPanel) {
+    tile_products<2>(a, block, lines, b, steps, first, sums, ahead);
+  }
+  if (blocks == 1) tile_products<1>(a, block, lines, b, steps, first, sums, ahead);
 }
 
 #else
 
+constexpr int64_t kPassRows = 64;
+constexpr int64_t kPassInputs = int64_t{1} << 40;
+constexpr int64_t kPassPanels = 1;
+
+inline void configure_rows(int64_t) {}
+
+struct Part {
+  int64_t row, count, from, to;
+};
+
 // `count` rows x one panel: every lane of the sums is one column.
 template <int count>
 inline void row_products(const float* a, int64_t stride, const bf16* b, int64_t in_padded,
-                         Block& block, int64_t row) {
+                         Sums out) {
   F32 sums[count][2] = {};
-  for (int64_t step = 0; step < in_padded / 2; ++step) {
-    // two inputs: step / 16 picks the pair of tiles, step % 16 the row within each
-    const bf16* line = b + step / 16 * 2 * kTile + step % 16 * 32;
+  for (int64_t pair = 0; pair < in_padded / 2; ++pair) {
+    // two inputs: pair / 16 picks the tiles of a step, pair % 16 the line within each
+    const bf16* line = b + pair / 16 * 2 * kTile + pair % 16 * 32;
     U32 left, right;
     std::memcpy(&left, line, sizeof left);
     std::memcpy(&right, line + kTile, sizeof right);
     F32 even[2] = {as_float(left << 16), as_float(right << 16)};
     F32 odd[2] = {as_float(left & 0xffff0000u), as_float(right & 0xffff0000u)};
     for (int i = 0; i < count; ++i) {
-      const float* x = a + i * stride + 2 * step;
+      const float* x = a + i * stride + 2 * pair;
       sums[i][0] += even[0] * x[0];
       sums[i][1] += even[1] * x[0];
       sums[i][0] += odd[0] * x[1];
@@ -167,57 +259,111 @@ inline void row_products(const float* a, int64_t stride, const bf16* b, int64_t 
     }
   }
   for (int i = 0; i < count; ++i) {
-    store(block.sums[row + i], sums[i][0]);
-    store(block.sums[row + i] + kLanes, sums[i][1]);
+    store(out + i * kPanel, sums[i][0]);
+    store(out + i * kPanel + kLanes, sums[i][1]);
   }
 }
 
-inline void block_products(const Linear& weight, int64_t panel, const void* operand, int64_t first,
-                           int64_t rows, Block& block) {
-  const float* a = static_cast<const float*>(operand) + first * weight.in_padded;
-  const bf16* b = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
-  int64_t row = 0, stride = weight.in_padded;
-  for (; row + 4 <= rows; row += 4) {
-    row_products<4>(a + row * stride, stride, b, weight.in_padded, block, row);
+inline void part_products(const Linear& weight, int64_t panel, const void* operand, int64_t,
+                          const Part& part, Sums sums) {
+  int64_t stride = weight.in_padded, row = 0;
+  const auto* a = static_cast<const float*>(operand) + part.row * stride;
+  const bf16* b = static_cast<const bf16*>(weight.data) + panel * kPanel * stride;
+  for (; row + 4 <= part.count; row += 4) {
+    row_products<4>(a + row * stride, stride, b, stride, sums + row * kPanel);
   }
-  for (; row < rows; ++row) {
-    row_products<1>(a + row * stride, stride, b, weight.in_padded, block, row);
+  for (; row < part.count; ++row) {
+    row_products<1>(a + row * stride, stride, b, stride, sums + row * kPanel);
   }
 }
-
-inline void configure_rows(int64_t) {}
 
 #endif
+
+// Rows by passes, panels by groups: piece p of the work is pass p / groups and group p % groups, so
+// that workers walk the panels of one pass together. A group has one panel, or several where the
+// inputs of a pass do not stay in the cache and are walked in parts.
+struct Work {
+  int64_t rows, in_padded, panels, group_size, groups, pieces;
+
+  Work(int64_t rows_, int64_t in_padded_, int64_t panels_)
+      : rows(rows_), in_padded(in_padded_), panels(panels_) {
+    bool parts = rows > 32 && in_padded > kPassInputs;
+    group_size = parts ? kPassPanels : 1;
+    groups = (panels + group_size - 1) / group_size;
+    pieces = groups * ((rows + kPassRows - 1) / kPassRows);
+  }
+
+  int64_t first_row(int64_t piece) const { return piece / groups * kPassRows; }
+  int64_t row_count(int64_t piece) const {
+    int64_t left = rows - first_row(piece);
+    return left < kPassRows ? left : kPassRows;
+  }
+  int64_t first_panel(int64_t piece) const { return piece % groups * group_size; }
+  int64_t end_panel(int64_t piece) const {
+    int64_t end = first_panel(piece) + group_size;
+    return end < panels ? end : panels;
+  }
+  // Inputs of one part: as equal as steps allow.
+  int64_t part_inputs() const {
+    if (rows <= 32 || in_padded <= kPassInputs) return in_padded;
+    int64_t parts = (in_padded + kPassInputs - 1) / kPassInputs;
+    return padded((in_padded + parts - 1) / parts, 128);
+  }
+  // Floats of the sums of one panel.
+  int64_t sums_size() const { return padded(rows < kPassRows ? rows : kPassRows, 32) * kPanel; }
+};
+
+// The matrix that panel `panel` of several side by side belongs to; `panel` becomes its own.
+inline int64_t matrix_of(const Linear* const* weights, int64_t& panel) {
+  int64_t which = 0;
+  while (panel >= weights[which]->out_padded / kPanel) {
+    panel -= weights[which++]->out_padded / kPanel;
+  }
+  return which;
+}
 
 inline void multiply_bf16(const Linear* const* weights, float* const* y, const int64_t* y_strides,
                           int64_t count, const void* operand, int64_t rows, Worker& w) {
   int64_t panels = 0;
   for (int64_t i = 0; i < count; ++i) panels += weights[i]->out_padded / kPanel;
-  Block block;
-  for (int64_t piece = w.claim(); piece < panels; piece = w.claim()) {
-    int64_t which = 0, panel = piece;
-    while (panel >= weights[which]->out_padded / kPanel) {
-      panel -= weights[which++]->out_padded / kPanel;
-    }
-    for (int64_t first = 0; first < rows; first += 32) {
-      int64_t now = rows - first < 32 ? rows - first : 32;
-      if (first == 0 || now < 32) configure_rows(now);
-      block_products(*weights[which], panel, operand, first, now, block);
-      put(block, *weights[which], panel, first, now, y[which], y_strides[which]);
+  Work work(rows, weights[0]->in_padded, panels);
+  auto* sums = static_cast<float*>(w.scratch(work.group_size * work.sums_size() * sizeof(float)));
+  int64_t inputs = work.part_inputs(), width = work.in_padded;
+  configure_rows(rows);
+  for (int64_t piece = w.claim(); piece < work.pieces; piece = w.claim()) {
+    int64_t row = work.first_row(piece), now = work.row_count(piece);
+    int64_t begin = work.first_panel(piece), end = work.end_panel(piece);
+    for (int64_t from = 0; from < width; from += inputs) {
+      Part part{row, now, from, from + inputs < width ? from + inputs : width};
+      for (int64_t panel = begin; panel < end; ++panel) {
+        int64_t own = panel, which = matrix_of(weights, own);
+        Sums to = sums + (panel - begin) * work.sums_size();
+        part_products(*weights[which], own, operand, rows, part, to);
+        if (part.to == width) put(to, *weights[which], own, row, now, y[which], y_strides[which]);
+      }
     }
   }
 }
 
+// y null: the result goes to `next`, the operand of a product that takes gate.out inputs.
 inline void multiply_gated_bf16(const Linear& gate, const Linear& up, const void* operand,
-                                int64_t rows, float* y, int64_t y_stride, Worker& w) {
-  Block gates, ups;
-  for (int64_t panel = w.claim(); panel < gate.out_padded / kPanel; panel = w.claim()) {
-    for (int64_t first = 0; first < rows; first += 32) {
-      int64_t now = rows - first < 32 ? rows - first : 32;
-      if (first == 0 || now < 32) configure_rows(now);
-      block_products(gate, panel, operand, first, now, gates);
-      block_products(up, panel, operand, first, now, ups);
-      put_gated(gates, ups, gate, up, panel, first, now, y, y_stride);
+                                int64_t rows, float* y, int64_t y_stride, void* next, Worker& w) {
+  Work work(rows, gate.in_padded, gate.out_padded / kPanel);
+  int64_t size = work.sums_size(), inputs = work.part_inputs(), width = work.in_padded;
+  auto* sums = static_cast<float*>(w.scratch(2 * work.group_size * size * sizeof(float)));
+  configure_rows(rows);
+  for (int64_t piece = w.claim(); piece < work.pieces; piece = w.claim()) {
+    int64_t row = work.first_row(piece), now = work.row_count(piece);
+    int64_t begin = work.first_panel(piece), end = work.end_panel(piece);
+    for (int64_t from = 0; from < width; from += inputs) {
+      Part part{row, now, from, from + inputs < width ? from + inputs : width};
+      for (int64_t panel = begin; panel < end; ++panel) {
+        Sums gates = sums + (panel - begin) * 2 * size, ups = gates + size;
+        part_products(gate, panel, operand, rows, part, gates);
+        part_products(up, panel, operand, rows, part, ups);
+        if (part.to < width) continue;
+        put_gated(gates, ups, gate, up, panel, row, now, rows, y, y_stride, next);
+      }
     }
   }
 }

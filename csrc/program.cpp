@@ -51,7 +51,8 @@ void Program::finish(std::vector<int> outputs) {
 }
 
 // Products of one operand that follow each other become one op; silu(gate) * up of two such
-// products becomes a gated product. The numbers stay the same, bit for bit.
+// products becomes a gated product, which may write the operand of the product that follows. The
+// numbers stay the same, bit for bit.
 void Program::fuse() {
   std::vector<Op> fused;
   auto read_once = [&](int number) {
@@ -76,6 +77,14 @@ void Program::fuse() {
     }
   }
   ops_ = std::move(fused);
+  for (size_t i = 0; i + 1 < ops_.size(); ++i) {
+    Op &gated = ops_[i], &next = ops_[i + 1];
+    if (kernels_.gated_to_operand && gated.kind == OpKind::gated && next.kind == OpKind::linear &&
+        next.in[0] == gated.out[0] && read_once(gated.out[0]) &&
+        gated.weights[0]->type == WeightType::bf16 && next.weights[0]->type == WeightType::bf16) {
+      gated.direct = next.direct = true;
+    }
+  }
 }
 
 // Values whose lives do not overlap share a buffer.
@@ -173,13 +182,15 @@ void Program::run(const StepBatch& batch) {
   for (size_t i = 0; i < slots_.size(); ++i) {
     slots_[i].reserve(most * slot_widths_[i] * sizeof(float) + 64);
   }
-  size_t operand = 0;
+  size_t operand = 0, next = 0;
   for (const Op& op : ops_) {
     if (op.kind != OpKind::linear && op.kind != OpKind::gated) continue;
     const Linear& weight = *op.weights[0];
-    operand = std::max(operand, kernels_.operand_bytes(weight.type, most, weight.in));
+    size_t& bytes = op.direct && op.kind == OpKind::linear ? next : operand;
+    bytes = std::max(bytes, kernels_.operand_bytes(weight.type, most, weight.in));
   }
   operand_.reserve(operand);
+  next_operand_.reserve(next);
   for (Plan& plan : plans_) {
     plan_attention(*plan.plan, batch.groups.at(plan.group), specs_[plan.spec]->spec);
   }
@@ -196,12 +207,17 @@ void Program::step(const StepBatch& batch, Worker& w) {
 void Program::run_products(const Op& op, const StepBatch& batch, Worker& w) {
   int64_t rows = rows_of_value(op.in[0], batch);
   const Linear& first = *op.weights[0];
-  kernels_.convert(first.type, read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
-                   operand_.data(), w);
-  w.barrier();
+  bool converted = op.direct && op.kind == OpKind::linear;
+  void* operand = converted ? next_operand_.data() : operand_.data();
+  if (!converted) {
+    kernels_.convert(first.type, read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
+                     operand, w);
+    w.barrier();
+  }
   if (op.kind == OpKind::gated) {
-    kernels_.multiply_gated(first, *op.weights[1], operand_.data(), rows, at(op.out[0]),
-                            values_[op.out[0]].width, w);
+    kernels_.multiply_gated(first, *op.weights[1], operand, rows,
+                            op.direct ? nullptr : at(op.out[0]), values_[op.out[0]].width,
+                            next_operand_.data(), w);
     return;
   }
   constexpr size_t kMost = 8;
@@ -214,7 +230,7 @@ void Program::run_products(const Op& op, const StepBatch& batch, Worker& w) {
       strides[i] = values_[op.out[start + i]].width;
     }
     if (start > 0) w.barrier();
-    kernels_.multiply(op.weights.data() + start, y, strides, count, operand_.data(), rows, w);
+    kernels_.multiply(op.weights.data() + start, y, strides, count, operand, rows, w);
   }
 }
 

@@ -43,6 +43,7 @@ struct Op {
   const Table* table = nullptr;  // embed
   float eps = 0;
   bool flag = false;                   // embed: by position, not by token id; gelu: tanh form
+  bool direct = false;                 // gated: to the operand of the next op; linear: from there
   int64_t heads = 0;                   // qk_norm
   int group = 0, layer = 0, spec = 0;  // rope_write_kv, attention
 };
@@ -116,7 +117,7 @@ class Program {
   std::vector<Plan> plans_;
   std::vector<int64_t> slot_widths_;
   std::vector<Buffer> slots_;
-  Buffer operand_;
+  Buffer operand_, next_operand_;
 };
 
 }  // namespace kveik

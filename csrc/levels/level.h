@@ -49,13 +49,13 @@ inline void multiply(const Linear* const* weights, float* const* y, const int64_
 }
 
 inline void multiply_gated(const Linear& gate, const Linear& up, const void* operand, int64_t rows,
-                           float* y, int64_t y_stride, Worker& w) {
+                           float* y, int64_t y_stride, void* next, Worker& w) {
 #if KVEIK_INT
   if (gate.type != WeightType::bf16) {
     return multiply_gated_int(gate, up, operand, rows, y, y_stride, w);
   }
 #endif
-  multiply_gated_bf16(gate, up, operand, rows, y, y_stride, w);
+  multiply_gated_bf16(gate, up, operand, rows, y, y_stride, next, w);
 }
 
 inline const Kernels kTable = {
@@ -64,6 +64,7 @@ inline const Kernels kTable = {
     convert,
     multiply,
     multiply_gated,
+    true,
     rms_norm,
     layer_norm,
     silu_mul,

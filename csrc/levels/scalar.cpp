@@ -63,7 +63,7 @@ void multiply(const Linear* const* weights, float* const* y, const int64_t* y_st
 }
 
 void multiply_gated(const Linear& gate, const Linear& up, const void* operand, int64_t rows,
-                    float* y, int64_t y_stride, Worker& w) {
+                    float* y, int64_t y_stride, void*, Worker& w) {
   if (w.index != 0) return;
   for (int64_t row = 0; row < rows; ++row) {
     for (int64_t column = 0; column < gate.out; ++column) {
@@ -139,8 +139,8 @@ void embed(const Table& table, const int64_t* ids, const float* added, int64_t r
 }
 
 const Kernels kTable = {
-    "scalar", operand_bytes, convert, multiply, multiply_gated, rms_norm, layer_norm,
-    silu_mul, gelu,          add,     embed,    nullptr,        nullptr,
+    "scalar",   operand_bytes, convert, multiply, multiply_gated, false,   rms_norm,
+    layer_norm, silu_mul,      gelu,    add,      embed,          nullptr, nullptr,
 };
 
 }  // namespace scalar
