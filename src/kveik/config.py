@@ -92,6 +92,9 @@ class EngineConfig:
     served_model_name: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    weights: Literal["auto", "bf16", "int8", "int4"] = "auto"  # how matrices are kept
+    kernels: Literal["auto", "reference", "portable", "avx2", "avx512", "amx"] = "auto"
+    threads: int | None = None  # of the native kernels; None: the cores this process may use
     max_model_len: int | None = None  # tokens
     block_size: int = 16  # tokens; a divisor of 64 (the KV tile of the kernels)
     kv_memory: int | None = None  # bytes; None: a quarter of the memory that is free at start
@@ -155,6 +158,7 @@ _POSITIVE = (
     "max_num_batched_tokens",
     "max_queued_requests",
     "max_queued_tokens",
+    "threads",
     "rope_theta",
     "session_idle",
 )
@@ -189,6 +193,19 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     Option("served_model_name", "text", "Model id that clients see; default: the model"),
     Option("dtype", "text", "Of the weights", ("auto", "float32", "bfloat16")),
     Option("kv_dtype", "text", "Of keys and values", ("auto", "float32", "bfloat16")),
+    Option(
+        "weights",
+        "text",
+        "How matrices are kept; int8 and int4 are made at the first load",
+        ("auto", "bf16", "int8", "int4"),
+    ),
+    Option(
+        "kernels",
+        "text",
+        "Kernels to compute with; default: the fastest that this machine has",
+        ("auto", "reference", "portable", "avx2", "avx512", "amx"),
+    ),
+    Option("threads", "integer", "Threads of the kernels; default: the cores it may use"),
     Option("max_model_len", "integer", "Longest sequence in tokens; default: the model's"),
     Option("block_size", "integer", "Tokens of one KV block, a divisor of 64"),
     Option(

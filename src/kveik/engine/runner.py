@@ -108,6 +108,7 @@ class Runner:
 
     def __init__(self, model: Model, ops: Ops, store: KvStore, block_size: int) -> None:
         self._model = model
+        self._forward = ops.capture(model.forward, 0)
         self._ops = ops
         self._store = store
         self._block_size = block_size
@@ -137,7 +138,7 @@ class Runner:
         if not sequences:
             return ()
         readouts = _Readouts(sequences)
-        logits = self._model.forward(self._batch(sequences, readouts.rows), self._store.arenas)
+        logits = self._forward(self._batch(sequences, readouts.rows), self._store.arenas)
         sampled = self._ops.sample(logits, readouts.sample_rows) if readouts.rows else []
         return readouts.results(sampled)
 

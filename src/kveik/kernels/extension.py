@@ -30,7 +30,7 @@ def native_extension() -> Extension:
     try:
         return Extension(importlib.import_module("kveik.kernels._native"))
     except ModuleNotFoundError:
-        others = sorted(path.name for path in Path(__file__).parent.glob("_native.*"))
+        others = sorted(path.name for path in Path(__file__).parent.glob("_native.*.so"))
         if others:
             return Extension(None, f"built for another Python ({others[0]}): install kveik again")
         return Extension(None, NOT_BUILT)

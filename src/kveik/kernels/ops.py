@@ -165,6 +165,7 @@ class Ops:
     name: str  # "reference"
     level: str  # human-readable dispatch level, shown by `kveik info`
     numerics_version: str  # part of the engine fingerprint: changes when any bit may change
+    dtype: str  # what weights and K/V are kept in unless asked otherwise: "float32" or "bfloat16"
 
     # memory: zeroed arrays; int64 buffers up (array.array('q') or a sequence of ints, with a
     # shape), nested Python lists down

@@ -57,6 +57,7 @@ def reference_ops() -> Ops:
         name="reference",
         level=f"numpy {np.__version__} ({_instruction_set()})",
         numerics_version=f"{NUMERICS}/{_numerics_probe()}",
+        dtype="float32",
         allocate=allocate,
         allocate_kv=allocate_kv,
         upload=upload,

@@ -22,9 +22,7 @@ from kveik.models.weights import Weights
 Progress = Callable[[str, float], None]
 """progress(stage, share done 0..1)"""
 
-# auto is float32 for both: the reference kernels compute in float32, so narrower weights or K/V
-# would be widened at every use, slower and no more exact.
-_DTYPES: Mapping[str, str] = {"auto": "float32", "float32": "float32", "bfloat16": "bfloat16"}
+_DTYPES = ("auto", "float32", "bfloat16")
 _ITEMSIZES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
 
 
@@ -86,7 +84,8 @@ def load_model(
     dtype "bfloat16" rounds weights to bf16 values (the reference kernels still compute in
     float32). rope_scaling: JSON object that replaces the one of config.json. Raises
     ModelLoadError naming file and remedy, ConfigError for an option that cannot be used."""
-    dtype, kv_dtype = _dtype("dtype", dtype), _dtype("kv_dtype", kv_dtype)
+    dtype = _dtype("dtype", dtype, ops)
+    kv_dtype = _dtype("kv_dtype", kv_dtype, ops)
     options = RopeOptions.parse(rope_theta, rope_scaling)
     folder = hub.resolve(path_or_id, hub_token)
     architecture = read_architecture(folder, options)
@@ -159,10 +158,11 @@ class _Counter:
             self._progress("weights", self._count / self._total)
 
 
-def _dtype(name: str, value: str) -> str:
+def _dtype(name: str, value: str, ops: Ops) -> str:
+    """auto is what the backend computes with: narrower would be widened at every use."""
     if value not in _DTYPES:
         raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(_DTYPES)}", param=name)
-    return _DTYPES[value]
+    return ops.dtype if value == "auto" else value
 
 
 def _max_model_len(asked: int | None, architecture: Architecture) -> int:

@@ -1,0 +1,52 @@
+"""Which backend computes: the native kernels where they are and can, else numpy."""
+
+from __future__ import annotations
+
+import logging
+
+from kveik.config import EngineConfig
+from kveik.errors import ConfigError
+from kveik.kernels.extension import native_extension
+from kveik.kernels.ops import Ops
+from kveik.kernels.reference import reference_ops
+
+_log = logging.getLogger(__name__)
+
+
+def choose_ops(config: EngineConfig) -> Ops:
+    """The backend that `config` asks for. float32 weights are computed with by numpy only.
+
+    Raises ConfigError for kernels that this machine or this install does not have."""
+    asked = config.kernels
+    if asked == "reference" or (asked == "auto" and config.dtype == "float32"):
+        return _reference(config)
+    module, missing = native_extension()
+    if module is None:
+        if asked != "auto":
+            raise ConfigError(f"kernels is {asked!r}: {missing}", param="kernels")
+        _log.warning("computing with numpy, slower: native kernels %s", missing)
+        return _reference(config)
+    if config.dtype == "float32":
+        raise ConfigError(
+            f"kernels is {asked!r} but dtype is 'float32': they keep weights in bfloat16; "
+            "leave dtype out, or use kernels reference",
+            param="kernels",
+        )
+    found = [level for level in module.levels() if level != "scalar"]
+    if asked not in ("auto", *found):
+        raise ConfigError(
+            f"kernels is {asked!r}: this machine has {', '.join(found)}", param="kernels"
+        )
+    from kveik.kernels.native import native_ops  # only where the extension is
+
+    return native_ops(None if asked == "auto" else asked, config.threads)
+
+
+def _reference(config: EngineConfig) -> Ops:
+    if config.weights in ("int8", "int4"):
+        raise ConfigError(
+            f"weights is {config.weights!r}: only the native kernels quantise; leave kernels and "
+            "dtype at auto, or weights out",
+            param="weights",
+        )
+    return reference_ops()
