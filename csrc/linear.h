@@ -237,30 +237,34 @@ struct Part {
   int64_t row, count, from, to;
 };
 
-// `count` rows x one panel: every lane of the sums is one column.
+#if defined(__AVX512F__)
+constexpr int kRowsAtOnce = 4;
+#else
+constexpr int kRowsAtOnce = 2;
+#endif
+
+// `count` rows x one panel: every lane of the sums is one column, even and odd inputs apart.
 template <int count>
 inline void row_products(const float* a, int64_t stride, const bf16* b, int64_t in_padded,
                          Sums out) {
-  F32 sums[count][2] = {};
+  F32 even[count][2] = {}, odd[count][2] = {};
   for (int64_t pair = 0; pair < in_padded / 2; ++pair) {
     // two inputs: pair / 16 picks the tiles of a step, pair % 16 the line within each
     const bf16* line = b + pair / 16 * 2 * kTile + pair % 16 * 32;
-    U32 left, right;
-    std::memcpy(&left, line, sizeof left);
-    std::memcpy(&right, line + kTile, sizeof right);
-    F32 even[2] = {as_float(left << 16), as_float(right << 16)};
-    F32 odd[2] = {as_float(left & 0xffff0000u), as_float(right & 0xffff0000u)};
-    for (int i = 0; i < count; ++i) {
-      const float* x = a + i * stride + 2 * pair;
-      sums[i][0] += even[0] * x[0];
-      sums[i][1] += even[1] * x[0];
-      sums[i][0] += odd[0] * x[1];
-      sums[i][1] += odd[1] * x[1];
+    for (int side = 0; side < 2; ++side) {
+      U32 both;
+      std::memcpy(&both, line + side * kTile, sizeof both);
+      F32 first = as_float(both << 16), second = as_float(both & 0xffff0000u);
+      for (int i = 0; i < count; ++i) {
+        const float* x = a + i * stride + 2 * pair;
+        even[i][side] += first * x[0];
+        odd[i][side] += second * x[1];
+      }
     }
   }
   for (int i = 0; i < count; ++i) {
-    store(out + i * kPanel, sums[i][0]);
-    store(out + i * kPanel + kLanes, sums[i][1]);
+    store(out + i * kPanel, even[i][0] + odd[i][0]);
+    store(out + i * kPanel + kLanes, even[i][1] + odd[i][1]);
   }
 }
 
@@ -269,8 +273,8 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
   int64_t stride = weight.in_padded, row = 0;
   const auto* a = static_cast<const float*>(operand) + part.row * stride;
   const bf16* b = static_cast<const bf16*>(weight.data) + panel * kPanel * stride;
-  for (; row + 4 <= part.count; row += 4) {
-    row_products<4>(a + row * stride, stride, b, stride, sums + row * kPanel);
+  for (; row + kRowsAtOnce <= part.count; row += kRowsAtOnce) {
+    row_products<kRowsAtOnce>(a + row * stride, stride, b, stride, sums + row * kPanel);
   }
   for (; row < part.count; ++row) {
     row_products<1>(a + row * stride, stride, b, stride, sums + row * kPanel);

@@ -196,8 +196,9 @@ class _Backend:
             return
 
         def write(p: _native.Program, values: list[int]) -> int:
-            p.rope_write_kv(*values, 0, layer, fields)
-            return p.add(*values)  # a program has an output
+            keys, vals = values
+            p.rope_write_kv(keys, vals, 0, layer, fields)
+            return p.add(keys, vals)  # a program has an output
 
         self._eager(write, k, v, group=group, arena=arena)
 
