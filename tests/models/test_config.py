@@ -168,7 +168,7 @@ def test_unknown_model_type_lists_what_is_supported(tmp_path: Path) -> None:
         ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
         ({"rope_scaling": [1]}, "rope_scaling is [1]"),
         ({"rope_parameters": {"full_attention": {}}}, "differ between layers"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is set"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: quant_method is None"),
         ({"layer_types": ["sliding_attention"] * 32}, "layer_types"),
         ({"layer_types": ["full_attention"]}, "layer_types: expected 32 entries"),
     ],

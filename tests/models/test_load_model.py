@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,42 @@ def test_dtype_bfloat16_rounds_the_weights(tiny_folder: Folder, ops: Ops, tmp_pa
     stored = logits_of(load_model(str(rounded), ops).model, ops)
     assert np.array_equal(logits_of(narrow.model, ops), stored)
     assert not np.array_equal(logits_of(load_model(str(tiny_folder()), ops).model, ops), stored)
+
+
+@pytest.mark.parametrize("stored", ["float64", "float32", "float16", "bfloat16"])
+def test_weights_reach_the_backend_as_views_of_the_file(
+    ops: Ops, tmp_path: Path, stored: str
+) -> None:
+    seen: list[np.ndarray] = []
+
+    def pack(array: Any, kind: Any, bias: Any) -> Any:
+        seen.append(array)
+        return ops.pack_weight(array, kind, bias)
+
+    tiny.tiny_llama(tmp_path, dtype=stored)
+    load_model(str(tmp_path), replace(ops, pack_weight=pack))
+    assert {array.dtype.name for array in seen} == {stored}
+    assert not any(array.flags.owndata or array.flags.writeable for array in seen)
+
+
+def test_a_file_whose_data_begins_at_an_odd_byte(
+    tiny_folder: Folder, ops: Ops, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_folder(), tmp_path / "odd")
+    raw = (folder / "model.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].rstrip()
+    header += b" " * (len(header) % 2 + 1)
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + raw[8 + length :]
+    )
+    taken = checkpoint.Checkpoint.open(folder).take("model.norm.weight")
+    assert len(header) % 2
+    assert taken.flags.aligned
+    expected = load_model(str(tiny_folder()), ops).model
+    assert np.array_equal(
+        logits_of(load_model(str(folder), ops).model, ops), logits_of(expected, ops)
+    )
 
 
 def logits_of(model: Any, ops: Ops) -> np.ndarray:

@@ -7,7 +7,7 @@ known to change the arithmetic of some checkpoint are refused unless they are ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from kveik.cache.segments import KvGroup
 from kveik.errors import ConfigError, ModelLoadError
 from kveik.kernels.ops import AttentionSpec, RopeSpec
 from kveik.models.fields import Fields, read_json
+from kveik.models.quantization_config import Quantization, read_quantization
 from kveik.models.rope import RopeOptions, read_rope
 
 _LARGEST = 1 << 24  # no width, vocabulary or layer count of a real checkpoint comes near
@@ -44,6 +45,7 @@ class Architecture:
     mlp_bias: bool = False
     qk_norm: bool = False
     gelu: Literal["tanh", "erf"] = "tanh"
+    quantization: Quantization | None = None
 
     @property
     def num_layers(self) -> int:
@@ -87,12 +89,18 @@ def read_architecture(folder: Path, options: RopeOptions | None = None) -> Archi
             f"model_type {model_type!r} is not supported; supported: {', '.join(_FAMILIES)}"
         )
     _refuse_arithmetic(fields)
-    return _FAMILIES[model_type](fields, options or RopeOptions())
+    quantization = read_quantization(fields)
+    if quantization is not None and model_type not in _QUANTIZED:
+        raise fields.fail(
+            f"quantization_config is set, which is read for {', '.join(_QUANTIZED)} only, not for "
+            f"{model_type}; use a checkpoint without it"
+        )
+    architecture = _FAMILIES[model_type](fields, options or RopeOptions())
+    return replace(architecture, quantization=quantization)
 
 
 # Keys that would change the arithmetic, with the values that do not.
 _NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "quantization_config": (None,),
     "quantization": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
@@ -338,3 +346,6 @@ _FAMILIES: Mapping[str, Callable[[Fields, RopeOptions], Architecture]] = {
     "gpt2": _gpt2,
     "gpt_neo": _gpt_neo,
 }
+
+_QUANTIZED = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose matrices are linear layers [out, in] of which each has a name of its own."""

@@ -34,8 +34,14 @@ _DTYPES: Mapping[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+# What quantised weights are stored in.
+_INTEGERS: Mapping[str, np.dtype[Any]] = {
+    "I8": np.dtype(np.int8),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
 # Sizes of what may stand beside the weights (masks, counters); never read.
-_OTHER_SIZES: Mapping[str, int] = {"BOOL": 1, "U8": 1, "I8": 1, "I16": 2, "I32": 4, "I64": 8}
+_OTHER_SIZES: Mapping[str, int] = {"BOOL": 1, "U8": 1, "I16": 2}
 
 _HASH_EVERYTHING_BYTES = 64 * 1024 * 1024
 _SAMPLES, _SAMPLE_BYTES = 256, 16 * 1024
@@ -89,8 +95,21 @@ class Checkpoint:
             entries[short] = entry
         return Checkpoint(entries, self._files)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], ignored: Sequence[str] = ()) -> None:
-        """Exactly the `expected` names and shapes; `ignored` are endings of harmless extras."""
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._entries[name].file
+
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        ignored: Sequence[str] = (),
+        dtypes: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """Exactly the `expected` names and shapes; `ignored` are endings of harmless extras.
+        dtypes: of tensors that may be of others than the float ones."""
         missing = [name for name in expected if name not in self._entries]
         if missing:
             raise ModelLoadError(
@@ -99,21 +118,21 @@ class Checkpoint:
             )
         for name, entry in self._entries.items():
             if name in expected:
-                _check_tensor(name, entry, expected[name])
+                _check_tensor(name, entry, expected[name], (dtypes or {}).get(name, tuple(_DTYPES)))
         extra = [name for name in self._entries if name not in expected]
         unexpected = [name for name in extra if not name.endswith(tuple(ignored))]
         if unexpected:
             raise ModelLoadError(
                 f"{self._entries[unexpected[0]].file}: unexpected {_some('tensor', unexpected)}; "
                 "config.json does not describe these weights (a wrong model_type or flag, an "
-                "adapter, a quantised checkpoint)"
+                "adapter, quantised without a quantization_config that says so)"
             )
 
     def take(self, name: str) -> np.ndarray[Any, np.dtype[Any]]:
         """A tensor in its stored dtype: a read-only view of the file, a copy only where the file
         has it at an odd address."""
         entry = self._entries[name]
-        stored = _DTYPES[entry.dtype]
+        stored = _DTYPES.get(entry.dtype) or _INTEGERS[entry.dtype]
         count = math.prod(entry.shape)
         data = np.frombuffer(self._map(entry.file), dtype=stored, count=count, offset=entry.start)
         return (data if data.flags.aligned else data.copy()).reshape(entry.shape)
@@ -282,8 +301,9 @@ def _check_extents(
 
 
 def _itemsize(file: Path, name: str, dtype: str) -> int:
-    if dtype in _DTYPES:
-        return _DTYPES[dtype].itemsize
+    for known in (_DTYPES, _INTEGERS):
+        if dtype in known:
+            return known[dtype].itemsize
     if dtype in _OTHER_SIZES:
         return _OTHER_SIZES[dtype]
     raise ModelLoadError(
@@ -291,16 +311,18 @@ def _itemsize(file: Path, name: str, dtype: str) -> int:
     )
 
 
-def _check_tensor(name: str, entry: TensorEntry, shape: tuple[int, ...]) -> None:
+def _check_tensor(
+    name: str, entry: TensorEntry, shape: tuple[int, ...], dtypes: Sequence[str]
+) -> None:
     if entry.shape != shape:
         raise ModelLoadError(
             f"{entry.file}: tensor {name} has shape {list(entry.shape)}, config.json asks for "
             f"{list(shape)}; they do not belong together"
         )
-    if entry.dtype not in _DTYPES:
+    if entry.dtype not in dtypes:
         raise ModelLoadError(
             f"{entry.file}: tensor {name}: dtype {entry.dtype} is not supported for weights; "
-            f"supported: {', '.join(_DTYPES)}"
+            f"supported: {', '.join(dtypes)}"
         )
 
 

@@ -3,6 +3,7 @@ options, config.json, headers of the weights, then the weights themselves."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,11 @@ from kveik.models import decoder, gpt2, hub
 from kveik.models.architecture import Architecture, read_architecture
 from kveik.models.checkpoint import Checkpoint
 from kveik.models.generation import read_generation
+from kveik.models.quantized import stored_tensors
 from kveik.models.rope import RopeOptions
-from kveik.models.weights import Weights
+from kveik.models.weights import StoredMatrix, Weights
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float], None]
 """progress(stage, share done 0..1)"""
@@ -91,10 +95,18 @@ def load_model(
     architecture = read_architecture(folder, options)
     limit = _max_model_len(max_model_len, architecture)
     generation = read_generation(folder, architecture.vocab_size)
-    checkpoint, shapes = _open(folder, architecture)
-    weights = Weights(checkpoint, ops, dtype, _Counter(progress, len(shapes)))
+    checkpoint, shapes, quantized = _open(folder, architecture)
+    weights = Weights(checkpoint, ops, dtype, _Counter(progress, len(shapes)), quantized)
     build = gpt2.build if architecture.model_type in _GPT else decoder.build
     network = build(architecture, ops, weights)
+    if weights.dequantized:
+        _log.warning(
+            "%s: %d of %d quantised matrices were dequantised at load and take the room of plain "
+            "ones: groups out of order (desc_act) or of unequal size, or zero points of 8 bits",
+            folder,
+            len(weights.dequantized),
+            len(quantized),
+        )
     model = Network(
         groups=architecture.groups(block_size, _ITEMSIZES[kv_dtype]),
         num_kv_heads=architecture.num_kv_heads,
@@ -130,10 +142,14 @@ _LAYERS = ("model.layers.", "h.")
 _GPT = ("gpt2", "gpt_neo")
 
 
+Shapes = dict[str, tuple[int, ...]]
+
+
 def _open(
     folder: Path, architecture: Architecture
-) -> tuple[Checkpoint, dict[str, tuple[int, ...]]]:
-    """The checked checkpoint and the shapes of its tensors."""
+) -> tuple[Checkpoint, Shapes, dict[str, StoredMatrix]]:
+    """The checked checkpoint, the shapes of its tensors as if none were quantised, and those
+    matrices that are."""
     checkpoint = Checkpoint.open(folder)
     gpt = architecture.model_type in _GPT
     if gpt:
@@ -141,9 +157,42 @@ def _open(
     family = gpt2 if gpt else decoder
     # A tied head may be stored a second time; the embedding is what counts.
     tied = ("lm_head.weight",) if architecture.tied_head else ()
+    ignored = architecture.quantization.ignored if architecture.quantization else ()
     shapes = family.tensor_shapes(architecture)
-    checkpoint.check(shapes, (*family.IGNORED, *tied))
-    return checkpoint, shapes
+    quantized = _quantized(architecture, shapes, checkpoint)
+    stored = dict(shapes)
+    dtypes: dict[str, tuple[str, ...]] = {}
+    for name, matrix in quantized.items():
+        del stored[name + ".weight"]
+        tensors = stored_tensors(matrix.scheme, matrix.rows, matrix.columns)
+        for part in matrix.parts:
+            stored[f"{name}.{part}"] = tensors[part].shape
+            dtypes[f"{name}.{part}"] = tensors[part].dtypes
+    checkpoint.check(stored, (*family.IGNORED, *tied, *ignored), dtypes)
+    return checkpoint, shapes, quantized
+
+
+def _quantized(
+    architecture: Architecture, shapes: Shapes, checkpoint: Checkpoint
+) -> dict[str, StoredMatrix]:
+    """The matrices that config.json says are quantised, by name without ".weight"."""
+    found: dict[str, StoredMatrix] = {}
+    for name, shape in shapes.items():
+        module = name.removesuffix(".weight")
+        if architecture.quantization is None or len(shape) != 2:
+            continue
+        scheme = architecture.quantization.scheme(module)
+        if scheme is None:
+            continue
+        rows, columns = shape
+        parts = tuple(
+            part
+            for part, tensor in stored_tensors(scheme, rows, columns).items()
+            if not tensor.optional
+            or (f"{module}.{part}" in checkpoint and f"{module}.{part}" not in shapes)
+        )
+        found[module] = StoredMatrix(scheme, rows, columns, parts)
+    return found
 
 
 class _Counter:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from kveik.kernels.ops import Array, Ops, Weight
+from kveik.errors import ModelLoadError
+from kveik.kernels.ops import Array, Ops, QuantizedArray, Weight
 from kveik.models.architecture import Architecture
 from kveik.models.checkpoint import Checkpoint
+from kveik.models.quantized import Scheme, read_matrix
 
 
 class LayerPlace(NamedTuple):
@@ -32,20 +34,55 @@ def places(architecture: Architecture) -> tuple[LayerPlace, ...]:
     return tuple(found[layer] for layer in range(architecture.num_layers))
 
 
+class StoredMatrix(NamedTuple):
+    """A matrix [rows, columns] that lies quantised in the checkpoint, in tensors `name`.part."""
+
+    scheme: Scheme
+    rows: int
+    columns: int
+    parts: Sequence[str]
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
     """Packs tensors by name, as the file stores them; `dtype` "bfloat16" rounds them to bf16.
-    done(): called after each tensor."""
+
+    done(): called after each tensor. quantized: by name, without ".weight". dequantized: names of
+    those that `QuantizedArray` cannot describe, so that they were packed as plain matrices."""
 
     checkpoint: Checkpoint
     ops: Ops
     dtype: str
     done: Callable[[], None]
+    quantized: Mapping[str, StoredMatrix] = field(default_factory=dict)
+    dequantized: list[str] = field(default_factory=list)
 
     def array(self, name: str) -> Array:
         """A tensor on the host, of the dtype of the file or bfloat16."""
         values = self.checkpoint.take(name)
         self.done()
+        return self._rounded(values)
+
+    def matrix(self, name: str) -> Array | QuantizedArray:
+        """`name`.weight [out, in], or what is stored in its place."""
+        stored = self.quantized.get(name)
+        if stored is None:
+            return self.array(name + ".weight")
+        parts = {part: self.checkpoint.take(f"{name}.{part}") for part in stored.parts}
+        try:
+            matrix = read_matrix(stored.scheme, stored.rows, stored.columns, parts)
+        except ValueError as error:
+            file = self.checkpoint.file(f"{name}.{stored.parts[0]}")
+            raise ModelLoadError(
+                f"{file}: {name}: {error}; quantize the model again or use another checkpoint"
+            ) from error
+        self.done()
+        if isinstance(matrix, QuantizedArray):
+            return matrix
+        self.dequantized.append(name)
+        return self._rounded(matrix)
+
+    def _rounded(self, values: Array) -> Array:
         if self.dtype == "bfloat16" and values.dtype != ml_dtypes.bfloat16:
             # through float32 first: float64 is rounded twice, like the other dtypes of the engine
             return values.astype(np.float32, copy=False).astype(ml_dtypes.bfloat16)
@@ -54,7 +91,7 @@ class Weights:
     def linear(self, name: str, bias: bool) -> Weight:
         """`name`.weight [out, in] with `name`.bias [out]."""
         vector = self.array(name + ".bias") if bias else None
-        return self.ops.pack_weight(self.array(name + ".weight"), "linear", vector)
+        return self.ops.pack_weight(self.matrix(name), "linear", vector)
 
     def embedding(self, name: str) -> Weight:
         """`name`.weight [V, H], for `embed`."""
@@ -64,7 +101,7 @@ class Weights:
         """`name`.weight for `embed` and `head`.weight for `logits`, both [V, H]. A tied head is the
         embedding, packed a second time: rows are looked up, columns are multiplied."""
         table = self.array(name + ".weight")
-        rows = table if tied else self.array(head + ".weight")
+        rows = table if tied else self.matrix(head)
         pack = self.ops.pack_weight
         return pack(table, "embedding", None), pack(rows, "linear", None)
 
