@@ -117,8 +117,8 @@ def read_matrix(
         points = None if zeros is None else zeros.astype(np.uint8)
         return QuantizedArray(values, scales, points, scheme.bits, group)
     differences = values.astype(np.int16)
-    differences -= middle if zeros is None else zeros.astype(np.int16)[:, order]
-    plain = scales[:, order]
+    differences -= middle if zeros is None else _spread_groups(zeros.astype(np.int16), order)
+    plain = _spread_groups(scales, order)
     plain *= differences
     return plain
 
@@ -153,9 +153,12 @@ def _gptq(scheme: Scheme, rows: int, columns: int, parts: Mapping[str, Host]) ->
 
 def _awq(scheme: Scheme, rows: int, columns: int, parts: Mapping[str, Host]) -> _Unpacked:
     def outputs(words: Host) -> Host:
-        """int32 [n, O / 8] -> [O, n]"""
-        eights = unpack(words, scheme.bits).reshape(len(words), -1, 8)
-        return eights[:, :, np.argsort(AWQ_ORDER)].reshape(len(words), -1)[:, :rows].T
+        """int32 [n, O / 8] -> uint8 [O, n]"""
+        turned = np.ascontiguousarray(words.T)  # [O / 8, n]
+        eights = np.empty((len(turned), 8, len(words)), np.uint8)
+        for place, output in enumerate(AWQ_ORDER):
+            eights[:, output] = turned >> (4 * place) & 15
+        return eights.reshape(-1, len(words))[:rows]
 
     return _Unpacked(
         _centred(outputs(parts["qweight"]), scheme.bits),
@@ -230,6 +233,11 @@ def _spread(
 
 def _float32(stored: Host) -> Floats:
     return np.ascontiguousarray(stored, dtype=np.float32)
+
+
+def _spread_groups(per_group: Host, order: Host) -> Host:
+    """[O, G] -> [O, I]; order is within bounds ("clip" only spares the proof for each number)."""
+    return per_group.take(order, axis=1, mode="clip")
 
 
 def _checked_order(order: Host, groups: int) -> Host:
