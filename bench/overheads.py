@@ -5,7 +5,8 @@ returns what lies ready and sampling takes prepared tokens. So a step's time is 
 to that of the kernels.
 
     plan     inbox, deadlines, StepPlan            run      batch layout, sampling rows, results
-    apply    tokens accepted, blocks published     deliver  events out (text and sinks)
+    apply    tokens accepted, blocks published     deliver  texts and sinks (a server makes them
+                                                            on another thread)
 
 Time per step is the mean over whole blocks of tokens (what happens at the end of a block is in
 it), the best of several runs; each sequence has a prompt of its own, so nothing is shared.
@@ -150,7 +151,7 @@ def measure(report: Report, sequences: int, context: int, steps: int, rounds: in
     steady(engine, sequences, context, random.Random(sequences + context))
     watch.wrap(engine._runner, "run", "run")
     watch.wrap(engine._scheduler, "apply", "apply")
-    watch.wrap(engine, "_deliver", "deliver")
+    watch.wrap(engine._outbox, "send", "deliver")
     mean, largest, parts = min(run_of(engine, watch, steps) for _ in range(rounds))
     report.figure(
         f"step at b={sequences}, {context} tokens each",

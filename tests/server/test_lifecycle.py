@@ -263,15 +263,16 @@ def test_an_engine_fault_before_the_first_token(
 ) -> None:
     """Its neighbours go on, stream or not."""
     from kveik.engine.delivery import Delivery
+    from kveik.engine.sequence import TokenAccepted
 
-    token = Delivery.token
+    tell = Delivery.tell
 
-    def faulty(self: Delivery, accepted: Any) -> bool:
-        if self.request.params.seed == 666:
+    def faulty(self: Delivery, told: Any) -> int | None:
+        if self.request.params.seed == 666 and isinstance(told, TokenAccepted):
             raise RuntimeError("planted")
-        return token(self, accepted)
+        return tell(self, told)
 
-    monkeypatch.setattr(Delivery, "token", faulty)
+    monkeypatch.setattr(Delivery, "tell", faulty)
     with server.http() as http:
         for stream in (False, True):
             body = {**GOOD, "seed": 666, "stream": stream}

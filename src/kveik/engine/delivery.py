@@ -6,14 +6,15 @@ and no other (invariant 12). Nothing is sent after the ending.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TypeAlias
+
 from kveik.engine.history import Sessions, Turn
 from kveik.engine.request import (
     ChoiceDelta,
     ChoiceFinished,
-    Event,
     EventSink,
     FinishReason,
-    MissReason,
     PromptReady,
     Request,
     RequestAborted,
@@ -25,21 +26,28 @@ from kveik.engine.stop import ChoiceText, Piece
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import KveikError
 
+Ending: TypeAlias = RequestFinished | RequestFailed | RequestAborted
+Told: TypeAlias = TokenAccepted | ChoiceEnded | PromptReady | Ending
+"""What the engine's thread says of a request. Usage counts the tokens that were computed."""
+
 
 class Delivery:
-    """Sends the events of one request to its sink. Used by the engine's thread only."""
+    """Sends the events of one request to its sink. `tell` is called by one thread: the one that
+    makes texts (engine/outbox.py). has_text: the request is to have tokens at all."""
 
     def __init__(
         self, request: Request, sink: EventSink, tokenizer: Tokenizer, history: Sessions
     ) -> None:
         params = request.params
         self.request = request
+        self.has_text = params.max_tokens != 0
+        self.work: Work | None = None  # set when the scheduler has taken the request; not read here
         self._history = history
         self._turn: Turn | None = None
         self._said: list[str] = []  # by choice 0, where the turn is to be remembered
-        self.work: Work | None = None  # set when the scheduler has taken the request
-        self.ended = False
-        self.finish_reasons: dict[int, FinishReason] = {}
+        self._ended = False
+        self._tokens = 0  # told so far
+        self._finish_reasons: dict[int, FinishReason] = {}
         self._sink = sink
         self._texts = [
             ChoiceText(
@@ -61,19 +69,36 @@ class Delivery:
             request.namespace, request.directive, request.messages, request.prompt_token_ids
         )
 
-    def prompt_ready(self) -> None:
-        assert self.work is not None
-        work, rows = self.work, None
-        if self.request.params.prompt_logprobs is not None:
-            rows = (None, *work.prompt_logprobs)
-        miss = MissReason(work.miss.position, work.miss.reason) if work.miss else None
-        self._sink(PromptReady(work.cached_tokens, miss, rows, work.divergence))
+    def reason(self, told: Told) -> str | None:
+        """How the request ends with this, in the words of the metrics; None: it goes on."""
+        if isinstance(told, RequestFinished):
+            return "length" if "length" in self._finish_reasons.values() else "stop"
+        if isinstance(told, RequestFailed):
+            return "error"
+        return "abort" if isinstance(told, RequestAborted) else None
 
-    def token(self, accepted: TokenAccepted) -> bool:
-        """Send what the token adds. True: a stop string ended the choice."""
+    def tell(self, told: Told) -> int | None:
+        """Send what it brings. The choice that a stop string ended, where the engine does not know
+        that it is over."""
+        if self._ended:
+            return None
+        if isinstance(told, TokenAccepted):
+            return self._token(told)
+        if isinstance(told, ChoiceEnded):
+            self._finish(told.choice, told.finish, None)
+        elif isinstance(told, PromptReady):
+            self._sink(told)
+        else:
+            self._end(told)
+        return None
+
+    def _token(self, accepted: TokenAccepted) -> int | None:
+        """A token that was computed before the engine heard of the choice's stop string is no part
+        of it."""
         choice, token = accepted.choice, accepted.token
-        if choice in self.finish_reasons:
-            return False
+        if choice in self._finish_reasons:
+            return None
+        self._tokens += 1
         piece = self._piece(accepted)
         logprobs = () if token.logprobs is None else (token.logprobs,)
         if self._turn is not None and choice == 0:
@@ -83,11 +108,7 @@ class Delivery:
             self._finish(choice, "stop", piece.stop)
         elif accepted.finish is not None:
             self._finish(choice, accepted.finish, accepted.stop_reason)
-        return piece.stop is not None and accepted.finish is None
-
-    def choice_ended(self, ended: ChoiceEnded) -> None:
-        """A choice that was to have no token."""
-        self._finish(ended.choice, ended.finish, None)
+        return choice if piece.stop is not None and accepted.finish is None else None
 
     def _piece(self, accepted: TokenAccepted) -> Piece:
         """The text of one token; an ending token is text only where stops are to be included."""
@@ -101,12 +122,8 @@ class Delivery:
         return Piece(head.text + tail.text, tail.stop)
 
     def _finish(self, choice: int, reason: FinishReason, stop: str | int | None) -> None:
+        self._finish_reasons[choice] = reason
         self._sink(ChoiceFinished(choice, reason, stop))
-        self.finish_reasons[choice] = reason
-        if len(self.finish_reasons) == self.request.params.n:
-            assert self.work is not None
-            self._close_turn(finished=self.work.max_tokens > 0)
-            self._end(RequestFinished(self.work.usage()))
 
     def _close_turn(self, *, finished: bool) -> None:
         """Before the ending is told, so that whoever hears of it may go on from this turn."""
@@ -119,14 +136,14 @@ class Delivery:
         self._turn = None
 
     def fail(self, error: KveikError) -> None:
-        self._end(RequestFailed(error))
+        """Something went wrong while events were sent."""
+        if not self._ended:
+            self._end(RequestFailed(error))
 
-    def abort(self) -> None:
-        assert self.work is not None
-        self._end(RequestAborted(self.work.usage()))
-
-    def _end(self, event: Event) -> None:
-        self._close_turn(finished=False)
-        if not self.ended:
-            self.ended = True
-            self._sink(event)
+    def _end(self, ending: Ending) -> None:
+        self._ended = True
+        self._close_turn(finished=self.has_text and isinstance(ending, RequestFinished))
+        if not isinstance(ending, RequestFailed):
+            usage = replace(ending.usage, completion_tokens=self._tokens)
+            ending = replace(ending, usage=usage)
+        self._sink(ending)

@@ -1,12 +1,13 @@
 """The engine: one loop of plan, run, apply around the scheduler, runner and tokenizer.
 
 Two ways to drive it: offline code calls `step()` until idle on its own thread; the server calls
-`start()`, which runs the same loop on one background thread. `submit` and `abort` are safe from
-any thread: they go through an inbox and never wait for a step. A fault in one request ends that
-request and no other (invariant 12).
+`start()`, which runs the same loop on one background thread and makes texts on a second one.
+`submit` and `abort` are safe from any thread: they go through an inbox and never wait for a step. A
+fault in one request ends that request and no other (invariant 12).
 
     submit, abort -> inbox -> scheduler -> StepPlan -> runner -> StepResult -> scheduler
-                                                                     tokens -> delivery -> sinks
+                       ^                                                tokens -> outbox
+                       +-- a stop string was seen -- texts -> sinks <---------------+
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
+from kveik.engine.outbox import News, Outbox
 from kveik.engine.parts import (
     EngineInfo,
     EngineParts,
@@ -42,7 +44,13 @@ from kveik.engine.parts import (
     model_facts,
 )
 from kveik.engine.plan import StepPlan
-from kveik.engine.request import EventSink, Request
+from kveik.engine.request import (
+    EventSink,
+    Request,
+    RequestAborted,
+    RequestFailed,
+    RequestFinished,
+)
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
@@ -52,7 +60,6 @@ from kveik.engine.sequence import (
     PromptComputed,
     Queues,
     TokenAccepted,
-    WorkFailed,
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
@@ -113,16 +120,28 @@ class _Totals:
     step_seconds: float = 0.0
     stored_tokens: int = 0
     seconds_saved: float = 0.0
-    finished: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(slots=True)
-class _Arrival:
-    """An inbox entry: a request to add, or (delivery None) a handle to abort."""
+class _Arrival(NamedTuple):
+    """An inbox entry: a request to add."""
 
     handle: int
-    delivery: Delivery | None
-    seed: int = 0
+    delivery: Delivery
+    seed: int
+
+
+class _Abort(NamedTuple):
+    """An inbox entry: end a request, and say so."""
+
+    handle: int
+
+
+class _Over(NamedTuple):
+    """An inbox entry: the text of a choice is complete; choice None: of the whole request, whose
+    listener knows."""
+
+    handle: int
+    choice: int | None
 
 
 class Engine:
@@ -179,8 +198,9 @@ class Engine:
         )
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
-        self._inbox: deque[_Arrival] = deque()
+        self._inbox: deque[_Arrival | _Abort | _Over] = deque()
         self._deliveries: dict[int, Delivery] = {}  # accepted and not yet ended
+        self._finished: Counter[str] = Counter()  # by finish reason
         self._queues = Queues()  # of the inbox
         self._disturbed = False  # a verb may have left something to do
         self._accepting = True
@@ -188,6 +208,7 @@ class Engine:
         self._failure: str | None = None
         self._thread: threading.Thread | None = None
         self._handles = itertools.count()
+        self._outbox = Outbox(self._tell)
         self.named = self._named_caches(parts)
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
@@ -220,7 +241,7 @@ class Engine:
     def submit(self, request: Request, sink: EventSink) -> int:
         """Check everything, then queue. Raises InvalidRequest, ContextLengthExceeded,
         PromptTooLarge, PinBudgetExceeded, Overloaded or Unavailable before anything is allocated.
-        Returns a handle for `abort`. Events arrive on the engine's thread."""
+        Returns a handle for `abort`. Events come as `EventSink` says."""
         _check_ids(request, self.info.vocab_size)
         self._scheduler.max_tokens_for(request)
         if request.directive.pin:
@@ -244,13 +265,15 @@ class Engine:
         cached. Unknown or ended handles are ignored."""
         with self._inbox_changed:
             if handle in self._deliveries:
-                self._inbox.append(_Arrival(handle, None))
+                self._inbox.append(_Abort(handle))
                 self._inbox_changed.notify_all()
 
     def stats(self) -> EngineStats:
         with self._state:
             totals, scheduler = self._totals, self._scheduler
             conversations, conversation_bytes = self.history.sizes()
+            with self._inbox_changed:
+                finished = dict(+self._finished)
             return EngineStats(
                 cache=self._cache.stats(),
                 running=scheduler.running,
@@ -259,7 +282,7 @@ class Engine:
                 preemptions=scheduler.preemptions,
                 prompt_tokens=totals.prompt_tokens,
                 generation_tokens=totals.generation_tokens,
-                requests_finished=dict(totals.finished),
+                requests_finished=finished,
                 steps=totals.steps,
                 step_seconds=totals.step_seconds,
                 stored_tokens=totals.stored_tokens,
@@ -425,7 +448,8 @@ class Engine:
             self.token_memory.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
-            self._deliver(failures, started)
+            self._collect(failures)
+        self._outbox.send()
         if plan is None:
             return drained or bool(failures) or self._scheduler.sweeping
         launched = self._clock()
@@ -436,50 +460,82 @@ class Engine:
             self._totals.steps += 1
             self._totals.step_seconds += now - started
             self._totals.computed_tokens += sum(len(one.token_ids) for one in plan.sequences)
-            self._deliver(self._scheduler.apply(result, now), now)
+            self._collect(self._scheduler.apply(result, now))
+        self._outbox.send()
         return True
 
     def _drain_inbox(self, now: float) -> bool:
         """Hand arrivals to the scheduler. Each counts as queued until the scheduler counts it."""
         with self._inbox_changed:
-            arrivals = list(self._inbox)
+            entries = list(self._inbox)
             self._inbox.clear()
             self._queues = Queues()
-            for arrival in arrivals:
-                if arrival.delivery is not None:
-                    request = arrival.delivery.request
-                    work = self._scheduler.add(arrival.handle, request, arrival.seed)
-                    arrival.delivery.work = work
-        for arrival in arrivals:
-            if arrival.delivery is None:
-                self._abort_now(arrival.handle, now)
-        return bool(arrivals)
+            for entry in entries:
+                if isinstance(entry, _Arrival):
+                    request = entry.delivery.request
+                    work = self._scheduler.add(entry.handle, request, entry.seed)
+                    entry.delivery.work = work
+        for entry in entries:
+            if isinstance(entry, _Abort):
+                self._abort_now(entry.handle, now)
+            elif isinstance(entry, _Over):
+                self._end_now(entry, now)
+        return bool(entries)
 
     def _abort_now(self, handle: int, now: float) -> None:
         delivery = self._deliveries.get(handle)
-        if delivery is None:
-            return
         self._scheduler.abort(handle, now)
-        self._guarded(handle, delivery.abort, now)
-        if handle in self._deliveries:
-            self._forget(handle, "abort")
+        if delivery is not None and delivery.work is not None:
+            self._outbox.add(handle, delivery, RequestAborted(delivery.work.usage()))
 
-    def _deliver(self, outputs: Sequence[Output], now: float) -> None:
+    def _end_now(self, over: _Over, now: float) -> None:
+        """What the scheduler did not know to be over. It may have computed tokens meanwhile."""
+        if self._scheduler.is_over(over.handle):
+            return
+        if over.choice is None:
+            self._scheduler.abort(over.handle, now)
+            return
+        self._scheduler.finish_choice(over.handle, over.choice, now)
+        self._collect_ending(over.handle)
+
+    def _collect(self, outputs: Sequence[Output]) -> None:
+        """Put what became of requests into the outbox."""
+        ended: dict[int, None] = {}  # handles in order
         for output in outputs:
-            delivery = self._deliveries.get(output.handle)
+            handle, delivery = output.handle, self._deliveries.get(output.handle)
             if delivery is None:
                 continue
             if isinstance(output, TokenAccepted):
                 self._totals.generation_tokens += 1
-                self._deliver_token(delivery, output, now)
+                self._outbox.add(handle, delivery, output)
+                if output.finish is not None:
+                    ended[handle] = None
             elif isinstance(output, PromptComputed):
-                self._totals.prompt_tokens += len(delivery.request.prompt_token_ids)
-                self._note_savings(delivery)
-                self._guarded(output.handle, delivery.prompt_ready, now)
+                self._collect_prompt(handle, delivery)
             elif isinstance(output, ChoiceEnded):
-                self._deliver_ending(delivery, output, now)
+                self._outbox.add(handle, delivery, output)
+                ended[handle] = None
             else:
-                self._deliver_failure(delivery, output, now)
+                self._outbox.add(handle, delivery, RequestFailed(KveikError(output.message)))
+        for handle in ended:
+            self._collect_ending(handle)
+
+    def _collect_prompt(self, handle: int, delivery: Delivery) -> None:
+        work = delivery.work
+        assert work is not None
+        self._totals.prompt_tokens += work.prompt_length
+        work.savings = self._savings.savings(work.prompt_length, work.cached_tokens)
+        self._totals.seconds_saved += work.savings.seconds
+        self._outbox.add(handle, delivery, work.ready())
+
+    def _collect_ending(self, handle: int) -> None:
+        """A choice ended: was it the last one?"""
+        delivery = self._deliveries.get(handle)
+        if delivery is not None and self._scheduler.is_over(handle):
+            assert delivery.work is not None
+            usage = delivery.work.usage()
+            self._totals.stored_tokens += usage.stored_tokens
+            self._outbox.add(handle, delivery, RequestFinished(usage))
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """What a step took, for the estimate of what hits save."""
@@ -487,73 +543,64 @@ class Engine:
         prompts = [span for span in spans if span[1] > 1]
         self._savings.observe(prompts, len(spans) - len(prompts), seconds)
 
-    def _note_savings(self, delivery: Delivery) -> None:
-        work = delivery.work
-        assert work is not None
-        work.savings = self._savings.savings(work.prompt_length, work.cached_tokens)
-        self._totals.seconds_saved += work.savings.seconds
-
-    def _deliver_token(self, delivery: Delivery, output: TokenAccepted, now: float) -> None:
-        def send() -> None:
-            if delivery.token(output):
-                self._scheduler.finish_choice(output.handle, output.choice, now)
-
-        self._guarded(output.handle, send, now)
-        self._forget_finished(delivery, output.handle)
-
-    def _deliver_ending(self, delivery: Delivery, output: ChoiceEnded, now: float) -> None:
-        self._guarded(output.handle, lambda: delivery.choice_ended(output), now)
-        self._forget_finished(delivery, output.handle)
-
-    def _forget_finished(self, delivery: Delivery, handle: int) -> None:
-        if delivery.ended and handle in self._deliveries:
-            assert delivery.work is not None
-            self._totals.stored_tokens += delivery.work.stored_tokens
-            reasons = delivery.finish_reasons.values()
-            self._forget(handle, "length" if "length" in reasons else "stop")
-
-    def _deliver_failure(self, delivery: Delivery, output: WorkFailed, now: float) -> None:
-        self._guarded(output.handle, lambda: delivery.fail(KveikError(output.message)), now)
-        if output.handle in self._deliveries:
-            self._forget(output.handle, "error")
-
-    def _guarded(self, handle: int, send: Callable[[], None], now: float) -> None:
-        """The exception boundary of one request: what its text or its sink raises ends it alone."""
-        try:
-            send()
-        except Exception as error:
-            _log.error("a request failed while its events were sent: %s", fault(error))
-            delivery = self._deliveries[handle]
-            self._scheduler.abort(handle, now)
-            self._forget(handle, "error")
-            _try_to_fail(delivery, error)
-
-    def _forget(self, handle: int, reason: str) -> None:
-        self._totals.finished[reason] += 1
-        with self._inbox_changed:
-            del self._deliveries[handle]
-            self._inbox_changed.notify_all()
-
     def _break_down(self, error: Exception) -> None:
         """A fault outside every request: all end with an error and nothing new is accepted."""
         _log.error("the engine failed and accepts no more requests: %s", fault(error))
         with self._inbox_changed:
             self._failure = f"the engine failed ({type(error).__name__}); restart it"
             self._accepting = False
-            deliveries = list(self._deliveries.values())
+            deliveries = dict(self._deliveries)
             self._deliveries.clear()
+            self._finished["error"] += len(deliveries)
             self._inbox.clear()
             self._queues = Queues()
             self._inbox_changed.notify_all()
-        for delivery in deliveries:
-            self._totals.finished["error"] += 1
-            _try_to_fail(delivery, error)
+        for handle, delivery in deliveries.items():
+            self._outbox.add(handle, delivery, RequestFailed(_as_told(error)))
+        self._outbox.send()
+
+    # ---- the thread that makes texts: the engine's own where its caller steps it
+
+    def _tell(self, batch: Sequence[News]) -> None:
+        """Send events. Here is the exception boundary of one request: what its text or its sink
+        raises ends it alone."""
+        for handle, delivery, told in batch:
+            reason = delivery.reason(told)
+            if reason is not None:  # counted first: whoever hears of the ending finds it counted
+                self._forget(handle, reason)
+            try:
+                choice = delivery.tell(told)
+                if choice is not None:
+                    self._report(_Over(handle, choice))
+            except Exception as error:
+                _log.error("a request failed while its events were sent: %s", fault(error))
+                self._forget(handle, "error", instead=reason)
+                self._report(_Over(handle, None))
+                _try_to_fail(delivery, error)
+
+    def _report(self, over: _Over) -> None:
+        """Let the engine know that nobody waits for more."""
+        with self._inbox_changed:
+            if self._failure is None:
+                self._inbox.append(over)
+                self._inbox_changed.notify_all()
+
+    def _forget(self, handle: int, reason: str, *, instead: str | None = None) -> None:
+        """The request has ended for this reason; instead: it was counted under another one."""
+        with self._inbox_changed:
+            if instead is not None:
+                self._finished[instead] -= 1
+            elif self._deliveries.pop(handle, None) is None:
+                return
+            self._finished[reason] += 1
+            self._inbox_changed.notify_all()
 
     # ---- the background thread
 
     def start(self) -> None:
         """Run the loop on a background thread. A second call does nothing."""
         if self._thread is None:
+            self._outbox.start()
             self._thread = threading.Thread(target=self._loop, name="kveik-engine", daemon=True)
             self._thread.start()
 
@@ -577,6 +624,7 @@ class Engine:
         elif self._thread is not threading.current_thread():
             self._thread.join()
             self._thread = None
+            self._outbox.stop()
 
     def _loop(self) -> None:
         while True:
@@ -619,11 +667,17 @@ class Engine:
 
 def _try_to_fail(delivery: Delivery, error: Exception) -> None:
     """Tell a request that it failed; a sink that raises again is left alone."""
-    told = error if isinstance(error, KveikError) else None
     try:
-        delivery.fail(told or KveikError(f"the request failed ({type(error).__name__})"))
+        delivery.fail(_as_told(error))
     except Exception as second:
         _log.debug("the sink of a failed request failed too: %s", fault(second))
+
+
+def _as_told(error: Exception) -> KveikError:
+    """The error itself where it is meant for callers."""
+    if isinstance(error, KveikError):
+        return error
+    return KveikError(f"the request failed ({type(error).__name__})")
 
 
 def _check_ids(request: Request, vocab_size: int) -> None:

@@ -213,4 +213,5 @@ Event: TypeAlias = (
     PromptReady | ChoiceDelta | ChoiceFinished | RequestFinished | RequestFailed | RequestAborted
 )
 EventSink: TypeAlias = Callable[[Event], None]
-"""Called on the engine's thread; must return at once and never raise."""
+"""Called on the thread that steps the engine, or the one that makes texts beside it; must return at
+once and never raise."""

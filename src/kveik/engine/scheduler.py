@@ -200,6 +200,10 @@ class Scheduler:
         if work is not None and choice in work.sequences:
             self._end(work.sequences[choice], now, finished=True)
 
+    def is_over(self, handle: int) -> bool:
+        """Every choice of the request has ended, in whatever way."""
+        return handle not in self._works
+
     @property
     def running(self) -> int:
         return len(self._running)

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 from kveik.cache.directive import Divergence
 from kveik.cache.manager import Lease, Miss
 from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
-from kveik.engine.request import FinishReason, Request, Savings, Usage
+from kveik.engine.request import FinishReason, MissReason, PromptReady, Request, Savings, Usage
 
 
 @dataclass(slots=True, eq=False)
@@ -62,6 +62,14 @@ class Work:
         there before is not stored again."""
         ours = min(stored, self.prompt_length) - self.there
         self.stored_tokens = max(self.stored_tokens, min(ours, self.computed_prompt_tokens))
+
+    def ready(self) -> PromptReady:
+        """The event of the prompt being computed."""
+        rows = None
+        if self.request.params.prompt_logprobs is not None:
+            rows = (None, *self.prompt_logprobs)
+        miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
+        return PromptReady(self.cached_tokens, miss, rows, self.divergence)
 
     def usage(self) -> Usage:
         return Usage(

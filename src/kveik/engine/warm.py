@@ -163,7 +163,7 @@ def namespaces_of(manifest: Manifest, namespace_of: Callable[[str | None], str])
 
 
 class _Ended:
-    """Waits for the end of a request or of a named cache. Events come on the engine's thread."""
+    """Waits for the end of a request or of a named cache. Events come on another thread."""
 
     def __init__(self) -> None:
         self._set = threading.Event()

@@ -1,7 +1,7 @@
-"""Between the event loop and the engine's thread.
+"""Between the event loop and the engine's threads.
 
     handler -- open(requests) --> Engine.submit          (event loop -> any-thread door)
-    handler <-- batch() -- Feed <-- mailbox <-- sink     (engine's thread -> event loop)
+    handler <-- batch() -- Feed <-- mailbox <-- sink     (thread of the texts -> event loop)
 
 The sink appends to one mailbox and wakes the loop at most once until it has been emptied, so a step
 with many tokens costs one wake-up. A Feed holds what its handler has not taken yet, in bounded
