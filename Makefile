@@ -8,15 +8,17 @@ PORT   ?= 8000
 MODEL  ?=
 ARGS   ?=
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+CSRC   := $(wildcard csrc/*.h csrc/*.cpp csrc/levels/*.h csrc/levels/*.cpp)
+BUILD  := pyproject.toml CMakeLists.txt $(CSRC)
 
-.PHONY: help install serve test lint types unit fmt bench soak clean
+.PHONY: help install serve test lint types unit fmt bench soak sanitize clean
 
 help:
 	@echo "make serve    start the server on $(HOST):$(PORT) (MODEL=, PORT=, ARGS= pass through)"
 	@echo "make test     lint, types, import rules and tests"
-	@echo "make install  what both call first: a .venv with the kveik command in it"
+	@echo "make install  what both call first: a .venv with the kveik command in it, kernels compiled"
 	@echo "make bench    measure; JSON to bench/results (python bench/table.py: docs/BENCHMARKS.md)"
-	@echo "make soak     the long suites"
+	@echo "make soak     the long suites, and the kernels under sanitizers (make sanitize: these alone)"
 	@echo "make fmt      format the code"
 
 install: $(VENV)/.installed
@@ -25,15 +27,22 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kveik needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet --editable .
+# What builds lives in .venv as well (cmake and ninja only where the system has none): a changed file
+# of csrc is then all that is compiled again.
+$(VENV)/.build-tools: pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet scikit-build-core
+	$(PIP) install --quiet $$($(BIN)/python -m scikit_build_core.build requires --mode editable | tr -d '[]",')
+	@touch $@
+
+$(VENV)/.installed: $(BUILD) $(VENV)/.build-tools
+	$(PIP) install --quiet --no-build-isolation --editable .
 	@touch $@
 
 # torch first and pinned: a loose range would fetch the CUDA build where a CPU one is at hand
-$(VENV)/.installed-test: $(VENV)/.installed
+$(VENV)/.installed-test: $(BUILD) $(VENV)/.build-tools
 	$(PIP) install --quiet $(TORCH)
-	$(PIP) install --quiet --editable '.[test,train]'
-	@touch $@
+	$(PIP) install --quiet --no-build-isolation --editable '.[test,train]'
+	@touch $(VENV)/.installed $@
 
 serve: install
 	$(BIN)/kveik serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
@@ -43,6 +52,7 @@ test: lint types unit
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
@@ -53,12 +63,24 @@ unit: $(VENV)/.installed-test
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CSRC)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/run_all.py $(ARGS)
 
-soak: $(VENV)/.installed-test
+soak: $(VENV)/.installed-test sanitize
 	KVEIK_SOAK=1 $(BIN)/pytest -m soak --timeout 7200 $(ARGS)
 
+# A second copy of the package, built with sanitizers, that the kernel tests find first. The
+# sanitizer's library has to be in the process before Python is; what Python itself leaks is its own.
+SANITIZED := build/sanitized
+PRELOAD    = $(foreach library,libasan.so libstdc++.so,$(shell $(or $(CXX),c++) -print-file-name=$(library)))
+
+sanitize: $(VENV)/.installed-test
+	$(PIP) install --quiet --no-deps --no-build-isolation --upgrade --target $(SANITIZED) \
+		-Ccmake.define.KVEIK_SANITIZE=ON -Cinstall.strip=false .
+	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
+		$(BIN)/python -m pytest --timeout 1200 -k native tests/kernels
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/kveik/kernels/_native.*.so

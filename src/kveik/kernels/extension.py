@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 NOT_BUILT = (
     "not built: the install found no working C++20 compiler; "
-    "install gcc or clang, then run make install (or pip install again)"
+    "install gcc or clang, then run make clean install (or pip install again)"
 )
 
 
