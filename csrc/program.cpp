@@ -238,6 +238,7 @@ void Program::run_op(const Op& op, const StepBatch& batch, Worker& w) {
   auto in = [&](int i) { return read(op.in[i], batch); };
   int64_t width = op.in[0] >= 0 ? values_[op.in[0]].width : 0;
   int64_t rows = op.in[0] >= 0 ? rows_of_value(op.in[0], batch) : batch.rows;
+  if (rows == 0) return;  // no logits are wanted of this step
   switch (op.kind) {
     case OpKind::embed:
       kernels_.embed(*op.table, op.flag ? batch.positions : batch.token_ids, in(0), batch.rows,

@@ -87,7 +87,7 @@ def parts_of(folder: str, **config: Any) -> EngineParts:
 
 def small_grid(folder: str) -> None:
     """Cold, chunked, warm, in company and without cache: the same bits."""
-    parts = parts_of(folder)
+    parts = parts_of(folder, kernels="reference")
     subject = prompt(75)
     [cold] = run(engine(parts), [request(subject)])
     variants = {

@@ -1,5 +1,6 @@
 """Exact by construction: the same token ids and log-probabilities, bit for bit, however a request
-was computed. Reference kernels, random tiny weights, one full group and full + window groups.
+was computed. Random tiny weights, one full group and full + window groups; the reference kernels
+and every level of native ones that this machine has, every kind of weights and K/V.
 
 Every comparison is against the request computed cold and alone in one chunk.
 """
@@ -11,12 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grid
 import pytest
 from grid import BLOCK, engine, prompt, request, run
 
 from kveik.engine.parts import EngineParts
+from kveik.kernels.extension import native_extension
 
 CHECKPOINTS = {
     "llama": {},
@@ -28,14 +31,40 @@ CHECKPOINTS = {
     },
 }
 PROMPT = prompt(75)
+REFERENCE = {"kernels": "reference"}
+SUBJECTS = {  # (checkpoint, configuration)
+    "reference": ("llama", REFERENCE),
+    "reference, two groups": ("two groups", REFERENCE),
+    "reference, bfloat16 KV": ("llama", {**REFERENCE, "kv_dtype": "bfloat16"}),
+    "native": ("llama", {}),
+    "native, one thread": ("llama", {"threads": 1}),
+    "native, two groups": ("two groups", {}),
+    "native, float32 KV": ("llama", {"kv_dtype": "float32"}),
+    "native, int8": ("two groups", {"weights": "int8"}),
+    "native, int4": ("llama", {"weights": "int4"}),
+    "avx512": ("two groups", {"kernels": "avx512"}),
+    "avx2": ("llama", {"kernels": "avx2"}),
+    "portable": ("llama", {"kernels": "portable"}),
+}
 
 
-@pytest.fixture(scope="module", params=[*CHECKPOINTS, "bfloat16 KV"])
+def available(config: dict[str, Any]) -> bool:
+    """Whether this machine has the kernels; reference kernels are everywhere."""
+    module = native_extension().module
+    level = config.get("kernels", "auto")
+    return level == "reference" or (
+        module is not None and (level == "auto" or level in module.levels())
+    )
+
+
+@pytest.fixture(scope="module", params=SUBJECTS)
 def parts(request: pytest.FixtureRequest, tiny_folder: Callable[..., Path]) -> EngineParts:
-    folder = tiny_folder(**CHECKPOINTS.get(request.param, {}))
-    kv_dtype = "bfloat16" if request.param == "bfloat16 KV" else "auto"
-    loaded = grid.parts_of(str(folder), kv_dtype=kv_dtype)
-    assert len(loaded.model.groups) == (2 if request.param == "two groups" else 1)
+    checkpoint, config = SUBJECTS[request.param]
+    if not available(config):
+        pytest.skip("this machine does not have these kernels")
+    loaded = grid.parts_of(str(tiny_folder(**CHECKPOINTS[checkpoint])), **config)
+    assert loaded.ops.name == ("reference" if config.get("kernels") == "reference" else "native")
+    assert len(loaded.model.groups) == (2 if checkpoint == "two groups" else 1)
     return loaded
 
 

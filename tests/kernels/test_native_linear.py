@@ -207,3 +207,4 @@ def test_a_recording_replays_what_the_ops_compute(ops: Ops) -> None:
         wanted = np.array(sorted({0, rows // 2, rows - 1}), np.int64)
         batch = Batch(ids, ids, wanted, ())
         assert (bits(replay(batch, [])) == bits(forward(batch, []))).all()
+    assert replay(Batch(ids, ids, np.zeros(0, np.int64), ()), []).shape == (0, 30)
