@@ -17,17 +17,6 @@ Table::Stored stored_type(const Array& array) {
   throw nb::type_error("an array must be float32, float16, or bfloat16 as a uint16 view");
 }
 
-namespace {
-
-Vector* new_vector(const Array& array) {
-  auto* vector =
-      new Vector{static_cast<int64_t>(array.size()), Buffer(array.size() * sizeof(float) + 64)};
-  for (int64_t i = 0; i < vector->size; ++i) {
-    static_cast<float*>(vector->data.data())[i] = stored_value(array.data(), stored_type(array), i);
-  }
-  return vector;
-}
-
 void set_bias(PackedLinear& packed, const Array& bias) {
   if (static_cast<int64_t>(bias.size()) != packed.linear.out) {
     throw nb::value_error("a bias has as many numbers as its weight has rows");
@@ -38,6 +27,17 @@ void set_bias(PackedLinear& packed, const Array& bias) {
     values[i] = stored_value(bias.data(), stored_type(bias), i);
   }
   packed.linear.bias = values;
+}
+
+namespace {
+
+Vector* new_vector(const Array& array) {
+  auto* vector =
+      new Vector{static_cast<int64_t>(array.size()), Buffer(array.size() * sizeof(float) + 64)};
+  for (int64_t i = 0; i < vector->size; ++i) {
+    static_cast<float*>(vector->data.data())[i] = stored_value(array.data(), stored_type(array), i);
+  }
+  return vector;
 }
 
 PackedLinear* pack(Pool& pool, const Array& array, std::optional<Array> bias) {

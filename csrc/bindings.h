@@ -40,7 +40,11 @@ struct ArenaMemory;  // bind_arena.cpp
 // Throws nb::type_error for another.
 Table::Stored stored_type(const Array& array);
 
+// Copies the bias of a packed matrix; throws nb::value_error for a wrong size.
+void set_bias(PackedLinear& packed, const Array& bias);
+
 void bind_weights(nb::module_& m);
 void bind_program(nb::module_& m);
+void bind_quantize(nb::module_& m);
 
 }  // namespace kveik

@@ -39,7 +39,7 @@ struct Linear {
   const void* data;
   // int8, int4: weight = scale * (value - zero). scales[out_padded / 16][in_padded / group][16];
   // zeros likewise (int4 only, values 0..15), or null where all are 8. int8 has no zeros.
-  int64_t group;  // inputs of one scale: a multiple of 128 (in_padded: one scale per column)
+  int64_t group;  // inputs of one scale: a multiple of 64 that divides in_padded
   const float* scales;
   const uint8_t* zeros;
   const float* bias;  // [out_padded] or null

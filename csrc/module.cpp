@@ -10,4 +10,5 @@ NB_MODULE(_native, m) {
   m.def("levels", &kveik::levels, "Levels that run on this machine, best first.");
   kveik::bind_weights(m);
   kveik::bind_program(m);
+  kveik::bind_quantize(m);
 }

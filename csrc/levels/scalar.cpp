@@ -23,12 +23,36 @@ float rounded(float x) {
   return x;
 }
 
-size_t operand_bytes(WeightType, int64_t rows, int64_t in) { return rows * in * sizeof(float); }
+// bf16: the rounded numbers [rows][in]. int8, int4: per row its scale and whole numbers of 16 bits,
+// [rows][1 + in].
+size_t operand_bytes(WeightType type, int64_t rows, int64_t in) {
+  return rows * (in + (type == WeightType::bf16 ? 0 : 1)) * sizeof(float);
+}
 
-void convert(WeightType, const float* x, int64_t x_stride, int64_t rows, int64_t in, void* operand,
-             Worker& w) {
+void convert_row_to_16_bits(const float* x, int64_t in, float* out) {
+  float most = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < in; ++i) {
+    most = std::fmax(most, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  out[0] = finite ? most / 32512 : NAN;
+  bool zero = !finite || most < 1e-34f;
+  float factor = zero ? 0 : 32512 / most;
+  for (int64_t i = 0; i < in; ++i) {
+    // rounded once, to a whole number: what adding and taking away 1.5 * 2^23 does
+    out[1 + i] = zero ? 0 : std::fma(x[i], factor, 12582912.0f) - 12582912.0f;
+  }
+}
+
+void convert(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
+             void* operand, Worker& w) {
   if (w.index != 0) return;
   for (int64_t row = 0; row < rows; ++row) {
+    if (type != WeightType::bf16) {
+      convert_row_to_16_bits(x + row * x_stride, in, static_cast<float*>(operand) + row * (in + 1));
+      continue;
+    }
     for (int64_t i = 0; i < in; ++i) {
       static_cast<float*>(operand)[row * in + i] = rounded(x[row * x_stride + i]);
     }
@@ -42,7 +66,41 @@ float weight_at(const Linear& weight, int64_t column, int64_t i) {
   return number(tile[i % 32 / 2 * 32 + column % 16 * 2 + i % 2]);
 }
 
+int whole_weight_at(const Linear& weight, int64_t column, int64_t i) {
+  bool int4 = weight.type == WeightType::int4;
+  int64_t inputs = int4 ? 128 : 64;  // of one tile
+  const auto* panel = static_cast<const int8_t*>(weight.data) +
+                      column / 32 * 32 * weight.in_padded / (int4 ? 2 : 1);
+  const int8_t* tile = panel + i / inputs * 2048 + column % 32 / 16 * 1024;
+  int byte = tile[i % 64 / 4 * 64 + column % 16 * 4 + i % 4];
+  if (!int4) return byte;
+  int64_t groups = weight.in_padded / weight.group;
+  int64_t at = (column / 16 * groups + i / weight.group) * 16 + column % 16;
+  int zero = weight.zeros != nullptr ? weight.zeros[at] : 8;
+  return (i % 128 < 64 ? byte & 15 : byte >> 4 & 15) - zero;
+}
+
+// The sum that linear_int.h describes, for one row and column.
+double int_product(const Linear& weight, const void* operand, int64_t row, int64_t column) {
+  const float* x = static_cast<const float*>(operand) + row * (weight.in + 1);
+  int64_t groups = weight.in_padded / weight.group;
+  float sum = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    int64_t hi_sum = 0, lo_sum = 0, end = (group + 1) * weight.group;
+    for (int64_t i = group * weight.group; i < end && i < weight.in; ++i) {
+      int value = static_cast<int>(x[1 + i]), hi = (value + 128) >> 8;
+      hi_sum += hi * whole_weight_at(weight, column, i);
+      lo_sum += (value - hi * 256) * whole_weight_at(weight, column, i);
+    }
+    float scale = weight.scales[(column / 16 * groups + group) * 16 + column % 16];
+    float value = std::fma(static_cast<float>(hi_sum), 256.0f, static_cast<float>(lo_sum));
+    sum = std::fma(value, scale, sum);
+  }
+  return std::fma(sum, x[0], weight.bias != nullptr ? weight.bias[column] : 0.0f);
+}
+
 double product(const Linear& weight, const void* operand, int64_t row, int64_t column) {
+  if (weight.type != WeightType::bf16) return int_product(weight, operand, row, column);
   const float* x = static_cast<const float*>(operand) + row * weight.in;
   double sum = weight.bias != nullptr ? weight.bias[column] : 0.0;
   for (int64_t i = 0; i < weight.in; ++i) sum += double(x[i]) * weight_at(weight, column, i);

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 Array: TypeAlias = Any
 Weight: TypeAlias = Any
 Arena: TypeAlias = Any
-WeightKind: TypeAlias = Literal["linear", "column", "row", "embedding", "expert", "vector"]
+WeightKind: TypeAlias = Literal["linear", "column", "row", "head", "embedding", "expert", "vector"]
 
 
 @dataclass(frozen=True, slots=True)

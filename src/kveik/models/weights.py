@@ -103,7 +103,7 @@ class Weights:
         table = self.array(name + ".weight")
         rows = table if tied else self.matrix(head)
         pack = self.ops.pack_weight
-        return pack(table, "embedding", None), pack(rows, "linear", None)
+        return pack(table, "embedding", None), pack(rows, "head", None)
 
     def vector(self, name: str) -> Weight:
         return self.ops.pack_weight(self.array(name), "vector", None)

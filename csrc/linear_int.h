@@ -1,0 +1,576 @@
+// Kernel family: products with int8 and int4 weights, exact integers inside a group of inputs.
+//
+// The operand is x in 16 bits: per row scale = max|x| / 32512 and value = 256 hi + lo, where hi and
+// lo are signed bytes, so that one 16-bit row is multiplied as two rows of bytes. For every output
+// and every group of inputs, left to right,
+//
+//   sum += weight_scale[group] * (256 * float(int32 sum of hi) + float(int32 sum of lo))
+//
+// and at the end output = row_scale * sum (+ bias), as fused multiply-adds on every level. Inside a
+// group the sums are integers: neither their order nor the instructions matter, and all levels
+// compute the same bits. A row that holds infinity or NaN gives NaN everywhere, and no other does.
+#pragma once
+
+#include "linear.h"
+#include "rows.h"
+#include "simd.h"
+#if !KVEIK_VNNI && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kveik {
+namespace KVEIK_LEVEL {
+
+constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
+constexpr int64_t kTileInt = 1024;      // its bytes
+constexpr int64_t kBlockRows = 8;       // rows of one tile of A: hi and lo of each
+constexpr int64_t kPairRows = 16;       // rows that are multiplied together
+constexpr int64_t kChunk = 512;         // inputs of int4 that a few rows unpack at once: 16 KB
+constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
+constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
+
+typedef int8_t I8 __attribute__((vector_size(16)));
+typedef int16_t I16 __attribute__((vector_size(64)));
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+
+// a * b + c, rounded once; written out so that no level's compiler decides.
+inline F32 fused(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#else
+  F32 result;
+  for (int lane = 0; lane < kLanes; ++lane) result[lane] = std::fma(a[lane], b[lane], c[lane]);
+  return result;
+#endif
+}
+
+// ---- the operand ------------------------------------------------------------------------------
+//
+//   float scales[rows padded to 16], then the values of hi and lo:
+//   level amx     blocks of 8 rows (the last may have fewer), each [in_padded / 64][rows][2][64]
+//                 int8: what one tile of A holds lies together, hi before lo
+//   with VNNI     [rows][2][in_padded] int8
+//   elsewhere     [rows][2][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
+
+#if KVEIK_VNNI
+using Value = int8_t;
+#else
+using Value = int16_t;
+#endif
+
+inline size_t scales_bytes(int64_t rows) { return padded(rows, kLanes) * sizeof(float); }
+
+inline size_t operand_bytes_int(int64_t rows, int64_t in) {
+  return scales_bytes(rows) + rows * 2 * padded(in, 128) * sizeof(Value);
+}
+
+struct IntOperand {
+  float* scales;
+  Value* values;
+  int64_t rows, width;
+
+  IntOperand(const void* operand, int64_t row_count, int64_t in_padded)
+      : scales(static_cast<float*>(const_cast<void*>(operand))),
+        values(reinterpret_cast<Value*>(scales + padded(row_count, kLanes))),
+        rows(row_count),
+        width(in_padded) {}
+
+  // The 64 hi of step `step` of a row; its lo follow at lo_distance.
+#if KVEIK_AMX
+  Value* at(int64_t row, int64_t step) const {
+    int64_t first = row / kBlockRows * kBlockRows;
+    int64_t height = rows - first < kBlockRows ? rows - first : kBlockRows;
+    return values + first * 2 * width + (step * height + row - first) * 2 * kStepInt;
+  }
+  int64_t lo_distance() const { return kStepInt; }
+#else
+  Value* at(int64_t row, int64_t step) const { return values + row * 2 * width + step * kStepInt; }
+  int64_t lo_distance() const { return width; }
+#endif
+};
+
+// max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
+inline uint32_t largest_magnitude(const float* x, int64_t in) {
+  U32 most = {};
+  for (int64_t i = 0; i < in; i += kLanes) {
+    U32 bits = as_bits(load(x + i, in - i)) & 0x7fffffffu;
+    most = bits > most ? bits : most;
+  }
+  uint32_t result = 0;
+  for (int lane = 0; lane < kLanes; ++lane) result = most[lane] > result ? most[lane] : result;
+  return result;
+}
+
+inline void put_values(Value* to, I32 v) {
+#if KVEIK_VNNI
+  I8 bytes = __builtin_convertvector(v, I8);
+  std::memcpy(to, &bytes, sizeof bytes);
+#else
+  for (int lane = 0; lane < kLanes; ++lane) {
+    constexpr int kOrder[4] = {0, 2, 1, 3};
+    to[lane] = static_cast<Value>(v[lane / 4 * 4 + kOrder[lane % 4]]);
+  }
+#endif
+}
+
+inline void convert_row(const float* x, int64_t in, const IntOperand& operand, int64_t row) {
+  uint32_t bits = largest_magnitude(x, in);
+  float most;
+  std::memcpy(&most, &bits, sizeof most);
+  bool finite = bits < 0x7f800000u;
+  operand.scales[row] = finite ? most / kLargest16 : NAN;
+  bool zero = !finite || most < kSmallestMax;
+  float factor = zero ? 0.0f : kLargest16 / most;
+  const F32 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  for (int64_t step = 0; step < operand.width / kStepInt; ++step) {
+    Value* hi = operand.at(row, step);
+    Value* lo = hi + operand.lo_distance();
+    for (int64_t part = 0; part < kStepInt; part += kLanes) {
+      int64_t i = step * kStepInt + part;
+      F32 v = zero || i >= in ? F32{} : load(x + i, in - i);
+      F32 shifted = fused(v, all(factor), magic);
+      I32 whole = (I32)(as_bits(shifted) - as_bits(magic));
+      I32 upper = (whole + 128) >> 8;
+      put_values(hi + part, upper);
+      put_values(lo + part, whole - (upper << 8));
+    }
+  }
+}
+
+inline void convert_int(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* memory,
+                        Worker& w) {
+  IntOperand operand(memory, rows, padded(in, 128));
+  Share own = share(w, rows);
+  for (int64_t row = own.begin; row < own.end; ++row) {
+    convert_row(x + row * x_stride, in, operand, row);
+  }
+}
+
+// ---- int4 to int8 -----------------------------------------------------------------------------
+
+// zeros of 16 columns of one group, each four times: what is subtracted from a row of a tile
+inline Bytes zero_row(const Linear& weight, int64_t sixteen, int64_t input) {
+  Bytes row = Bytes{} + 8;
+  if (weight.zeros == nullptr) return row;
+  int64_t groups = weight.in_padded / weight.group;
+  const uint8_t* zeros = weight.zeros + (sixteen * groups + input / weight.group) * kLanes;
+  for (int lane = 0; lane < 64; ++lane) row[lane] = zeros[lane / 4];
+  return row;
+}
+
+// Inputs begin .. end (multiples of 128, where the padding ends at the latest) of one panel of int4
+// -> int8 tiles [steps][2 tiles][1024].
+inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t end, int8_t* tiles) {
+  const uint8_t* from =
+      static_cast<const uint8_t*>(weight.data) + (panel * weight.in_padded + begin) * kPanel / 2;
+  for (int64_t k = begin; k < end; k += 2 * kStepInt) {
+    for (int64_t tile = 0; tile < 2; ++tile, from += kTileInt) {
+      Bytes first_zero = zero_row(weight, panel * 2 + tile, k);
+      Bytes second_zero = zero_row(weight, panel * 2 + tile, k + kStepInt);
+      int8_t* first = tiles + (k - begin) * kPanel + tile * kTileInt;
+      int8_t* second = first + 2 * kTileInt;
+      for (int64_t i = 0; i < kTileInt; i += 64) {
+        Bytes packed;
+        std::memcpy(&packed, from + i, sizeof packed);
+        Bytes low = (packed & 15) - first_zero;
+        Bytes high = (packed >> 4) - second_zero;
+        std::memcpy(first + i, &low, sizeof low);
+        std::memcpy(second + i, &high, sizeof high);
+      }
+    }
+  }
+}
+
+// ---- products: up to 16 rows x one panel, inputs begin .. end -----------------------------------
+
+// Integer sums: row r is 2 r (hi) and 2 r + 1 (lo).
+struct alignas(64) IntBlock {
+  int32_t sums[2 * kPairRows][kPanel];
+};
+
+#if KVEIK_AMX
+
+struct TileRows {  // of A: steps of `step` bytes
+  const int8_t* at;
+  int64_t step;
+};
+
+template <bool two>
+inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, int64_t steps,
+                          IntBlock& ints, Ahead& ahead) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(6, tiles, 64);
+    _tile_loadd(7, tiles + kTileInt, 64);
+    _tile_loadd(4, upper.at, 64);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    if constexpr (two) {
+      _tile_loadd(5, lower.at, 64);
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+      lower.at += lower.step;
+    }
+    ahead.fetch();
+    upper.at += upper.step;
+    tiles += 2 * kTileInt;
+  }
+  constexpr int64_t stride = sizeof ints.sums[0];
+  _tile_stored(0, ints.sums[0], stride);
+  _tile_stored(1, ints.sums[0] + 16, stride);
+  if constexpr (two) {
+    _tile_stored(2, ints.sums[16], stride);
+    _tile_stored(3, ints.sums[16] + 16, stride);
+  }
+}
+
+// The tiles must be configured for these rows. tiles: those of inputs begin .. end.
+inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
+                         Ahead& ahead) {
+  int64_t step = begin / kStepInt, steps = (end - begin) / kStepInt;
+  int64_t above = rows < kBlockRows ? rows : kBlockRows;
+  TileRows upper{operand.at(first, step), above * 2 * kStepInt};
+  if (rows > kBlockRows) {
+    TileRows lower{operand.at(first + kBlockRows, step), (rows - above) * 2 * kStepInt};
+    byte_products<true>(upper, lower, tiles, steps, ints, ahead);
+  } else {
+    byte_products<false>(upper, upper, tiles, steps, ints, ahead);
+  }
+}
+
+inline void configure_int(int64_t rows) {
+  int64_t upper = rows < kBlockRows ? rows : kBlockRows;
+  configure(product_tiles(static_cast<int>(2 * upper), static_cast<int>(2 * (rows - upper))));
+}
+
+#else
+
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t lines;
+};
+
+#if KVEIK_VNNI
+
+constexpr int kRowsAtOnce = 4, kTilesAtOnce = 2;
+
+// Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
+// is shifted by 128, which `offset` takes back.
+struct Fours {
+  __m512i shifted;
+  explicit Fours(const int8_t* tile_row)
+      : shifted(_mm512_xor_si512(_mm512_loadu_si512(tile_row), _mm512_set1_epi8(-128))) {}
+};
+
+inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  return (I32)_mm512_dpbusd_epi32((__m512i)sum, weights.shifted, _mm512_set1_epi32(four));
+}
+
+// -128 * sum of x
+inline int32_t offset(const int8_t* x, int64_t count) {
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t i = 0; i < count; i += 64) {
+    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
+  }
+  int32_t total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += ((I32)sums)[lane];
+  return -128 * total;
+}
+
+#else
+
+constexpr int kRowsAtOnce = 2, kTilesAtOnce = 1;
+
+struct Fours {  // as 16 bits: inputs 0 and 2, 1 and 3
+  I16 even, odd;
+  explicit Fours(const int8_t* tile_row) {
+    I16 both;
+    std::memcpy(&both, tile_row, sizeof both);
+    even = (both << 8) >> 8;
+    odd = both >> 8;
+  }
+};
+
+// Sums of two neighbouring products.
+inline I32 neighbour_products(I16 a, I16 b) {
+#if defined(__AVX2__)
+  __m256i a_half[2], b_half[2];
+  std::memcpy(a_half, &a, sizeof a);
+  std::memcpy(b_half, &b, sizeof b);
+  for (int half = 0; half < 2; ++half) {
+    a_half[half] = _mm256_madd_epi16(a_half[half], b_half[half]);
+  }
+  I32 sums;
+  std::memcpy(&sums, a_half, sizeof sums);
+  return sums;
+#elif defined(__SSE2__)
+  __m128i a_part[4], b_part[4];
+  std::memcpy(a_part, &a, sizeof a);
+  std::memcpy(b_part, &b, sizeof b);
+  for (int part = 0; part < 4; ++part) a_part[part] = _mm_madd_epi16(a_part[part], b_part[part]);
+  I32 sums;
+  std::memcpy(&sums, a_part, sizeof sums);
+  return sums;
+#else
+  I32 a_wide = (I32)a, b_wide = (I32)b;  // little-endian: the first of a pair is the lower half
+  return ((a_wide << 16) >> 16) * ((b_wide << 16) >> 16) + (a_wide >> 16) * (b_wide >> 16);
+#endif
+}
+
+inline I32 add_products(I32 sum, const Fours& weights, const int16_t* x) {
+  int32_t pairs[2];  // x 0 and 2, 1 and 3
+  std::memcpy(pairs, x, sizeof pairs);
+  sum += neighbour_products(weights.even, (I16)(I32{} + pairs[0]));
+  return sum + neighbour_products(weights.odd, (I16)(I32{} + pairs[1]));
+}
+
+inline int32_t offset(const int16_t*, int64_t) { return 0; }
+
+#endif
+
+// `count` rows x `tile_count` tiles from column `column` of the panel on.
+template <int count, int tile_count>
+inline void int_row_products(const IntOperand& operand, int64_t first, int64_t row, int64_t column,
+                             const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints) {
+  const Value* x[2 * count];
+  I32 sums[2 * count][tile_count];
+  for (int i = 0; i < 2 * count; ++i) {
+    x[i] = operand.at(first + row + i / 2, begin / kStepInt) + i % 2 * operand.lo_distance();
+    int32_t start = offset(x[i], end - begin);
+    for (int tile = 0; tile < tile_count; ++tile) sums[i][tile] = I32{} + start;
+  }
+  tiles += column / kLanes * kTileInt;
+  for (int64_t k = 0; k < end - begin; k += 4) {
+    const int8_t* line = tiles + k / kStepInt * 2 * kTileInt + k % kStepInt * kLanes;
+    for (int tile = 0; tile < tile_count; ++tile) {
+      Fours weights(line + tile * kTileInt);
+      for (int i = 0; i < 2 * count; ++i) {
+        sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k);
+      }
+    }
+  }
+  for (int i = 0; i < 2 * count; ++i) {
+    std::memcpy(ints.sums[2 * row + i] + column, sums[i], sizeof sums[i]);
+  }
+}
+
+inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints, Ahead&) {
+  int64_t row = 0;
+  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) {
+    for (int64_t column = 0; column < kPanel; column += kTilesAtOnce * kLanes) {
+      int_row_products<kRowsAtOnce, kTilesAtOnce>(operand, first, row, column, tiles, begin, end,
+                                                  ints);
+    }
+  }
+  for (; row < rows; ++row) {
+    int_row_products<1, 2>(operand, first, row, 0, tiles, begin, end, ints);
+  }
+}
+
+inline void configure_int(int64_t) {}
+
+#endif
+
+// ---- from integers to rows of y -----------------------------------------------------------------
+
+struct alignas(64) FloatBlock {
+  float sums[kPairRows][kPanel];
+};
+
+// sums (+)= scale * (256 hi + lo)
+inline void add_group(const IntBlock& ints, const Linear& weight, int64_t panel, int64_t group,
+                      int64_t rows, FloatBlock& block) {
+  int64_t groups = weight.in_padded / weight.group;
+  for (int64_t tile = 0; tile < 2; ++tile) {
+    F32 scale = load(weight.scales + ((panel * 2 + tile) * groups + group) * kLanes);
+    for (int64_t row = 0; row < rows; ++row) {
+      I32 hi, lo;
+      std::memcpy(&hi, ints.sums[2 * row] + tile * kLanes, sizeof hi);
+      std::memcpy(&lo, ints.sums[2 * row + 1] + tile * kLanes, sizeof lo);
+      F32 value =
+          fused(__builtin_convertvector(hi, F32), all(256), __builtin_convertvector(lo, F32));
+      float* sum = block.sums[row] + tile * kLanes;
+      store(sum, fused(value, scale, group == 0 ? F32{} : load(sum)));
+    }
+  }
+}
+
+// A panel's weights as a worker goes over them: int4 unpacked into `memory`, all at once where many
+// rows follow, chunk by chunk in L1 where few do.
+struct PanelTiles {
+  const Linear* weight;
+  int64_t panel, rows;
+  int8_t* memory;
+  Ahead ahead{nullptr, nullptr, 0};  // the next panel, while many rows are multiplied with this
+  int64_t begin = 0, end = 0;        // inputs that are unpacked now
+
+  PanelTiles(const Linear* of, int64_t number, int64_t all_rows, int8_t* unpacked)
+      : weight(of), panel(number), rows(all_rows), memory(unpacked) {
+    if (weight == nullptr || rows <= kPairRows) return;
+    int64_t bytes = weight->in_padded * kPanel / (weight->type == WeightType::int4 ? 2 : 1);
+    if (panel + 1 == weight->out_padded / kPanel) return;
+    ahead.next = static_cast<const char*>(weight->data) + (panel + 1) * bytes;
+    ahead.end = ahead.next + bytes;
+    int64_t steps = (rows + kPairRows - 1) / kPairRows * (weight->in_padded / kStepInt);
+    ahead.lines = (bytes / 64 + steps - 1) / steps;
+  }
+
+  static int64_t chunk(const Linear& weight, int64_t rows) {
+    if (rows > kPairRows) return weight.in_padded;
+    int64_t grain = weight.group < 128 ? 128 : weight.group;
+    int64_t inputs = grain < kChunk ? kChunk / grain * grain : grain;
+    return inputs % 128 != 0 || inputs > weight.in_padded ? weight.in_padded : inputs;
+  }
+
+  // Tiles from input k on, as far as its group goes.
+  const int8_t* from(int64_t k) {
+    if (weight->type == WeightType::int8) {
+      return static_cast<const int8_t*>(weight->data) + (panel * weight->in_padded + k) * kPanel;
+    }
+    if (k >= end || k < begin) {
+      begin = k;
+      end = k + chunk(*weight, rows) < weight->in_padded ? k + chunk(*weight, rows)
+                                                         : weight->in_padded;
+      unpack(*weight, panel, begin, end, memory);
+    }
+    return memory + (k - begin) * kPanel;
+  }
+};
+
+// Rows first .. first + rows (at most 16) of the operand x the panel.
+inline void pair_products(const IntOperand& operand, int64_t first, int64_t rows, PanelTiles& tiles,
+                          IntBlock& ints, FloatBlock& block) {
+  const Linear& weight = *tiles.weight;
+  for (int64_t k = 0; k < weight.in_padded; k += weight.group) {
+    int_products(operand, first, rows, tiles.from(k), k, k + weight.group, ints, tiles.ahead);
+    add_group(ints, weight, tiles.panel, k / weight.group, rows, block);
+  }
+}
+
+inline F32 finished(const FloatBlock& block, int64_t row, int64_t part, float scale,
+                    const Linear& weight, int64_t column) {
+  F32 bias = weight.bias != nullptr ? load(weight.bias + column + part) : F32{};
+  return fused(load(block.sums[row] + part), all(scale), bias);
+}
+
+// One panel of `weight` (and of `up`, where it is not null: then silu(weight x) * (up x)) times all
+// rows of a section -> y.
+struct PanelProduct {
+  const Linear* weight;
+  const Linear* up;
+  int64_t panel;
+  float* y;
+  int64_t y_stride;
+};
+
+struct Section {
+  int64_t first, rows;
+};
+
+inline void prefetch_rows(const PanelProduct& product, int64_t first, int64_t rows) {
+  const float* out = product.y + first * product.y_stride + product.panel * kPanel;
+  for (int64_t row = 0; row < rows; ++row) {
+    __builtin_prefetch(out + row * product.y_stride, 1);
+    __builtin_prefetch(out + row * product.y_stride + kLanes, 1);
+  }
+}
+
+inline void put_rows(const PanelProduct& product, const IntOperand& operand, int64_t first,
+                     int64_t rows, const FloatBlock& block, const FloatBlock& up) {
+  int64_t column = product.panel * kPanel, columns = product.weight->out - column;
+  for (int64_t row = 0; row < rows; ++row) {
+    float scale = operand.scales[first + row];
+    float* out = product.y + (first + row) * product.y_stride + column;
+    for (int64_t part = 0; part < kPanel && part < columns; part += kLanes) {
+      F32 value = finished(block, row, part, scale, *product.weight, column);
+      if (product.up != nullptr) {
+        value = silu(value) * finished(up, row, part, scale, *product.up, column);
+      }
+      store(out + part, value, columns - part);
+    }
+  }
+}
+
+inline size_t unpacked_bytes(const Linear& weight, int64_t rows) {
+  return weight.type == WeightType::int4 ? PanelTiles::chunk(weight, rows) * kPanel : 0;
+}
+
+inline void panel_products(const PanelProduct& product, const IntOperand& operand,
+                           const Section& section, int8_t* memory) {
+  PanelTiles tiles(product.weight, product.panel, section.rows, memory);
+  PanelTiles up_tiles(product.up, product.panel, section.rows,
+                      memory + unpacked_bytes(*product.weight, section.rows));
+  IntBlock ints;
+  FloatBlock block, up;
+  for (int64_t row = 0; row < section.rows; row += kPairRows) {
+    int64_t now = section.rows - row < kPairRows ? section.rows - row : kPairRows;
+    int64_t first = section.first + row;
+    if (row == 0 || now < kPairRows) configure_int(now);
+    prefetch_rows(product, first, now);
+    pair_products(operand, first, now, tiles, ints, block);
+    if (product.up != nullptr) pair_products(operand, first, now, up_tiles, ints, up);
+    put_rows(product, operand, first, now, block, up);
+  }
+}
+
+// ---- the family's entries -----------------------------------------------------------------------
+
+// Rows whose operand stays in L2 while panels go by: 1 MB of it.
+inline int64_t section_rows(int64_t width) {
+  int64_t rows = (1 << 19) / width / kPairRows * kPairRows;
+  return rows < kPairRows ? kPairRows : rows;
+}
+
+// Calls body(panel, section) for this worker's part of all sections x all panels.
+template <typename Body>
+inline void each_piece(int64_t panels, int64_t rows, int64_t width, Worker& w, Body body) {
+  int64_t height = section_rows(width);
+  int64_t sections = (rows + height - 1) / height;
+  for (int64_t piece = w.claim(); piece < panels * sections; piece = w.claim()) {
+    int64_t first = piece / panels * height;
+    body(piece % panels, Section{first, rows - first < height ? rows - first : height});
+  }
+}
+
+inline void multiply_int(const Linear* const* weights, float* const* y, const int64_t* y_strides,
+                         int64_t count, const void* memory, int64_t rows, Worker& w) {
+  IntOperand operand(memory, rows, weights[0]->in_padded);
+  int64_t panels = 0;
+  size_t unpacked = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    panels += weights[i]->out_padded / kPanel;
+    size_t wanted = unpacked_bytes(*weights[i], rows);
+    unpacked = wanted > unpacked ? wanted : unpacked;
+  }
+  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
+  each_piece(panels, rows, operand.width, w, [&](int64_t panel, const Section& section) {
+    int64_t i = 0;
+    while (panel >= weights[i]->out_padded / kPanel) panel -= weights[i++]->out_padded / kPanel;
+    PanelProduct product{weights[i], nullptr, panel, y[i], y_strides[i]};
+    panel_products(product, operand, section, scratch);
+  });
+}
+
+inline void multiply_gated_int(const Linear& gate, const Linear& up, const void* memory,
+                               int64_t rows, float* y, int64_t y_stride, Worker& w) {
+  IntOperand operand(memory, rows, gate.in_padded);
+  size_t unpacked = unpacked_bytes(gate, rows) + unpacked_bytes(up, rows);
+  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
+  each_piece(gate.out_padded / kPanel, rows, operand.width, w,
+             [&](int64_t panel, const Section& section) {
+               panel_products({&gate, &up, panel, y, y_stride}, operand, section, scratch);
+             });
+}
+
+}  // namespace KVEIK_LEVEL
+}  // namespace kveik
