@@ -11,13 +11,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 CSRC   := $(wildcard csrc/*.h csrc/*.cpp csrc/levels/*.h csrc/levels/*.cpp)
 BUILD  := pyproject.toml CMakeLists.txt $(CSRC)
 
-.PHONY: help install serve test lint types unit fmt bench soak sanitize clean
+.PHONY: help install serve test lint types unit fmt bench bench-peers soak sanitize clean
 
 help:
 	@echo "make serve    start the server on $(HOST):$(PORT) (MODEL=, PORT=, ARGS= pass through)"
 	@echo "make test     lint, types, import rules and tests"
 	@echo "make install  what both call first: a .venv with the kveik command in it, kernels compiled"
 	@echo "make bench    measure; JSON to bench/results (python bench/table.py: docs/BENCHMARKS.md)"
+	@echo "make bench-peers  kveik beside vLLM, OpenVINO, llama.cpp and transformers; see bench/peers"
 	@echo "make soak     the long suites, and the kernels under sanitizers (make sanitize: these alone)"
 	@echo "make fmt      format the code"
 
@@ -67,6 +68,9 @@ fmt: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python bench/run_all.py $(ARGS)
+
+bench-peers: $(VENV)/.installed-test
+	$(BIN)/python bench/peers/run.py $(ARGS)
 
 soak: $(VENV)/.installed-test sanitize
 	KVEIK_SOAK=1 $(BIN)/pytest -m soak --timeout 7200 $(ARGS)

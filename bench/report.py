@@ -59,6 +59,8 @@ class Report:
     name: str
     figures: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)  # beside the figures, in the JSON only
 
     def figure(
         self,
@@ -93,9 +95,13 @@ class Report:
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def finish(self) -> None:
-        """Print a table and JSON; write bench/results/NAME.json."""
-        for entry in self.figures:
+    def text(self, markdown: str) -> None:
+        """A table or picture of its own for docs/BENCHMARKS.md."""
+        self.texts.append(markdown)
+
+    def finish(self, *, quiet: bool = False) -> None:
+        """Print a table and JSON, unless quiet; write bench/results/NAME.json."""
+        for entry in [] if quiet else self.figures:
             verdict = {True: "  holds", False: "  SHORT OF THE BAR"}.get(entry.get("holds"), "")
             bar = f"  (bar {entry['bar']})" if "bar" in entry else ""
             print(f"{entry['name']:<58} {entry['value']:>12.4g} {entry['unit']}{bar}{verdict}")
@@ -107,11 +113,14 @@ class Report:
             "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
             "figures": self.figures,
             "notes": self.notes,
+            "texts": self.texts,
+            **self.extra,
         }
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps(record, indent=1)
         (RESULTS / f"{self.name}.json").write_text(text + "\n")
-        print(text)
+        if not quiet:
+            print(text)
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

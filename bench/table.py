@@ -53,7 +53,7 @@ def section(result: dict[str, Any]) -> str:
         "| figure | value | both sides | bar | holds |",
         "|---|---|---|---|---|",
         *(row(figure) for figure in result["figures"]),
-        *(f"\n{note}" for note in result["notes"]),
+        *(f"\n{text}" for text in (*result.get("texts", ()), *result["notes"])),
     ]
     return "\n".join(lines)
 
