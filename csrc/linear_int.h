@@ -259,7 +259,7 @@ struct Ahead {
 
 #if KVEIK_VNNI
 
-constexpr int kRowsAtOnce = 4, kTilesAtOnce = 2;
+constexpr int kIntRows = 4, kIntTiles = 2;
 
 // Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
 // is shifted by 128, which `offset` takes back.
@@ -288,7 +288,7 @@ inline int32_t offset(const int8_t* x, int64_t count) {
 
 #else
 
-constexpr int kRowsAtOnce = 2, kTilesAtOnce = 1;
+constexpr int kIntRows = 2, kIntTiles = 1;
 
 struct Fours {  // as 16 bits: inputs 0 and 2, 1 and 3
   I16 even, odd;
@@ -366,10 +366,9 @@ inline void int_row_products(const IntOperand& operand, int64_t first, int64_t r
 inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
                          const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints, Ahead&) {
   int64_t row = 0;
-  for (; row + kRowsAtOnce <= rows; row += kRowsAtOnce) {
-    for (int64_t column = 0; column < kPanel; column += kTilesAtOnce * kLanes) {
-      int_row_products<kRowsAtOnce, kTilesAtOnce>(operand, first, row, column, tiles, begin, end,
-                                                  ints);
+  for (; row + kIntRows <= rows; row += kIntRows) {
+    for (int64_t column = 0; column < kPanel; column += kIntTiles * kLanes) {
+      int_row_products<kIntRows, kIntTiles>(operand, first, row, column, tiles, begin, end, ints);
     }
   }
   for (; row < rows; ++row) {
