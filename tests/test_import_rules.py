@@ -47,6 +47,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("server", "engine", "cache.directive", "cache.lease", "errors", "config", "__version__"),
         ("starlette", "uvicorn", "pydantic", "prometheus_client"),
     ),
+    "commands/info.py": (
+        ("engine", "kernels.backend", "config", "errors", "__version__"),
+        ("typer",),
+    ),
     "": (
         (
             "llm",

@@ -20,6 +20,7 @@ from kveik import LLM, SamplingParams, __version__
 from kveik.cli import main
 from kveik.commands import chat as chat_command
 from kveik.commands.bench import BenchSizes, measure
+from kveik.kernels.backend import native_levels
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -189,7 +190,7 @@ def test_info_names_model_kernel_and_machine(kveik: Run, folder: str) -> None:
     facts = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()) > 1)
     assert facts["kveik"] == __version__
     assert facts["architecture"].startswith("Llama") or "llama" in facts["architecture"].lower()
-    assert "numpy" in facts["kernel"]
+    assert facts["native_kernels"] == native_levels()
     assert int(facts["pool_tokens"].replace(",", "")) > 0
     assert facts["cores"].isdigit()
 

@@ -15,6 +15,7 @@ from kveik import __version__
 from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
 from kveik.engine.pool import free_memory
+from kveik.kernels.backend import native_levels
 
 
 def info(config: EngineConfig, *, as_json: bool) -> None:
@@ -31,12 +32,13 @@ def info(config: EngineConfig, *, as_json: bool) -> None:
 
 
 def machine() -> dict[str, object]:
-    """What decides speed: processor, cores this process may use, memory, versions."""
+    """What decides speed: processor, cores this process may use, kernels, memory, versions."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
+        "native_kernels": native_levels(),
         "free_memory": free_memory(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

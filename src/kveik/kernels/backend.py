@@ -50,3 +50,11 @@ def _reference(config: EngineConfig) -> Ops:
             param="weights",
         )
     return reference_ops()
+
+
+def native_levels() -> str:
+    """For people: the native levels that run on this machine, best first, or why none does."""
+    module, missing = native_extension()
+    if module is None:
+        return missing
+    return ", ".join(level for level in module.levels() if level != "scalar")

@@ -1,0 +1,81 @@
+"""Which kernels compute: what was asked for, what this machine has, and what is said about it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import pytest
+
+from kveik.config import EngineConfig
+from kveik.errors import ConfigError
+from kveik.kernels import backend
+from kveik.kernels.backend import choose_ops, native_levels
+from kveik.kernels.extension import NOT_BUILT, Extension
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Pretend that the extension has these levels; none: that it was not built."""
+
+    def pretend(*levels: str) -> None:
+        module = SimpleNamespace(levels=lambda: [*levels, "scalar"])
+        found = Extension(module, "") if levels else Extension(None, NOT_BUILT)
+        monkeypatch.setattr(backend, "native_extension", lambda: found)
+
+    return pretend
+
+
+def test_without_the_extension_numpy_computes_and_one_line_says_so(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install()
+    with caplog.at_level(logging.WARNING, "kveik"):
+        assert choose_ops(EngineConfig()).name == "reference"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"computing with numpy, slower: native kernels {NOT_BUILT}"
+    ]
+
+
+@pytest.mark.parametrize("asked", [{"kernels": "reference"}, {"dtype": "float32"}])
+def test_numpy_asked_for_is_no_news(
+    install: Install, caplog: pytest.LogCaptureFixture, asked: dict[str, str]
+) -> None:
+    install()
+    assert choose_ops(EngineConfig(**asked)).name == "reference"  # type: ignore[arg-type]
+    assert not caplog.records
+
+
+def test_a_level_asked_for_needs_the_extension(install: Install) -> None:
+    install()
+    with pytest.raises(ConfigError, match=r"kernels is 'avx2': not built.*make clean install"):
+        choose_ops(EngineConfig(kernels="avx2"))
+
+
+def test_a_level_that_the_machine_lacks_is_refused_with_those_it_has(install: Install) -> None:
+    install("avx2", "portable")
+    with pytest.raises(ConfigError, match="kernels is 'amx': this machine has avx2, portable"):
+        choose_ops(EngineConfig(kernels="amx"))
+
+
+def test_a_native_level_and_float32_weights_exclude_each_other(install: Install) -> None:
+    install("portable")
+    with pytest.raises(ConfigError, match="kernels is 'portable' but dtype is 'float32'"):
+        choose_ops(EngineConfig(kernels="portable", dtype="float32"))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_numpy_does_not_quantise(install: Install, weights: str) -> None:
+    install()
+    with pytest.raises(ConfigError, match=f"weights is '{weights}'"):
+        choose_ops(EngineConfig(weights=weights))  # type: ignore[arg-type]
+
+
+def test_what_kveik_info_says_of_them(install: Install) -> None:
+    install("avx512", "avx2", "portable")
+    assert native_levels() == "avx512, avx2, portable"
+    install()
+    assert native_levels() == NOT_BUILT
