@@ -11,9 +11,11 @@ import pytest
 from toy import ByteDetokenizer, ByteTokenizer
 from toy_model import ToyModel, toy_engine, toy_text
 
+from kveik.engine import outbox
 from kveik.engine.engine import Engine
 from kveik.engine.named_records import NamedSpec
-from kveik.engine.outbox import BATCHES, News
+from kveik.engine.outbox import MOST_BEHIND, News
+from kveik.engine.plan import StepPlan, StepResult
 from kveik.engine.request import (
     ChoiceDelta,
     ChoiceFinished,
@@ -53,7 +55,8 @@ class Gate(ByteTokenizer):
 class Listener:
     """A sink that keeps its events and the threads on which they come."""
 
-    def __init__(self) -> None:
+    def __init__(self, on: Callable[[Event], object]) -> None:
+        self.on = on
         self.events: list[Event] = []
         self.threads: set[str] = set()
         self.done = threading.Event()
@@ -62,12 +65,18 @@ class Listener:
         assert not self.done.is_set(), f"{event} after the ending"
         self.events.append(event)
         self.threads.add(threading.current_thread().name)
+        self.on(event)
         if isinstance(event, ENDINGS):
             self.done.set()
 
 
-def ask(engine: Engine, prompt: Sequence[int], **params: Any) -> Listener:
-    listener = Listener()
+def ask(
+    engine: Engine,
+    prompt: Sequence[int],
+    on: Callable[[Event], object] = lambda event: None,
+    **params: Any,
+) -> Listener:
+    listener = Listener(on)
     given = {"max_tokens": 12, "temperature": 0.0, **params}
     engine.submit(Request(tuple(prompt), SamplingParams(**given)), listener)
     return listener
@@ -131,22 +140,75 @@ def test_an_engine_that_is_stepped_has_no_other_thread() -> None:
     assert (tokenizer.threads, listener.threads) == (here, here)
 
 
-def test_a_step_is_handed_over_in_one_piece() -> None:
-    engine = toy_engine(max_num_seqs=16)
-    batches: list[int] = []
+def batches_of(engine: Engine) -> list[int]:
+    """Fills up with the sizes of what is told at a time."""
+    sizes: list[int] = []
     tell = engine._outbox._tell
 
     def counted(batch: list[News]) -> None:
-        batches.append(len(batch))
+        sizes.append(len(batch))
         tell(batch)
 
     engine._outbox._tell = counted
+    return sizes
+
+
+def test_steps_are_handed_over_whole() -> None:
+    engine = toy_engine(max_num_seqs=16)
+    sizes = batches_of(engine)
     listeners = [ask(engine, range(k, k + 5), max_tokens=10) for k in range(16)]
     engine.start()
     assert all(one.done.wait(20) for one in listeners)
     engine.stop()
-    assert len(batches) == engine.stats().steps == 10
-    assert batches == [32, *[16] * 8, 32]  # with the prompts first and the endings last
+    assert engine.stats().steps == 10
+    assert len(sizes) <= 10
+    assert all(size % 16 == 0 for size in sizes)
+    assert sum(sizes) == 16 * (1 + 10 + 1)  # prompt, tokens, ending
+
+
+def test_nobody_is_woken_for_every_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request is told at once that it began and that it ended; tokens wait for the pace."""
+    monkeypatch.setattr(outbox, "PACE", 3600.0)
+    engine = toy_engine()
+    sizes = batches_of(engine)
+    first = threading.Event()
+    run_on = engine._runner.run
+
+    def run(plan: StepPlan) -> StepResult:
+        assert plan.step_id == 0 or first.wait(20)
+        return run_on(plan)
+
+    engine._runner.run = run  # type: ignore[method-assign]
+    listener = ask(engine, range(20), max_tokens=30, on=lambda event: first.set())
+    engine.start()
+    assert listener.done.wait(20)
+    engine.stop()
+    assert sizes == [2, 29 + 1]
+
+
+def test_who_waits_for_a_stop_string_does_not_wait_for_the_pace(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outbox, "PACE", 3600.0)
+    engine = toy_engine()
+    told = threading.Semaphore(0)
+    run_on = engine._runner.run
+
+    def run(plan: StepPlan) -> StepResult:
+        assert plan.step_id == 0 or told.acquire(timeout=20)  # the token before was told
+        return run_on(plan)
+
+    engine._runner.run = run  # type: ignore[method-assign]
+    listener = ask(
+        engine,
+        range(20),
+        stop=("never said",),
+        on=lambda event: isinstance(event, ChoiceDelta) and told.release(),
+    )
+    engine.start()
+    assert listener.done.wait(20)
+    engine.stop()
+    assert isinstance(listener.events[-1], RequestFinished)
 
 
 @pytest.mark.parametrize("lag", [0, 3, 20])
@@ -184,17 +246,17 @@ def test_the_events_are_those_of_an_engine_that_is_stepped(lag: int) -> None:
 def test_texts_may_be_behind_by_a_bounded_number_of_steps() -> None:
     tokenizer = Gate(closed=True)
     engine = toy_engine(tokenizer=tokenizer)
-    listener = ask(engine, range(20), max_tokens=3 * BATCHES)
+    listener = ask(engine, range(20), max_tokens=3 * MOST_BEHIND)
     engine.start()
-    until(engine._outbox._batches.full)
+    until(lambda: engine._outbox._behind == MOST_BEHIND)
     time.sleep(0.1)
-    assert engine.stats().steps <= BATCHES + 2  # one is being told, one waits to be put
-    engine.submit(Request((1, 2, 3), SamplingParams(max_tokens=4)), Listener())  # never waits
+    assert engine.stats().steps <= 2 * MOST_BEHIND + 1  # being told, sent, waiting to be sent
+    ask(engine, (1, 2, 3))  # submitting never waits
     tokenizer.open.set()
     assert listener.done.wait(20)
     engine.stop()
-    assert tokens_of(listener) == 3 * BATCHES
-    assert engine.stats().generation_tokens >= 3 * BATCHES
+    assert tokens_of(listener) == 3 * MOST_BEHIND
+    assert engine.stats().generation_tokens >= 3 * MOST_BEHIND
 
 
 def test_stopping_tells_everyone_first() -> None:

@@ -33,7 +33,8 @@ Told: TypeAlias = TokenAccepted | ChoiceEnded | PromptReady | Ending
 
 class Delivery:
     """Sends the events of one request to its sink. `tell` is called by one thread: the one that
-    makes texts (engine/outbox.py). has_text: the request is to have tokens at all."""
+    makes texts (engine/outbox.py). has_text: the request is to have tokens at all; may_stop: its
+    text may end it."""
 
     def __init__(
         self, request: Request, sink: EventSink, tokenizer: Tokenizer, history: Sessions
@@ -41,6 +42,7 @@ class Delivery:
         params = request.params
         self.request = request
         self.has_text = params.max_tokens != 0
+        self.may_stop = bool(params.stop)
         self.work: Work | None = None  # set when the scheduler has taken the request; not read here
         self._history = history
         self._turn: Turn | None = None
