@@ -46,5 +46,6 @@ void set_bias(PackedLinear& packed, const Array& bias);
 void bind_weights(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_quantize(nb::module_& m);
+void bind_sampling(nb::module_& m);
 
 }  // namespace kveik

@@ -44,10 +44,13 @@ bool has_avx512() {
 bool has_amx() {
 #if defined(__x86_64__)
   if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return false;
-  uint32_t a = 7, b = 0, c = 0, d = 0;  // CPUID leaf 7: AMX-BF16 (22), AMX-TILE (24), AMX-INT8 (25)
-  asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
-  constexpr uint32_t kWanted = 1u << 22 | 1u << 24 | 1u << 25;
-  return (d & kWanted) == kWanted && tiles_granted();
+  static const uint32_t features = [] {  // asked once: a virtual machine traps CPUID
+    uint32_t a = 7, b = 0, c = 0, d = 0;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    return d;
+  }();
+  constexpr uint32_t kWanted = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  return (features & kWanted) == kWanted && tiles_granted();
 #else
   return false;
 #endif

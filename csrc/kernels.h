@@ -95,6 +95,7 @@ struct GroupBatch {
   const int64_t* windows;        // [windows_count][3]
 };
 
+struct RowScans;       // sampling.h: passes over a row of logits, by one thread
 struct AttentionPlan;  // attention_plan.h: what is derived once per step from (GroupBatch, spec)
 
 // ---- the table ----------------------------------------------------------------------------------
@@ -136,6 +137,8 @@ struct Kernels {
                         const AttentionPlan& plan, Worker& w);
   void (*attention)(const float* q, const Arena& arena, int64_t layer, const AttentionPlan& plan,
                     float* y, Worker& w);
+
+  const RowScans* scans;
 };
 
 // null where this machine or this build does not have the level

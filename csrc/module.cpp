@@ -11,4 +11,5 @@ NB_MODULE(_native, m) {
   kveik::bind_weights(m);
   kveik::bind_program(m);
   kveik::bind_quantize(m);
+  kveik::bind_sampling(m);
 }

@@ -5,6 +5,7 @@
 #include "kernels.h"
 #include "linear.h"
 #include "rows.h"
+#include "scans.h"
 #include "simd.h"
 #if __has_include("linear_int.h")
 #include "linear_int.h"
@@ -78,6 +79,7 @@ inline const Kernels kTable = {
     nullptr,
     nullptr,
 #endif
+    &scans::kTable,
 };
 
 }  // namespace KVEIK_LEVEL

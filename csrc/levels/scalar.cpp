@@ -197,12 +197,19 @@ void embed(const Table& table, const int64_t* ids, const float* added, int64_t r
 }
 
 const Kernels kTable = {
-    "scalar",   operand_bytes, convert, multiply, multiply_gated, false,   rms_norm,
-    layer_norm, silu_mul,      gelu,    add,      embed,          nullptr, nullptr,
+    "scalar", operand_bytes, convert, multiply, multiply_gated, false,   rms_norm, layer_norm,
+    silu_mul, gelu,          add,     embed,    nullptr,        nullptr, nullptr,
 };
 
 }  // namespace scalar
 
-const Kernels* scalar_kernels() { return &scalar::kTable; }
+const Kernels* scalar_kernels() {
+  static const Kernels table = [] {
+    Kernels scalar = scalar::kTable;
+    scalar.scans = portable_kernels()->scans;
+    return scalar;
+  }();
+  return &table;
+}
 
 }  // namespace kveik
