@@ -114,7 +114,7 @@ nb::object sampled_of(const Sampled& one, nb::handle type) {
 }
 
 nb::list sample_rows(const Logits& logits, nb::sequence given, nb::type_object type,
-                     std::optional<std::string> level) {
+                     std::optional<std::string> level, Pool* pool) {
   static const std::string kBest = levels().front();
   const RowScans& scans = *kernels_of(level.value_or(kBest)).scans;
   Lists lists;
@@ -123,7 +123,7 @@ nb::list sample_rows(const Logits& logits, nb::sequence given, nb::type_object t
   std::vector<Sampled> sampled;
   try {
     nb::gil_scoped_release free;
-    sampled = sample(scans, logits.data(), logits.shape(0), logits.shape(1), rows);
+    sampled = sample(scans, pool, logits.data(), logits.shape(0), logits.shape(1), rows);
   } catch (const UnreadableRow& error) {
     PyErr_SetString(PyExc_FloatingPointError, error.what());
     throw nb::python_error();
@@ -137,7 +137,7 @@ nb::list sample_rows(const Logits& logits, nb::sequence given, nb::type_object t
 
 void bind_sampling(nb::module_& m) {
   m.def("sample_rows", &sample_rows, nb::arg("logits"), nb::arg("rows"), nb::arg("sampled"),
-        nb::arg("level").none(),
+        nb::arg("level").none(), nb::arg("pool").none(),
         "One `sampled` (the class Sampled) per SampleRow, from logits [R, V] float32.");
 }
 

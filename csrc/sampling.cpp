@@ -3,14 +3,18 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <string>
+
+#include "pool.h"
 
 namespace kveik {
 namespace {
 
 constexpr double kNever = -std::numeric_limits<double>::infinity();
-constexpr int64_t kFew = 64;  // so many candidates are sorted at once
+constexpr int64_t kFew = 64;               // so many candidates are sorted at once
+constexpr int64_t kWorthWaking = 1 << 18;  // logits: below, one thread is done before others wake
 
 // A token whose score is not its logit: bias, penalties or a ban changed it.
 struct Changed {
@@ -445,18 +449,34 @@ void Reader::keep_nucleus(double bound) {
 
 }  // namespace
 
-std::vector<Sampled> sample(const RowScans& scans, const float* logits, int64_t count,
+std::vector<Sampled> sample(const RowScans& scans, Pool* pool, const float* logits, int64_t count,
                             int64_t vocabulary, const std::vector<SampleRow>& rows) {
-  thread_local Scratch scratch;
-  std::vector<Sampled> sampled;
-  sampled.reserve(rows.size());
-  for (const SampleRow& row : rows) {
-    if (row.row < 0 || row.row >= count) {
-      throw std::out_of_range("row " + std::to_string(row.row) + ": there are " +
-                              std::to_string(count) + " rows of logits");
+  const int64_t total = static_cast<int64_t>(rows.size());
+  std::vector<Sampled> sampled(rows.size());
+  std::vector<std::exception_ptr> faults(rows.size());
+  auto read = [&](int64_t index) {
+    thread_local Scratch scratch;
+    const SampleRow& row = rows[index];
+    try {
+      if (row.row < 0 || row.row >= count) {
+        throw std::out_of_range("row " + std::to_string(row.row) + ": there are " +
+                                std::to_string(count) + " rows of logits");
+      }
+      const float* raw = logits + row.row * vocabulary;
+      sampled[index] = Reader(scans, scratch, raw, vocabulary, row).read();
+    } catch (...) {
+      faults[index] = std::current_exception();
     }
-    const float* raw = logits + row.row * vocabulary;
-    sampled.push_back(Reader(scans, scratch, raw, vocabulary, row).read());
+  };
+  if (pool != nullptr && total > 1 && total * vocabulary >= kWorthWaking) {
+    pool->run([&](Worker& worker) {
+      for (int64_t index = worker.claim(); index < total; index = worker.claim()) read(index);
+    });
+  } else {
+    for (int64_t index = 0; index < total; ++index) read(index);
+  }
+  for (const std::exception_ptr& fault : faults) {
+    if (fault != nullptr) std::rethrow_exception(fault);
   }
   return sampled;
 }

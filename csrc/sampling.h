@@ -12,6 +12,8 @@
 
 namespace kveik {
 
+class Pool;  // pool.h
+
 // ---- passes over one row, one table per level (scans.h) -----------------------------------------
 
 // A row [size] is walked in chunks. A group is one lane of a chunk: every 64th value of it.
@@ -75,8 +77,9 @@ struct UnreadableRow : std::runtime_error {
 
 // One Sampled per row, in order, from logits[count][vocabulary]. Throws UnreadableRow for the first
 // row that cannot be read, and std::out_of_range for a row or an id that is not there; both name
-// the row. The calling thread keeps its working memory for the next call.
-std::vector<Sampled> sample(const RowScans& scans, const float* logits, int64_t count,
+// the row. The threads of the pool share the rows, if there is one and the work is worth waking
+// them; every thread keeps its working memory for the next call.
+std::vector<Sampled> sample(const RowScans& scans, Pool* pool, const float* logits, int64_t count,
                             int64_t vocabulary, const std::vector<SampleRow>& rows);
 
 }  // namespace kveik

@@ -198,6 +198,19 @@ def test_a_row_does_not_depend_on_its_company() -> None:
     assert repr(sample(raw, rows[::-1])) == repr(together[::-1])
 
 
+def test_threads_of_a_pool_share_the_rows() -> None:
+    """Same bits as alone; the first row that fails is the one that is named."""
+    assert NATIVE is not None
+    raw = np.stack([spread("normal", 30_000, seed) for seed in range(24)])
+    rows = [SampleRow(n, n / 24, 0.8, top_p=0.9, banned=(n,), logprobs=3) for n in range(24)]
+    pool = NATIVE.Pool(3)
+    for _ in range(20):
+        assert repr(sample(raw, rows, pool=pool)) == repr(sample(raw, rows))
+    raw[[5, 20]] = np.nan
+    with pytest.raises(FloatingPointError, match="row 5: "):
+        sample(raw, rows, pool=pool)
+
+
 def test_the_logits_are_only_read() -> None:
     raw = spread("normal", 300, 6)[None]
     raw.flags.writeable = False

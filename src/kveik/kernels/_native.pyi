@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kveik.kernels.ops import Sampled, SampleRow
+
 def levels() -> list[str]: ...
 
 class Pool:
@@ -58,6 +60,14 @@ class Arena:
     def values(self) -> Any: ...
     def copy_blocks(self, moves: Sequence[tuple[int, int, int]]) -> None: ...
     def erase_blocks(self, blocks: Sequence[int]) -> None: ...
+
+def sample_rows(
+    logits: Any,
+    rows: Sequence[SampleRow],
+    sampled: type[Sampled],
+    level: str | None,
+    pool: Pool | None,
+) -> list[Sampled]: ...
 
 SpecFields = tuple[int, int, int, float, list[float], float]
 

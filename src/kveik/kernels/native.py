@@ -15,12 +15,14 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
 
 from kveik.kernels import _native
+from kveik.kernels.native_sampling import sample
 from kveik.kernels.ops import (
     Array,
     AttentionSpec,
@@ -31,7 +33,6 @@ from kveik.kernels.ops import (
     QuantizedArray,
     WeightKind,
 )
-from kveik.kernels.reference_sampling import sample
 
 NUMERICS = "native-1"
 
@@ -115,7 +116,7 @@ class _Backend:
             add=self.add,
             take_rows=self.take_rows,
             logits=self.logits,
-            sample=sample,
+            sample=partial(sample, level=self._level, pool=self._pool),
             copy_blocks=_native.Arena.copy_blocks,
             erase_blocks=_native.Arena.erase_blocks,
             capture=self.capture,
