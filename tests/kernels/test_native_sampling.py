@@ -96,18 +96,17 @@ def outcome(
         return str(error)
 
 
-def on_a_border(raw: NDArray[np.float32], row: SampleRow) -> set[int]:
-    """The tokens that the reference draws when its numbers are moved by their last digits: sums
-    in another order are rounded otherwise."""
-    tokens = set()
-    for a, b, c in product((-1e-11, 0.0, 1e-11), repeat=3):
-        moved = row._replace(
-            uniform=min(max(0.0, row.uniform * (1 + a) + a * 1e-3), LARGEST_UNIFORM),
-            top_p=row.top_p * (1 + b),
-            min_p=row.min_p * (1 + c),
-        )
-        tokens.add(reference_sampling.sample(raw[None], [moved])[0].token_id)
-    return tokens
+def on_a_border(raw: NDArray[np.float32], row: SampleRow, token: int) -> bool:
+    """Whether the reference draws `token` when its numbers move by their last digits: sums in
+    another order are rounded otherwise. Tokens are drawn in the order of their ids."""
+    for b, c in product((-1e-11, 0.0, 1e-11), repeat=2):
+        moved = row._replace(top_p=row.top_p * (1 + b), min_p=row.min_p * (1 + c))
+        ends = (max(0.0, row.uniform - 1e-11), min(row.uniform + 1e-11, LARGEST_UNIFORM))
+        rows = [moved._replace(uniform=uniform) for uniform in ends]
+        first, last = (s.token_id for s in reference_sampling.sample(raw[None], rows))
+        if first <= token and (token <= last or ends[1] == LARGEST_UNIFORM):
+            return True
+    return False
 
 
 def assert_close(got: Sampled, expected: Sampled) -> None:
@@ -126,7 +125,9 @@ def assert_same(raw: NDArray[np.float32], row: SampleRow, level: str) -> None:
         assert got == expected
     elif got.token_id != expected.token_id:
         assert row.temperature > 0
-        assert got.token_id in on_a_border(raw, row)
+        assert got.token_id not in row.banned
+        assert np.isfinite(raw[got.token_id])
+        assert on_a_border(raw, row, got.token_id)
     else:
         assert_close(got, expected)
 
@@ -176,6 +177,28 @@ def test_uniforms_sweep_every_token_of_a_row(level: str) -> None:
     bias = tuple((token, 4.0) for token in (0, 4095, 4096, 8191, 8192, 8999))
     for uniform in np.linspace(0, LARGEST_UNIFORM, 400):
         assert_same(raw, SampleRow(0, float(uniform), 1.0, logit_bias=bias), level)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_draw_on_a_border_takes_the_next_token(level: str) -> None:
+    even = np.zeros((1, 8192), np.float32)
+    for token in (1, 4095, 4096, 8191):
+        (got,) = sample(even, [SampleRow(0, token / 8192, 1.0)], level)
+        assert got.token_id == token
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["normal", "ties", "peaked", "holes"])
+@pytest.mark.parametrize(
+    "fields", [{"top_k": 9}, {"top_p": 0.6}, {"min_p": 0.2}, {"banned": tuple(range(3, 5000))}]
+)
+def test_the_largest_uniform_draws_the_last_token_that_is_left(
+    fields: dict[str, object], kind: str, level: str
+) -> None:
+    raw = spread(kind, 5000, 11)
+    row = SampleRow(0, LARGEST_UNIFORM, 1.3, **fields)  # type: ignore[arg-type]
+    expected = reference_sampling.sample(raw[None], [row])
+    assert sample(raw[None], [row], level) == expected
 
 
 def test_the_exponential_is_right_to_the_last_digit() -> None:
