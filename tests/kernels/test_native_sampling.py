@@ -190,12 +190,13 @@ def test_a_draw_on_a_border_takes_the_next_token(level: str) -> None:
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("kind", ["normal", "ties", "peaked", "holes"])
 @pytest.mark.parametrize(
-    "fields", [{"top_k": 9}, {"top_p": 0.6}, {"min_p": 0.2}, {"banned": tuple(range(3, 5000))}]
+    "fields", [{"top_k": 9}, {"top_p": 0.6}, {"min_p": 0.2}, {"banned": tuple(range(3, 4990))}]
 )
 def test_the_largest_uniform_draws_the_last_token_that_is_left(
     fields: dict[str, object], kind: str, level: str
 ) -> None:
     raw = spread(kind, 5000, 11)
+    raw[0] = 0
     row = SampleRow(0, LARGEST_UNIFORM, 1.3, **fields)  # type: ignore[arg-type]
     expected = reference_sampling.sample(raw[None], [row])
     assert sample(raw[None], [row], level) == expected
