@@ -682,7 +682,9 @@ def test_another_block_size_keeps_the_text() -> None:
 
 def test_load_reads_a_folder(tiny_folder: Callable[..., Path]) -> None:
     stages: list[str] = []
-    config = EngineConfig(model=str(tiny_folder()), kv_memory=2**20, served_model_name="tiny")
+    config = EngineConfig(
+        model=str(tiny_folder()), kv_memory=2**20, served_model_name="tiny", kv_dtype="float32"
+    )
     engine = Engine.load(config, progress=lambda stage, share: stages.append(stage))
     info = engine.info
     assert (info.model_id, info.architecture, info.vocab_size) == ("tiny", "llama", 320)

@@ -122,11 +122,12 @@ def test_choices_come_in_order(llm: LLM) -> None:
 
 
 def test_score_is_the_log_probability_of_transformers(
-    llm: LLM, tiny_folder: Callable[..., Path]
+    tiny_folder: Callable[..., Path],
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    llm = LLM(model=str(tiny_folder()), dtype="float32")
     truth = AutoModelForCausalLM.from_pretrained(tiny_folder(), dtype=torch.float32)
     for text, score in zip(PROMPTS, llm.score(PROMPTS), strict=True):
         ids = llm.get_tokenizer().encode(text)

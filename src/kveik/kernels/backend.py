@@ -39,7 +39,8 @@ def choose_ops(config: EngineConfig) -> Ops:
         )
     from kveik.kernels.native import native_ops  # only where the extension is
 
-    return native_ops(None if asked == "auto" else asked, config.threads)
+    weights = "bf16" if config.weights == "auto" else config.weights
+    return native_ops(None if asked == "auto" else asked, config.threads, weights)
 
 
 def _reference(config: EngineConfig) -> Ops:
