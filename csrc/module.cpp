@@ -8,6 +8,7 @@
 
 NB_MODULE(_native, m) {
   m.def("levels", &kveik::levels, "Levels that run on this machine, best first.");
+  kveik::bind_arena(m);
   kveik::bind_weights(m);
   kveik::bind_program(m);
   kveik::bind_quantize(m);

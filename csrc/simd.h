@@ -79,23 +79,26 @@ inline F32 through_bf16(F32 x) { return as_float(rounded_bits(x) << 16); }
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 
 // Of all lanes, in one fixed order: halves onto each other.
+typedef float F32x8 __attribute__((vector_size(32)));
+typedef float F32x4 __attribute__((vector_size(16)));
 inline float sum(F32 v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
-  }
-  return lanes[0];
+  F32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  F32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+               __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  F32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return two[0] + two[1];
 }
 inline float largest(F32 v) {
-  float lanes[kLanes];
-  store(lanes, v);
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) {
-      if (lanes[lane + half] > lanes[lane]) lanes[lane] = lanes[lane + half];
-    }
-  }
-  return lanes[0];
+  F32x8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  F32x8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  F32x8 eight = low > high ? low : high;
+  F32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
+  F32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  F32x4 four = left > right ? left : right;
+  F32x4 turned = __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  F32x4 two = four > turned ? four : turned;
+  return two[0] > two[1] ? two[0] : two[1];
 }
 
 // e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN stays.

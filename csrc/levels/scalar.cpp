@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention_scalar.h"
 #include "kernels.h"
 
 namespace kveik {
@@ -197,8 +198,8 @@ void embed(const Table& table, const int64_t* ids, const float* added, int64_t r
 }
 
 const Kernels kTable = {
-    "scalar", operand_bytes, convert, multiply, multiply_gated, false,   rms_norm, layer_norm,
-    silu_mul, gelu,          add,     embed,    nullptr,        nullptr, nullptr,
+    "scalar", operand_bytes, convert, multiply, multiply_gated, false,     rms_norm, layer_norm,
+    silu_mul, gelu,          add,     embed,    rope_write_kv,  attention, nullptr,
 };
 
 }  // namespace scalar

@@ -170,17 +170,29 @@ def random_rope(rng: np.random.Generator, head_dim: int) -> RopeSpec | None:
     return RopeSpec(frequencies, 1.0 if kind == 1 else 1.2)
 
 
-def random_case(seed: int, *, base: int = 0, rows: int | None = None) -> Case:
+def random_case(
+    seed: int,
+    *,
+    base: int = 0,
+    rows: int | None = None,
+    size: int | None = None,
+    head_dim: int | None = None,
+    share: int | None = None,
+) -> Case:
     """Pieces with shifts, skips and cuts; partial tails; scattered blocks; sometimes a window,
-    homes beside the block grid, block sizes that do not divide a split."""
+    homes beside the block grid, block sizes that do not divide a split. size: of a block; share:
+    query heads per KV head."""
     rng = np.random.default_rng(seed)
     kv_heads = int(rng.integers(1, 4))
-    heads = kv_heads * int(rng.integers(1, 6))
-    head_dim = int(rng.choice([8, 16, 32, 64]))
-    size = int(rng.choice([4, 16, 16, 24, 64]))
+    drawn = int(rng.integers(1, 6)), int(rng.choice([8, 16, 32, 64]))
+    heads = kv_heads * (share or drawn[0])
+    head_dim = head_dim or drawn[1]
+    drawn_size = int(rng.choice([4, 16, 16, 24, 64]))
+    size = size or drawn_size
     pieces: list[Piece] = []
     position = base + int(rng.integers(0, 50))
-    free = [int(block) for block in rng.permutation(400)]
+    num_blocks = max(400, 2200 // size)
+    free = [int(block) for block in rng.permutation(num_blocks)]
     off_grid = rng.random() < 0.25
     if rng.random() < 0.3:  # a prompt as most are: it begins with the first slot of a split
         length = int(rng.integers(200, 700))
@@ -209,5 +221,5 @@ def random_case(seed: int, *, base: int = 0, rows: int | None = None) -> Case:
         keys=rng.standard_normal((total, kv_heads, head_dim), dtype=np.float32),
         values=rng.standard_normal((total, kv_heads, head_dim), dtype=np.float32),
         queries=rng.standard_normal((min(count, total), heads, head_dim), dtype=np.float32),
-        num_blocks=400,
+        num_blocks=num_blocks,
     )  # fmt: skip

@@ -1,0 +1,64 @@
+#include "bind_arena.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+namespace kveik {
+
+namespace {
+
+using Move = std::tuple<int64_t, int64_t, int64_t>;  // source, target, slots
+
+KvType type_of(const std::string& dtype) {
+  if (dtype == "bfloat16") return KvType::bf16;
+  if (dtype == "float32") return KvType::f32;
+  throw nb::value_error(("KV dtype '" + dtype + "': use float32 or bfloat16").c_str());
+}
+
+// A plane as [layers, kv_heads, blocks, values of a block], uint16 where it holds bfloat16.
+nb::object plane(nb::handle self, void* data, int64_t block_bytes) {
+  const Arena& a = nb::cast<ArenaMemory&>(self).arena;
+  auto array = [&](auto value) {
+    using T = decltype(value);
+    size_t shape[] = {size_t(a.layers), size_t(a.kv_heads), size_t(a.blocks),
+                      size_t(block_bytes) / sizeof(T)};
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, 4, shape, self));
+  };
+  return a.type == KvType::bf16 ? array(uint16_t{}) : array(float{});
+}
+
+}  // namespace
+
+void bind_arena(nb::module_& m) {
+  nb::class_<ArenaMemory>(m, "Arena")
+      .def(
+          "__init__",
+          [](ArenaMemory* self, const std::string& dtype, int64_t layers, int64_t kv_heads,
+             int64_t blocks, int64_t block_size, int64_t head_dim) {
+            new (self) ArenaMemory(type_of(dtype), layers, kv_heads, blocks, block_size, head_dim);
+          },
+          nb::arg("dtype"), nb::arg("layers"), nb::arg("kv_heads"), nb::arg("blocks"),
+          nb::arg("block_size"), nb::arg("head_dim"))
+      .def_prop_ro("keys",
+                   [](nb::object self) {
+                     const Arena& a = nb::cast<ArenaMemory&>(self).arena;
+                     return plane(self, a.keys, key_block_bytes(a));
+                   })
+      .def_prop_ro("values",
+                   [](nb::object self) {
+                     const Arena& a = nb::cast<ArenaMemory&>(self).arena;
+                     return plane(self, a.values, value_block_bytes(a));
+                   })
+      .def("copy_blocks",
+           [](ArenaMemory& self, const std::vector<Move>& moves) {
+             for (const auto& [source, target, slots] : moves) {
+               copy_block(self.arena, source, target, slots);
+             }
+           })
+      .def("erase_blocks", [](ArenaMemory& self, const std::vector<int64_t>& blocks) {
+        for (int64_t block : blocks) erase_block(self.arena, block);
+      });
+}
+
+}  // namespace kveik
