@@ -13,8 +13,8 @@ from kveik.engine.pool import free_memory, pool_blocks
 from kveik.engine.savings import ModelFacts
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import ConfigError
+from kveik.kernels.backend import choose_ops
 from kveik.kernels.ops import KvSpec, Ops
-from kveik.kernels.reference import reference_ops
 from kveik.models import Model, load_model
 
 Progress = Callable[[str, float], None]
@@ -131,7 +131,7 @@ def kv_specs(model: Model, info: EngineInfo) -> list[KvSpec]:
 
 def load_parts(config: EngineConfig, progress: Progress | None = None) -> EngineParts:
     """Model and tokenizer of `config.model`. Raises ModelLoadError naming file and remedy."""
-    ops = reference_ops()
+    ops = choose_ops(config)
     loaded = load_model(
         config.model or str(DEFAULT_MODEL_PATH),
         ops,
