@@ -198,7 +198,7 @@ def main() -> None:
     embedded = EngineConfig(kv_memory=64 * 2**20)
     compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
     for milliseconds in STEPS_MS:
-        work, tokens = busy(1e-3 * milliseconds), 1000 // milliseconds + 30
+        work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
         make = lambda work=work: free_engine(work)  # noqa: E731
         compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
     report.finish()

@@ -91,9 +91,7 @@ class Feed:
 
         Raises what ended the feed: a KveikError, ClientGoneError or SlowReaderError."""
         if not self._events and self._error is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout):  # wait_for would make a task
-                    await self._changed.wait()
+            await self._wait(timeout)
         self._changed.clear()
         if self._error is not None:
             raise self._error
@@ -101,6 +99,17 @@ class Feed:
         self._events.clear()
         self._bytes = 0
         return events
+
+    async def _wait(self, timeout: float | None) -> None:
+        """For a change or for so long; one timer, where asyncio.timeout would be three objects."""
+        if timeout is None:
+            await self._changed.wait()
+            return
+        timer = asyncio.get_running_loop().call_later(timeout, self._changed.set)
+        try:
+            await self._changed.wait()
+        finally:
+            timer.cancel()
 
     def fail(self, error: Exception) -> None:
         """End the feed with an error; what was not taken is dropped, what runs is aborted."""
