@@ -75,16 +75,18 @@ bench-peers: $(VENV)/.installed-test
 soak: $(VENV)/.installed-test sanitize
 	KVEIK_SOAK=1 $(BIN)/pytest -m soak --timeout 7200 $(ARGS)
 
-# A second copy of the package, built with sanitizers, that the kernel tests find first. The
-# sanitizer's library has to be in the process before Python is; what Python itself leaks is its own.
+# A second copy of the package, built with sanitizers, that the kernel tests find first. Their library
+# has to be in the process before Python is, and their report must not be captured; what Python
+# leaks is its own.
 SANITIZED := build/sanitized
 PRELOAD    = $(foreach library,libasan.so libstdc++.so,$(shell $(or $(CXX),c++) -print-file-name=$(library)))
 
 sanitize: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps --no-build-isolation --upgrade --target $(SANITIZED) \
-		-Ccmake.define.KVEIK_SANITIZE=ON -Cinstall.strip=false .
+		-Cbuild-dir=build/sanitizers -Ccmake.build-type=RelWithDebInfo -Ccmake.define.KVEIK_SANITIZE=ON .
+	@ls $(SANITIZED)/kveik/kernels/_native.*.so  # an install succeeds without
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
-		$(BIN)/python -m pytest --timeout 1200 -k native tests/kernels
+		$(BIN)/pytest --capture=sys --timeout 1200 -k native tests/kernels
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/kveik/kernels/_native.*.so
