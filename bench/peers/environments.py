@@ -80,7 +80,9 @@ class Workshop:
     def model(self, shape: str, peer: Peer) -> Path:
         """The folder that this engine loads. Raises Failed where its converter fails."""
         source = checkpoints.write(shape, self.home / "models" / shape / "hf")
-        if not hasattr(peer.runner, "convert"):
+        if not hasattr(peer.runner, "convert") or peer.width in getattr(
+            peer.runner, "READS_CHECKPOINT", ()
+        ):
             return source
         target = source.parent / str(peer)
         if not (target / "complete").exists():

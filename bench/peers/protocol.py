@@ -17,7 +17,8 @@ there):
     PACKAGES   arguments of pip, one call after another; CONVERTER, where `convert` needs more
     environment(home)           variables for its process; home: its virtual environment
     load(setting) -> Engine
-    convert(source, target, width)   only where `load` cannot read the Hugging Face folder
+    convert(source, target, width)   where `load` cannot read the Hugging Face folder; where it can
+                                     for some widths, READS_CHECKPOINT names these
 """
 
 from __future__ import annotations
