@@ -12,9 +12,11 @@ from kveik.config import EngineConfig
 from kveik.errors import ConfigError
 from kveik.kernels import backend
 from kveik.kernels.backend import choose_ops, native_levels
-from kveik.kernels.extension import NOT_BUILT, Extension
+from kveik.kernels.extension import NOT_BUILT, Extension, native_extension
 
 Install = Callable[..., None]
+
+built = pytest.mark.skipif(native_extension().module is None, reason=native_extension().missing)
 
 
 @pytest.fixture
@@ -72,6 +74,16 @@ def test_numpy_does_not_quantise(install: Install, weights: str) -> None:
     install()
     with pytest.raises(ConfigError, match=f"weights is '{weights}'"):
         choose_ops(EngineConfig(weights=weights))  # type: ignore[arg-type]
+
+
+@built
+def test_the_best_level_is_taken_and_a_lower_one_when_it_is_asked_for() -> None:
+    levels = native_levels().split(", ")
+    assert "scalar" not in levels
+    assert choose_ops(EngineConfig()).level.startswith(levels[0])
+    for level in levels:
+        ops = choose_ops(EngineConfig(kernels=level, threads=1))  # type: ignore[arg-type]
+        assert (ops.name, ops.level.partition(",")[0]) == ("native", level)
 
 
 def test_what_kveik_info_says_of_them(install: Install) -> None:

@@ -12,8 +12,8 @@ from types import ModuleType
 from typing import NamedTuple
 
 NOT_BUILT = (
-    "not built: the install found no working C++20 compiler; "
-    "install gcc or clang, then run make clean install (or pip install again)"
+    "not built: the install needs a working C++20 compiler (gcc, clang) and Python's headers; then "
+    "run make clean install, or pip install -v, which shows what fails"
 )
 
 
