@@ -88,8 +88,14 @@ inline void put(const float* sums, const Linear& weight, int64_t panel, int64_t 
     bias[0] = load(weight.bias + column);
     bias[1] = load(weight.bias + column + kLanes);
   }
+  bool whole = columns == kPanel && rows > 32 && y_stride % kLanes == 0 && aligned(y);
   for (int64_t row = 0; row < rows; ++row, sums += kPanel) {
     float* out = y + (first + row) * y_stride + column;
+    if (whole) {
+      stream(out, load(sums) + bias[0]);
+      stream(out + kLanes, load(sums + kLanes) + bias[1]);
+      continue;
+    }
     store(out, load(sums) + bias[0], columns);
     if (columns > kLanes) store(out + kLanes, load(sums + kLanes) + bias[1], columns - kLanes);
   }
@@ -135,8 +141,9 @@ inline void put_gated(const float* gates, const float* ups, const Linear& gate, 
 // cache, while panel after panel goes by.
 constexpr int64_t kPassRows = 256;
 constexpr int64_t kPassInputs = 2048;
-// Panels of sums that are kept while the operand is walked in several parts.
-constexpr int64_t kPassPanels = 8;
+// Panels of a group, and of one whose sums are kept while inputs are walked in several parts.
+constexpr int64_t kPassPanels = 16;
+constexpr int64_t kPartPanels = 16;
 
 inline void configure_rows(int64_t rows) {
   TileConfig config;
@@ -159,7 +166,8 @@ struct Ahead {
 };
 
 // `blocks` (1, 2) blocks of rows x one panel, over `steps` steps of 32 inputs. a: the operand's
-// first block; a_block: values from block to block; lines: rows of a block. Tiles 0..3 sum.
+// first block; a_block: values from block to block; lines: rows of a block. Tiles 0..3 sum. The
+// operand streams past the first-level cache, where the steps of the panel stay for the next rows.
 template <int blocks>
 inline void tile_products(const bf16* a, int64_t a_block, int64_t lines, const bf16* b,
                           int64_t steps, bool first, Sums sums, Ahead& ahead) {
@@ -180,13 +188,13 @@ inline void tile_products(const bf16* a, int64_t a_block, int64_t lines, const b
   }
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b, 64);
-    _tile_loadd(4, a, 64);
+    _tile_stream_loadd(4, a, 64);
     _tile_dpbf16ps(0, 4, 6);
     ahead.fetch();
     _tile_loadd(7, b + kTile, 64);
     _tile_dpbf16ps(1, 4, 7);
     if constexpr (blocks == 2) {
-      _tile_loadd(5, a + a_block, 64);
+      _tile_stream_loadd(5, a + a_block, 64);
       _tile_dpbf16ps(2, 5, 6);
       _tile_dpbf16ps(3, 5, 7);
     }
@@ -206,30 +214,39 @@ struct Part {
   int64_t row, count, from, to;
 };
 
+// Inputs of a panel that stay in the first-level cache while the rows of a pass go by.
+constexpr int64_t kNearInputs = 512;
+
 inline void part_products(const Linear& weight, int64_t panel, const void* operand, int64_t rows,
                           const Part& part, Sums sums) {
-  int64_t lines = rows < 16 ? rows : 16, steps = (part.to - part.from) / kStepBf16;
-  int64_t block = 16 * weight.in_padded, blocks = (part.count + 15) / 16;
-  const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + part.from * lines;
-  const auto* data = static_cast<const bf16*>(weight.data);
-  const bf16* b = data + panel * kPanel * weight.in_padded + part.from * kPanel;
+  int64_t lines = rows < 16 ? rows : 16, blocks = (part.count + 15) / 16;
+  int64_t block = 16 * weight.in_padded, inputs = part.to - part.from;
+  const auto* data = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
+  const auto* next = reinterpret_cast<const char*>(data + kPanel * (weight.in_padded + part.from));
   bool last = (panel + 1) * kPanel >= weight.out_padded;
-  const auto* next = reinterpret_cast<const char*>(b + kPanel * weight.in_padded);
-  int64_t bytes = last || blocks <= 2 ? 0 : (part.to - part.from) * kPanel * 2;
-  int64_t turns = (blocks + 1) / 2 * steps;
-  Ahead ahead{next, next + bytes, (bytes / 64 + turns - 1) / turns};
-  bool first = part.from == 0;
-  for (; blocks >= 2; blocks -= 2, a += 2 * block, sums += 32 * kPanel) {
-    tile_products<2>(a, block, lines, b, steps, first, sums, ahead);
+  int64_t fetched = last || blocks <= 2 ? 0 : inputs;  // lines of 64 bytes: one per input
+  int64_t turns = (blocks + 1) / 2 * (inputs / kStepBf16);
+  Ahead ahead{next, next + fetched * 64, (fetched + turns - 1) / turns};
+  int64_t near = blocks <= 2 ? inputs : kNearInputs;
+  for (int64_t from = part.from; from < part.to; from += near) {
+    const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
+    const bf16* b = data + from * kPanel;
+    int64_t steps = (part.to - from < near ? part.to - from : near) / kStepBf16;
+    Sums to = sums;
+    int64_t left = blocks;
+    for (; left >= 2; left -= 2, a += 2 * block, to += 32 * kPanel) {
+      tile_products<2>(a, block, lines, b, steps, from == 0, to, ahead);
+    }
+    if (left == 1) tile_products<1>(a, block, lines, b, steps, from == 0, to, ahead);
   }
-  if (blocks == 1) tile_products<1>(a, block, lines, b, steps, first, sums, ahead);
 }
 
 #else
 
 constexpr int64_t kPassRows = 64;
 constexpr int64_t kPassInputs = int64_t{1} << 40;
-constexpr int64_t kPassPanels = 1;
+constexpr int64_t kPassPanels = 4;
+constexpr int64_t kPartPanels = 1;
 
 inline void configure_rows(int64_t) {}
 
@@ -283,26 +300,27 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
 
 #endif
 
-// Rows by passes, panels by groups: piece p of the work is pass p / groups and group p % groups, so
-// that workers walk the panels of one pass together. A group has one panel, or several where the
-// inputs of a pass do not stay in the cache and are walked in parts.
+// Rows by passes, panels by groups: all passes over one group come before the next group, so that
+// weights come from memory once. A group has one panel where there is one pass.
 struct Work {
-  int64_t rows, in_padded, panels, group_size, groups, pieces;
+  int64_t rows, in_padded, panels, passes, group_size, sums_panels, groups, pieces;
 
   Work(int64_t rows_, int64_t in_padded_, int64_t panels_)
       : rows(rows_), in_padded(in_padded_), panels(panels_) {
     bool parts = rows > 32 && in_padded > kPassInputs;
-    group_size = parts ? kPassPanels : 1;
+    passes = (rows + kPassRows - 1) / kPassRows;
+    group_size = parts ? kPartPanels : passes > 1 ? kPassPanels : 1;
+    sums_panels = parts ? group_size : 1;
     groups = (panels + group_size - 1) / group_size;
-    pieces = groups * ((rows + kPassRows - 1) / kPassRows);
+    pieces = groups * passes;
   }
 
-  int64_t first_row(int64_t piece) const { return piece / groups * kPassRows; }
+  int64_t first_row(int64_t piece) const { return piece % passes * kPassRows; }
   int64_t row_count(int64_t piece) const {
     int64_t left = rows - first_row(piece);
     return left < kPassRows ? left : kPassRows;
   }
-  int64_t first_panel(int64_t piece) const { return piece % groups * group_size; }
+  int64_t first_panel(int64_t piece) const { return piece / passes * group_size; }
   int64_t end_panel(int64_t piece) const {
     int64_t end = first_panel(piece) + group_size;
     return end < panels ? end : panels;
@@ -331,7 +349,7 @@ inline void multiply_bf16(const Linear* const* weights, float* const* y, const i
   int64_t panels = 0;
   for (int64_t i = 0; i < count; ++i) panels += weights[i]->out_padded / kPanel;
   Work work(rows, weights[0]->in_padded, panels);
-  auto* sums = static_cast<float*>(w.scratch(work.group_size * work.sums_size() * sizeof(float)));
+  auto* sums = static_cast<float*>(w.scratch(work.sums_panels * work.sums_size() * sizeof(float)));
   int64_t inputs = work.part_inputs(), width = work.in_padded;
   configure_rows(rows);
   for (int64_t piece = w.claim(); piece < work.pieces; piece = w.claim()) {
@@ -341,12 +359,13 @@ inline void multiply_bf16(const Linear* const* weights, float* const* y, const i
       Part part{row, now, from, from + inputs < width ? from + inputs : width};
       for (int64_t panel = begin; panel < end; ++panel) {
         int64_t own = panel, which = matrix_of(weights, own);
-        Sums to = sums + (panel - begin) * work.sums_size();
+        Sums to = sums + (panel - begin) % work.sums_panels * work.sums_size();
         part_products(*weights[which], own, operand, rows, part, to);
         if (part.to == width) put(to, *weights[which], own, row, now, y[which], y_strides[which]);
       }
     }
   }
+  streamed();
 }
 
 // y null: the result goes to `next`, the operand of a product that takes gate.out inputs.
@@ -354,7 +373,7 @@ inline void multiply_gated_bf16(const Linear& gate, const Linear& up, const void
                                 int64_t rows, float* y, int64_t y_stride, void* next, Worker& w) {
   Work work(rows, gate.in_padded, gate.out_padded / kPanel);
   int64_t size = work.sums_size(), inputs = work.part_inputs(), width = work.in_padded;
-  auto* sums = static_cast<float*>(w.scratch(2 * work.group_size * size * sizeof(float)));
+  auto* sums = static_cast<float*>(w.scratch(2 * work.sums_panels * size * sizeof(float)));
   configure_rows(rows);
   for (int64_t piece = w.claim(); piece < work.pieces; piece = w.claim()) {
     int64_t row = work.first_row(piece), now = work.row_count(piece);
@@ -362,7 +381,7 @@ inline void multiply_gated_bf16(const Linear& gate, const Linear& up, const void
     for (int64_t from = 0; from < width; from += inputs) {
       Part part{row, now, from, from + inputs < width ? from + inputs : width};
       for (int64_t panel = begin; panel < end; ++panel) {
-        Sums gates = sums + (panel - begin) * 2 * size, ups = gates + size;
+        Sums gates = sums + (panel - begin) % work.sums_panels * 2 * size, ups = gates + size;
         part_products(gate, panel, operand, rows, part, gates);
         part_products(up, panel, operand, rows, part, ups);
         if (part.to < width) continue;

@@ -43,6 +43,22 @@ inline void store(float* p, F32 v, int64_t n) {
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
 }
 
+inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
+// Past the caches, for what is read much later; p is aligned. `streamed` makes it seen by others.
+inline void stream(float* p, F32 v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(p, (__m512)v);
+#else
+  store(p, v);
+#endif
+}
+inline void streamed() {
+#if defined(__AVX512F__)
+  _mm_sfence();
+#endif
+}
+
 inline F32 all(float value) { return F32{} + value; }
 inline F32 as_float(U32 v) { return (F32)v; }
 inline U32 as_bits(F32 v) { return (U32)v; }
