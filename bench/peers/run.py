@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,7 +103,7 @@ class Comparison:
     def prepare(self) -> None:
         """Environments and models of every engine; one that fails is left out, with a note."""
         source = FOLDER / "bandwidth.c"
-        command = ["gcc", "-O3", "-march=native", "-pthread", str(source), "-o"]
+        command = ["cc", "-O3", "-march=native", "-pthread", str(source), "-o"]
         subprocess.run([*command, str(self.bandwidth)], check=True)
         for peer in self.given.peers:
             try:
@@ -115,6 +116,8 @@ class Comparison:
                 self.note(f"{peer.title}: left out: {reason}")
             else:
                 self.ready.append(peer)
+        if not self.ready:
+            sys.exit("no engine is ready: see the notes above")
 
     def first_start(self, peer: Peer) -> None:
         """Unmeasured: engines leave compiled graphs and quantised weights for their second start.
@@ -145,7 +148,8 @@ class Comparison:
     def one_round(self, number: int, sizes: dict[str, float]) -> dict[str, Any]:
         found: dict[str, Any] = {"load": os.getloadavg()[0], "peers": {}}
         found["bandwidth"] = read_bandwidth(self.bandwidth, cores())
-        for peer in self.ready:
+        turn = number % len(self.ready)  # another one begins each round
+        for peer in self.ready[turn:] + self.ready[:turn]:
             begin = time.monotonic()
             columns = [c for c in self.given.columns if not self.too_slow(peer, c)]
             try:
@@ -260,6 +264,7 @@ def cores() -> int:
 
 def main() -> None:
     given = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the engine's processes end as well
     comparison = Comparison(given)
     comparison.prepare()
     if given.prepare:
