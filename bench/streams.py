@@ -201,6 +201,11 @@ def main() -> None:
         work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
         make = lambda work=work: free_engine(work)  # noqa: E731
         compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
+    report.note(
+        "A token over HTTP takes some time of the event loop and of the kernel's network code "
+        "(event_loop_ms_per_step in the JSON), whatever the model: the shorter a step, the larger "
+        "its share. A step's own length is offline_step_ms."
+    )
     report.finish()
 
 

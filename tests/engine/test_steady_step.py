@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+import grid
 import numpy as np
+import pytest
 from toy import ByteTokenizer
 from toy_model import ToyModel, toy_ops
 
@@ -16,6 +20,7 @@ from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
 from kveik.engine.parts import EngineParts
 from kveik.engine.request import Event, Request, SamplingParams
+from kveik.kernels.extension import native_extension
 from kveik.kernels.ops import Batch, Ops, Sampled, SampleRow
 
 STEPS = 12  # less than a block: nobody needs a new one meanwhile
@@ -120,3 +125,46 @@ def test_a_decode_step_calls_no_function_of_numpy() -> None:
     assert [numpy_calls(engine) for _ in range(STEPS)] == [set()] * STEPS
     model.arrays = 1
     assert numpy_calls(engine) == {"empty"}  # the counting counts
+
+
+def arrays_of_a_step(engine: Engine) -> tuple[int, set[int]]:
+    """The most bytes of new numpy arrays that are alive when the logits of one of STEPS steps are
+    read, and where those logits lay."""
+    runner, places, largest = engine._runner, set(), 0
+    ops = runner._ops
+
+    def sample(logits: Any, rows: Sequence[SampleRow]) -> list[Sampled]:
+        nonlocal largest
+        arrays = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+        made = tracemalloc.take_snapshot().filter_traces([arrays])
+        largest = max(largest, sum(trace.size for trace in made.traces))
+        places.add(logits.ctypes.data)
+        return ops.sample(logits, rows)
+
+    runner._ops = replace(ops, sample=sample)
+    tracemalloc.start()
+    try:
+        for _ in range(STEPS):
+            engine.step()
+    finally:
+        tracemalloc.stop()
+        runner._ops = ops
+    return largest, places
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_a_decode_step_of_the_native_kernels_makes_no_array(
+    kernels: str, tiny_folder: Callable[..., Path]
+) -> None:
+    if kernels == "auto" and native_extension().module is None:
+        pytest.skip("the native kernels are not built")
+    engine = grid.engine(grid.parts_of(str(tiny_folder()), kernels=kernels))
+    for index in range(SEQUENCES):
+        engine.submit(grid.request(range(10 + index, 30), max_tokens=100, logprobs=None), ignore)
+    for _ in range(3):
+        engine.step()
+    largest, places = arrays_of_a_step(engine)
+    if kernels == "auto":
+        assert (largest, len(places)) == (0, 1)
+    else:
+        assert largest > 0  # the counting counts
