@@ -7,82 +7,94 @@
 
 #include "pack.h"
 
-#define KVEIK_LEVEL quantizing
-#include "simd.h"
-
 namespace kveik {
 namespace quantizing {
 
 constexpr int64_t kColumns = 16;  // of one tile
 constexpr int64_t kTileBytes = 1024;
-constexpr int kFactors = 13;  // scales that are tried for int4, of each sign
-constexpr float kFirstFactor = 0.75f, kFactorStep = 0.025f;
+constexpr int64_t kLanes = 16;  // elements that loops take at a time; groups are multiples of it
+constexpr int kFactors = 5;     // scales that are tried for int4
+constexpr float kFirstFactor = 0.8f, kFactorStep = 0.05f;
+constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding and taking it away rounds
 
 int64_t padded(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
 
 void read_row(const void* source, Table::Stored stored, int64_t first, int64_t count, float* row) {
   if (stored == Table::Stored::f32) {
     std::memcpy(row, static_cast<const float*>(source) + first, count * sizeof(float));
-    return;
+  } else if (stored == Table::Stored::bf16) {
+    const bf16* from = static_cast<const bf16*>(source) + first;
+    for (int64_t i = 0; i < count; ++i) {
+      uint32_t bits = uint32_t(from[i]) << 16;
+      std::memcpy(row + i, &bits, sizeof bits);
+    }
+  } else {
+    for (int64_t i = 0; i < count; ++i) row[i] = stored_value(source, stored, first + i);
   }
-  for (int64_t i = 0; i < count; ++i) row[i] = stored_value(source, stored, first + i);
 }
 
-F32 rounded(F32 x) {
-  const F32 magic = all(12582912.0f);  // 1.5 * 2^23
-  return (x + magic) - magic;
-}
+// ---- one group of one row: x [count]; the loops are plain so that compilers vectorise them ------
 
-F32 limited(F32 x, float low, float high) {
-  x = x < low ? all(low) : x;
-  return x > high ? all(high) : x;
-}
+// The largest value and minus the smallest, as bits of floats >= 0: infinity and NaN are above all.
+struct Extremes {
+  int32_t up = 0, down = 0;
+};
 
-// ---- one group of one row: x [count], a multiple of 16 ----------------------------------------
-
-float largest_magnitude(const float* x, int64_t count) {
-  F32 most = {};
+Extremes extremes(const float* x, int64_t count) {
+  int32_t up[kLanes] = {}, down[kLanes] = {};
   for (int64_t i = 0; i < count; i += kLanes) {
-    F32 v = load(x + i);
-    most = larger(most, v < 0 ? -v : v);
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      int32_t bits;
+      std::memcpy(&bits, x + i + lane, sizeof bits);
+      int32_t magnitude = bits & 0x7fffffff, positive = bits < 0 ? 0 : magnitude;
+      int32_t negative = bits < 0 ? magnitude : 0;
+      up[lane] = positive > up[lane] ? positive : up[lane];
+      down[lane] = negative > down[lane] ? negative : down[lane];
+    }
   }
-  return largest(most);
+  return {*std::max_element(up, up + kLanes), *std::max_element(down, down + kLanes)};
 }
 
-bool finite(const float* x, int64_t count) {
-  F32 zeros = {};
-  for (int64_t i = 0; i < count; i += kLanes) zeros += load(x + i) * 0.0f;
-  return sum(zeros) == 0;
+float number(int32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof bits);
+  return value;
 }
 
-void put_group(const float* x, int64_t count, float scale, float low, float high, int shift,
+float rounded_within(float x, float low, float high) {
+  float whole = (x + kMagic) - kMagic;
+  whole = whole < low ? low : whole;
+  return whole > high ? high : whole;
+}
+
+void put_group(const float* x, int64_t count, float scale, float low, float high, int8_t shift,
                int8_t* values) {
   float factor = scale != 0 ? 1 / scale : 0;
-  for (int64_t i = 0; i < count; i += kLanes) {
-    F32 v = limited(rounded(load(x + i) * factor), low, high);
-    for (int lane = 0; lane < kLanes; ++lane) {
-      values[i + lane] = static_cast<int8_t>(static_cast<int>(v[lane]) + shift);
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    auto whole = static_cast<int32_t>(rounded_within(x[i] * factor, low, high));
+    values[i] = static_cast<int8_t>(whole + shift);
   }
 }
 
 float squared_error(const float* x, int64_t count, float scale) {
-  F32 errors = {};
-  float factor = 1 / scale;
+  float errors[kLanes] = {}, factor = 1 / scale;
   for (int64_t i = 0; i < count; i += kLanes) {
-    F32 v = load(x + i);
-    F32 error = limited(rounded(v * factor), -8, 7) * scale - v;
-    errors += error * error;
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      float v = x[i + lane], error = rounded_within(v * factor, -8, 7) * scale - v;
+      errors[lane] += error * error;
+    }
   }
-  return sum(errors);
+  float total = 0;
+  for (float error : errors) total += error;
+  return total;
 }
 
-float best_scale(const float* x, int64_t count) {
-  float most = largest_magnitude(x, count), best = most / 8, least = INFINITY;
-  if (!(most > 1e-30f) || most == INFINITY) return 0;
-  for (int i = 0; i < 2 * kFactors; ++i) {
-    float factor = kFirstFactor + static_cast<float>(i / 2) * kFactorStep;
-    float scale = most / 8 * factor * (i % 2 == 0 ? 1.0f : -1.0f);
+// The largest weight is the -8 of a scale of the other sign, or lies beyond.
+float int4_scale(const float* x, int64_t count, const Extremes& range) {
+  float largest = range.up > range.down ? -number(range.up) : number(range.down);
+  float best = largest / 8, least = INFINITY;
+  for (int i = 0; i < kFactors; ++i) {
+    float scale = largest / 8 * (kFirstFactor + static_cast<float>(i) * kFactorStep);
     float error = squared_error(x, count, scale);
     if (error < least) {
       least = error;
@@ -92,20 +104,27 @@ float best_scale(const float* x, int64_t count) {
   return best;
 }
 
+void quantize_group(const float* x, int64_t count, WeightType type, int8_t* values, float& scale) {
+  constexpr int32_t kInfinity = 0x7f800000;
+  Extremes range = extremes(x, count);
+  float most = number(std::max(range.up, range.down));
+  bool int4 = type == WeightType::int4;
+  if (std::max(range.up, range.down) >= kInfinity) {
+    scale = NAN;  // what is multiplied with such a weight is not a number either
+  } else if (most < 1e-30f) {
+    scale = 0;
+  } else {
+    scale = int4 ? int4_scale(x, count, range) : most / 127;
+    return put_group(x, count, scale, int4 ? -8 : -127, int4 ? 7 : 127, int4 ? 8 : 0, values);
+  }
+  std::fill_n(values, count, static_cast<int8_t>(int4 ? 8 : 0));
+}
+
 // row [width] -> values [width] and a scale per group
 void quantize_row(const float* row, int64_t width, WeightType type, int64_t group, int8_t* values,
                   float* scales) {
   for (int64_t first = 0; first < width; first += group, ++scales) {
-    if (!finite(row + first, group)) {  // what is multiplied with it is not a number either
-      *scales = NAN;
-      std::fill_n(values + first, group, static_cast<int8_t>(0));
-    } else if (type == WeightType::int8) {
-      *scales = largest_magnitude(row + first, group) / 127;
-      put_group(row + first, group, *scales, -127, 127, 0, values + first);
-    } else {
-      *scales = best_scale(row + first, group);
-      put_group(row + first, group, *scales, -8, 7, 8, values + first);
-    }
+    quantize_group(row + first, group, type, values + first, *scales);
   }
 }
 
@@ -122,12 +141,14 @@ void pack_int8(const int8_t* lines, int64_t width, uint8_t* tiles) {
 }
 
 void pack_int4(const int8_t* lines, int64_t width, uint8_t* tiles) {
-  for (int64_t i = 0; i < width; ++i) {
-    if (i % 128 >= 64) continue;  // the other half of a byte
-    uint8_t* bytes = tiles + i / 128 * 2 * kTileBytes + i % 128 / 4 * 64 + i % 4;
+  for (int64_t i = 0; i < width; i += i % 128 == 60 ? 68 : 4) {  // 64 inputs of every 128
+    uint8_t* row = tiles + i / 128 * 2 * kTileBytes + i % 128 * kColumns;
     for (int64_t column = 0; column < kColumns; ++column) {
-      const int8_t* line = lines + column * width + i;
-      bytes[column * 4] = static_cast<uint8_t>(line[0] | line[64] << 4);
+      uint32_t low, high;
+      std::memcpy(&low, lines + column * width + i, 4);
+      std::memcpy(&high, lines + column * width + i + 64, 4);
+      uint32_t both = low | high << 4;  // four bytes below 16 each
+      std::memcpy(row + column * 4, &both, 4);
     }
   }
 }
@@ -270,11 +291,11 @@ void pack_quantized(Pool& pool, const QuantizedMatrix& m, Linear& linear, Packed
 
 void requantize(Pool& pool, const QuantizedMatrix& m, Linear& linear, PackedInts& packed) {
   int64_t width = quantizing::padded(m.in, 128);
-  Packing packing(linear, packed, WeightType::int8, m.out, m.in, 128, false);
+  Packing packing(linear, packed, WeightType::int8, m.out, m.in, 64, false);
   packing.run(pool, [&](int64_t column, float* row, int8_t* values, float* scales, uint8_t*) {
     quantizing::unpack_row(m, column, row);
     std::fill(row + m.in, row + width, 0.0f);
-    quantizing::quantize_row(row, width, WeightType::int8, 128, values, scales);
+    quantizing::quantize_row(row, width, WeightType::int8, 64, values, scales);
   });
 }
 

@@ -41,7 +41,7 @@ bool fits_tiles(const QuantizedMatrix& matrix);
 // The same numbers in tile order, exactly. The matrix must fit.
 void pack_quantized(Pool& pool, const QuantizedMatrix& matrix, Linear& linear, PackedInts& packed);
 
-// What does not fit (groups of 32), rounded to int8 with a scale for every 128 inputs.
+// What does not fit (groups of 32), rounded to int8 with a scale for every 64 inputs.
 void requantize(Pool& pool, const QuantizedMatrix& matrix, Linear& linear, PackedInts& packed);
 
 }  // namespace kveik
