@@ -47,5 +47,6 @@ void bind_weights(nb::module_& m);
 void bind_program(nb::module_& m);
 void bind_quantize(nb::module_& m);
 void bind_sampling(nb::module_& m);
+void bind_packed(nb::module_& m);
 
 }  // namespace kveik

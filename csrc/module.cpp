@@ -13,4 +13,5 @@ NB_MODULE(_native, m) {
   kveik::bind_program(m);
   kveik::bind_quantize(m);
   kveik::bind_sampling(m);
+  kveik::bind_packed(m);
 }

@@ -30,11 +30,14 @@ from kveik.kernels.ops import (
     GroupBatch,
     KvSpec,
     Ops,
+    PackedForm,
     QuantizedArray,
     WeightKind,
 )
 
 NUMERICS = "native-1"
+PACKING = 1
+"""Of quantised matrices in files: changes with their layout and with the rule of quantising."""
 
 WeightBits: TypeAlias = Literal["bf16", "int8", "int4"]
 
@@ -120,6 +123,7 @@ class _Backend:
             copy_blocks=_native.Arena.copy_blocks,
             erase_blocks=_native.Arena.erase_blocks,
             capture=self.capture,
+            packed_form=self._packed_form(),
         )
 
     # ---- weights -------------------------------------------------------------------------------
@@ -137,6 +141,16 @@ class _Backend:
             return _native.pack_bf16(self._pool, _stored(array), own)
         bits, group = _INT8 if kind == "head" else _QUANTIZED[self._weights]
         return _native.quantize(self._pool, _stored(array), own, bits, group)
+
+    def _packed_form(self) -> PackedForm | None:
+        if self._weights == "bf16":  # packed as fast as they are read
+            return None
+        return PackedForm(
+            version=f"{self._weights}-{PACKING}",
+            parts=_native.packed_parts,
+            checksum=partial(_native.checksum, self._pool),
+            read=partial(_native.read_packed, self._pool),
+        )
 
     def _pack_quantized(self, array: QuantizedArray, bias: Any | None) -> Any:
         values, scales = (np.ascontiguousarray(a) for a in (array.values, array.scales))

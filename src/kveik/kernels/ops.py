@@ -159,6 +159,20 @@ class QuantizedArray:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedForm:
+    """How packed matrices are kept in a file, where reading them is quicker than packing again.
+
+    version: a word that changes with the layout and the rule of quantising. parts: sizes (numbers)
+    and buffers of a matrix. checksum: of such a buffer. read: (file descriptor, sizes, offsets of
+    the parts) -> (matrix, checksums); ValueError or RuntimeError for what is no such matrix."""
+
+    version: str
+    parts: Callable[[Weight], tuple[Sequence[int], Sequence[Any]]]
+    checksum: Callable[[Any], int]
+    read: Callable[[int, Sequence[int], Sequence[int]], tuple[Weight, list[int]]]
+
+
+@dataclass(frozen=True, slots=True)
 class Ops:
     """A backend. Every callable is pure but for the arena it is handed."""
 
@@ -206,3 +220,5 @@ class Ops:
     erase_blocks: Callable[[Arena, Sequence[int]], None]
     # the one seam for replaying a step shape (CUDA graphs, native op lists); identity here
     capture: Callable[[Callable[..., Array], int], Callable[..., Array]]
+    # None where packing takes no longer than reading
+    packed_form: PackedForm | None = None

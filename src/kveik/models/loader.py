@@ -16,9 +16,12 @@ from kveik.kernels.ops import Arena, Array, Batch, Ops
 from kveik.models import decoder, gpt2, hub
 from kveik.models.architecture import Architecture, read_architecture
 from kveik.models.checkpoint import Checkpoint
+from kveik.models.decoder import Decoder
 from kveik.models.generation import read_generation
+from kveik.models.gpt2 import Gpt
 from kveik.models.quantized import stored_tensors
 from kveik.models.rope import RopeOptions
+from kveik.models.weight_cache import SMALLEST, WeightCache
 from kveik.models.weights import StoredMatrix, Weights
 
 _log = logging.getLogger(__name__)
@@ -96,9 +99,11 @@ def load_model(
     limit = _max_model_len(max_model_len, architecture)
     generation = read_generation(folder, architecture.vocab_size)
     checkpoint, shapes, quantized = _open(folder, architecture)
-    weights = Weights(checkpoint, ops, dtype, _Counter(progress, len(shapes)), quantized)
-    build = gpt2.build if architecture.model_type in _GPT else decoder.build
-    network = build(architecture, ops, weights)
+    digest = checkpoint.digest()
+    done = _Counter(progress, len(shapes))
+    cache = _weight_cache(folder, digest, dtype, ops, shapes)
+    weights = Weights(checkpoint, ops, dtype, done, quantized, cache=cache)
+    network = _build(architecture, ops, weights)
     if weights.dequantized:
         _log.warning(
             "%s: %d of %d quantised matrices were dequantised at load and take the room of plain "
@@ -114,7 +119,7 @@ def load_model(
         vocab_size=architecture.vocab_size,
         max_position=architecture.max_position,
         can_shift=architecture.can_shift,
-        fingerprint=_fingerprint(checkpoint, architecture, dtype),
+        fingerprint=_fingerprint(digest, architecture, dtype),
         network=network,
     )
     return LoadedModel(
@@ -195,6 +200,32 @@ def _quantized(
     return found
 
 
+def _weight_cache(
+    folder: Path, digest: bytes, dtype: str, ops: Ops, shapes: Shapes
+) -> WeightCache | None:
+    """Of the matrices that `ops` quantises, where that takes long enough."""
+    numbers = sum(math.prod(shape) for shape in shapes.values())
+    if ops.packed_form is None or numbers < SMALLEST:
+        return None
+    return WeightCache(folder, digest + dtype.encode(), ops.packed_form)
+
+
+def _build(architecture: Architecture, ops: Ops, weights: Weights) -> Decoder | Gpt:
+    """The network; its quantised matrices are taken from the cache, or kept in it."""
+    build = gpt2.build if architecture.model_type in _GPT else decoder.build
+    cache = weights.cache
+    if cache is None:
+        return build(architecture, ops, weights)
+    cache.restore(weights.count)
+    try:
+        network = build(architecture, ops, weights)
+    except BaseException:
+        cache.abandon()
+        raise
+    cache.finish()
+    return network
+
+
 class _Counter:
     """Counts tensors and reports the share done."""
 
@@ -204,7 +235,7 @@ class _Counter:
     def __call__(self) -> None:
         self._count += 1
         if self._progress is not None:
-            self._progress("weights", self._count / self._total)
+            self._progress("weights", min(1.0, self._count / self._total))
 
 
 def _dtype(name: str, value: str, ops: Ops) -> str:
@@ -227,8 +258,8 @@ def _max_model_len(asked: int | None, architecture: Architecture) -> int:
     )
 
 
-def _fingerprint(checkpoint: Checkpoint, architecture: Architecture, dtype: str) -> bytes:
+def _fingerprint(digest: bytes, architecture: Architecture, dtype: str) -> bytes:
     # repr of a frozen record of numbers and strings is stable: floats print their exact value.
-    state = blake2b(checkpoint.digest(), digest_size=32)
+    state = blake2b(digest, digest_size=32)
     state.update(f"{architecture!r} {dtype}".encode())
     return state.digest()

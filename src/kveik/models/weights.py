@@ -14,6 +14,7 @@ from kveik.kernels.ops import Array, Ops, QuantizedArray, Weight
 from kveik.models.architecture import Architecture
 from kveik.models.checkpoint import Checkpoint
 from kveik.models.quantized import Scheme, read_matrix
+from kveik.models.weight_cache import WeightCache
 
 
 class LayerPlace(NamedTuple):
@@ -48,7 +49,8 @@ class Weights:
     """Packs tensors by name, as the file stores them; `dtype` "bfloat16" rounds them to bf16.
 
     done(): called after each tensor. quantized: by name, without ".weight". dequantized: names of
-    those that `QuantizedArray` cannot describe, so that they were packed as plain matrices."""
+    those that `QuantizedArray` cannot describe, so that they were packed as plain matrices.
+    cache: packed matrices on disk."""
 
     checkpoint: Checkpoint
     ops: Ops
@@ -56,6 +58,7 @@ class Weights:
     done: Callable[[], None]
     quantized: Mapping[str, StoredMatrix] = field(default_factory=dict)
     dequantized: list[str] = field(default_factory=list)
+    cache: WeightCache | None = None
 
     def array(self, name: str) -> Array:
         """A tensor on the host, of the dtype of the file or bfloat16."""
@@ -90,8 +93,29 @@ class Weights:
 
     def linear(self, name: str, bias: bool) -> Weight:
         """`name`.weight [out, in] with `name`.bias [out]."""
-        vector = self.array(name + ".bias") if bias else None
-        return self.ops.pack_weight(self.matrix(name), "linear", vector)
+
+        def pack() -> Weight:
+            vector = self.array(name + ".bias") if bias else None
+            return self.ops.pack_weight(self.matrix(name), "linear", vector)
+
+        return self._kept(name, pack)
+
+    def _kept(self, name: str, pack: Callable[[], Weight]) -> Weight:
+        """The matrix from the cache, else packed and kept there."""
+        if self.cache is None:
+            return pack()
+        kept = self.cache.take(name)
+        if kept is not None:
+            return kept
+        weight = pack()
+        self.cache.keep(name, weight)
+        return weight
+
+    def count(self, name: str) -> None:
+        """Counts the tensors of a matrix that was restored from the cache."""
+        for tensor in (f"{name}.weight", f"{name}.bias"):
+            if tensor in self.checkpoint:
+                self.done()
 
     def embedding(self, name: str) -> Weight:
         """`name`.weight [V, H], for `embed`."""
@@ -101,9 +125,11 @@ class Weights:
         """`name`.weight for `embed` and `head`.weight for `logits`, both [V, H]. A tied head is the
         embedding, packed a second time: rows are looked up, columns are multiplied."""
         table = self.array(name + ".weight")
-        rows = table if tied else self.matrix(head)
-        pack = self.ops.pack_weight
-        return pack(table, "embedding", None), pack(rows, "head", None)
+        packed_head = self._kept(
+            head,
+            lambda: self.ops.pack_weight(table if tied else self.matrix(head), "head", None),
+        )
+        return self.ops.pack_weight(table, "embedding", None), packed_head
 
     def vector(self, name: str) -> Weight:
         return self.ops.pack_weight(self.array(name), "vector", None)

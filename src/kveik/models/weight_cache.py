@@ -1,0 +1,214 @@
+"""Quantised weights on disk, so that only the first start quantises.
+
+One file per checkpoint and way of packing, beside the model or, where that folder cannot be
+written, in `~/.cache/kveik`. It is named after a key of the weights' digest, their dtype and the
+version of the packing, and holds that key: a file of another model is foreign. Layout,
+little-endian:
+
+    magic (8) | key (32) | parts of matrices, each at a multiple of 4096 | footer | trailer
+    footer:  JSON {name: {"sizes": [...], "offsets": [...], "sums": [...]}}
+    trailer: length of the footer (8) | blake2b of the footer (16) | magic (8)
+
+It is written beside its final name, synced and renamed, so that a reader finds a whole file or
+none, and of two writers the last one wins. All sums are checked before any matrix is used;
+whatever is wrong with a file, it is ignored with one line in the log and written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from kveik.kernels.ops import PackedForm, Weight
+
+_log = logging.getLogger(__name__)
+
+MAGIC = b"kveikW1\n"
+_ALIGNMENT = 4096
+_HEADER = len(MAGIC) + 32
+_TRAILER = 8 + 16 + len(MAGIC)
+_LONGEST_FOOTER = 1 << 26
+SMALLEST = 100_000_000
+"""Numbers of a checkpoint; smaller ones are quantised at every start, in a fraction of a second."""
+
+
+def user_folder() -> Path:
+    return Path.home() / ".cache" / "kveik"
+
+
+class WeightCache:
+    """The matrices of one checkpoint, restored or to be kept. `restore` first, then `take` and
+    `keep` by name in any order, `finish` or `abandon` last."""
+
+    def __init__(self, folder: Path, digest: bytes, form: PackedForm) -> None:
+        self._form = form
+        self._key = blake2b(digest + form.version.encode(), digest_size=32).digest()
+        self._folders = (folder, user_folder())
+        self._restored: dict[str, Weight] = {}
+        self._writer: _Writer | None = None
+
+    @property
+    def name(self) -> str:
+        return f"kveik-{self._form.version}-{self._key.hex()[:16]}.packed"
+
+    def restore(self, done: Callable[[str], None]) -> bool:
+        """Reads the file, if there is one that is whole; done(name): after each matrix. Otherwise
+        what is kept from now on is written to a new one."""
+        for folder in self._folders:
+            path = folder / self.name
+            try:
+                self._restored = _read(path, self._key, self._form, done)
+                return True
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, ValueError, RuntimeError) as error:
+                _log.warning("%s: ignored and written anew: %s", path, error)
+        self._writer = self._open()
+        return False
+
+    def take(self, name: str) -> Weight | None:
+        return self._restored.pop(name, None)
+
+    def keep(self, name: str, weight: Weight) -> None:
+        """Writes a packed matrix; where that fails, one line in the log and no file."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.add(name, *self._form.parts(weight), self._form.checksum)
+        except OSError as error:
+            self._give_up(error)
+
+    def finish(self) -> None:
+        """The file, under its name, when every matrix has been kept."""
+        if self._writer is None:
+            return
+        try:
+            self._writer.finish()
+        except OSError as error:
+            self._give_up(error)
+            return
+        _log.info("%s: quantised weights kept for the next start", self._writer.path)
+        self._writer = None
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+            self._writer = None
+
+    def _open(self) -> _Writer | None:
+        problems = []
+        for folder in self._folders:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return _Writer(folder / self.name, self._key)
+            except OSError as error:
+                problems.append(f"{folder}: {error.strerror or error}")
+        _log.warning("quantised weights are not kept: %s", "; ".join(problems))
+        return None
+
+    def _give_up(self, error: OSError) -> None:
+        assert self._writer is not None
+        path = self._writer.path
+        self.abandon()
+        _log.warning("%s: quantised weights are not kept: %s", path, error.strerror or error)
+
+
+# ---- reading -----------------------------------------------------------------------------------
+
+
+def _read(
+    path: Path, key: bytes, form: PackedForm, done: Callable[[str], None]
+) -> dict[str, Weight]:
+    """ValueError says what is wrong with the file."""
+    with path.open("rb") as stream:
+        restored = {}
+        for name, entry in _entries(stream, key).items():
+            match entry:
+                case {"sizes": list(sizes), "offsets": list(offsets), "sums": list(sums)}:
+                    weight, found = form.read(stream.fileno(), sizes, offsets)
+                case _:
+                    raise ValueError(f"the entry of {name} is not valid")
+            if found != sums:
+                raise ValueError(f"damaged: the bytes of {name} are not those that were written")
+            restored[name] = weight
+            done(name)
+        return restored
+
+
+def _entries(stream: BinaryIO, key: bytes) -> Mapping[str, Any]:
+    size = os.fstat(stream.fileno()).st_size
+    if size < _HEADER + _TRAILER:
+        raise ValueError(f"truncated: {size} bytes")
+    header = stream.read(_HEADER)
+    if header != MAGIC + key:
+        raise ValueError("foreign: it belongs to other weights or another version")
+    stream.seek(size - _TRAILER)
+    trailer = stream.read(_TRAILER)
+    length = int.from_bytes(trailer[:8], "little")
+    if trailer[24:] != MAGIC or length > min(_LONGEST_FOOTER, size - _HEADER - _TRAILER):
+        raise ValueError("truncated: its end is not that of a whole file")
+    stream.seek(size - _TRAILER - length)
+    footer = stream.read(length)
+    if _digest(footer) != trailer[8:24]:
+        raise ValueError("damaged: its table of contents is not the one that was written")
+    entries = json.loads(footer)
+    if not isinstance(entries, dict):
+        raise ValueError("its table of contents is not a JSON object")
+    return entries
+
+
+def _digest(footer: bytes) -> bytes:
+    return blake2b(footer, digest_size=16).digest()
+
+
+# ---- writing -----------------------------------------------------------------------------------
+
+
+class _Writer:
+    """A file that appears under `path` when it is finished. OSError wherever the disk fails."""
+
+    def __init__(self, path: Path, key: bytes) -> None:
+        self.path = path
+        self._partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
+        self._entries: dict[str, dict[str, Sequence[int]]] = {}
+        self._stream = self._partial.open("xb")
+        self._position = 0
+        self._write(MAGIC + key)
+
+    def add(
+        self,
+        name: str,
+        sizes: Sequence[int],
+        parts: Sequence[Any],
+        checksum: Callable[[Any], int],
+    ) -> None:
+        offsets = []
+        for part in parts:
+            self._write(bytes(-self._position % _ALIGNMENT))
+            offsets.append(self._position)
+            self._write(memoryview(part))
+        sums = [checksum(part) for part in parts]
+        self._entries[name] = {"sizes": list(sizes), "offsets": offsets, "sums": sums}
+
+    def finish(self) -> None:
+        footer = json.dumps(self._entries).encode()
+        self._write(footer)
+        self._write(len(footer).to_bytes(8, "little") + _digest(footer) + MAGIC)
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._partial.replace(self.path)
+
+    def abandon(self) -> None:
+        self._stream.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._stream.write(data)
+        self._position += len(data)
