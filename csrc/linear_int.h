@@ -382,27 +382,54 @@ inline void configure_int(int64_t) {}
 
 // ---- from integers to rows of y -----------------------------------------------------------------
 
-struct alignas(64) FloatBlock {
-  float sums[kPairRows][kPanel];
+// Up to 16 rows x one panel: the last group's integers, and the sum of the groups before.
+struct PairSums {
+  IntBlock ints;
+  alignas(64) float before[kPairRows][kPanel];
 };
 
-// sums (+)= scale * (256 hi + lo)
-inline void add_group(const IntBlock& ints, const Linear& weight, int64_t panel, int64_t group,
-                      int64_t rows, FloatBlock& block) {
+inline F32 group_scale(const Linear& weight, int64_t column, int64_t group) {
   int64_t groups = weight.in_padded / weight.group;
-  for (int64_t tile = 0; tile < 2; ++tile) {
-    F32 scale = load(weight.scales + ((panel * 2 + tile) * groups + group) * kLanes);
+  return load(weight.scales + column * groups + group * kLanes);
+}
+
+// 256 hi + lo
+inline F32 group_value(const IntBlock& ints, int64_t row, int64_t part) {
+  I32 hi, lo;
+  std::memcpy(&hi, ints.sums[2 * row] + part, sizeof hi);
+  std::memcpy(&lo, ints.sums[2 * row + 1] + part, sizeof lo);
+  return fused(__builtin_convertvector(hi, F32), all(256), __builtin_convertvector(lo, F32));
+}
+
+inline void add_group(PairSums& pair, const Linear& weight, int64_t panel, int64_t group,
+                      int64_t rows) {
+  for (int64_t part = 0; part < kPanel; part += kLanes) {
+    F32 scale = group_scale(weight, panel * kPanel + part, group);
     for (int64_t row = 0; row < rows; ++row) {
-      I32 hi, lo;
-      std::memcpy(&hi, ints.sums[2 * row] + tile * kLanes, sizeof hi);
-      std::memcpy(&lo, ints.sums[2 * row + 1] + tile * kLanes, sizeof lo);
-      F32 value =
-          fused(__builtin_convertvector(hi, F32), all(256), __builtin_convertvector(lo, F32));
-      float* sum = block.sums[row] + tile * kLanes;
-      store(sum, fused(value, scale, group == 0 ? F32{} : load(sum)));
+      float* sum = pair.before[row] + part;
+      F32 before = group == 0 ? F32{} : load(sum);
+      store(sum, fused(group_value(pair.ints, row, part), scale, before));
     }
   }
 }
+
+// The last group added, the scale of the row, the bias: for one row after the other.
+struct Finish {
+  const PairSums& pair;
+  F32 scale, bias;
+  bool alone;  // there is no group before the last
+
+  Finish(const PairSums& of, const Linear& weight, int64_t column)
+      : pair(of),
+        scale(group_scale(weight, column, weight.in_padded / weight.group - 1)),
+        bias(weight.bias != nullptr ? load(weight.bias + column) : F32{}),
+        alone(weight.group == weight.in_padded) {}
+
+  F32 operator()(int64_t row, int64_t part, float row_scale) const {
+    F32 before = alone ? F32{} : load(pair.before[row] + part);
+    return fused(fused(group_value(pair.ints, row, part), scale, before), all(row_scale), bias);
+  }
+};
 
 // A panel's weights as a worker goes over them: int4 unpacked into `memory`, all at once where many
 // rows follow, chunk by chunk in L1 where few do.
@@ -448,18 +475,12 @@ struct PanelTiles {
 
 // Rows first .. first + rows (at most 16) of the operand x the panel.
 inline void pair_products(const IntOperand& operand, int64_t first, int64_t rows, PanelTiles& tiles,
-                          IntBlock& ints, FloatBlock& block) {
+                          PairSums& pair) {
   const Linear& weight = *tiles.weight;
   for (int64_t k = 0; k < weight.in_padded; k += weight.group) {
-    int_products(operand, first, rows, tiles.from(k), k, k + weight.group, ints, tiles.ahead);
-    add_group(ints, weight, tiles.panel, k / weight.group, rows, block);
+    if (k > 0) add_group(pair, weight, tiles.panel, k / weight.group - 1, rows);
+    int_products(operand, first, rows, tiles.from(k), k, k + weight.group, pair.ints, tiles.ahead);
   }
-}
-
-inline F32 finished(const FloatBlock& block, int64_t row, int64_t part, float scale,
-                    const Linear& weight, int64_t column) {
-  F32 bias = weight.bias != nullptr ? load(weight.bias + column + part) : F32{};
-  return fused(load(block.sums[row] + part), all(scale), bias);
 }
 
 // One panel of `weight` (and of `up`, where it is not null: then silu(weight x) * (up x)) times all
@@ -485,17 +506,17 @@ inline void prefetch_rows(const PanelProduct& product, int64_t first, int64_t ro
 }
 
 inline void put_rows(const PanelProduct& product, const IntOperand& operand, int64_t first,
-                     int64_t rows, const FloatBlock& block, const FloatBlock& up) {
-  int64_t column = product.panel * kPanel, columns = product.weight->out - column;
-  for (int64_t row = 0; row < rows; ++row) {
-    float scale = operand.scales[first + row];
-    float* out = product.y + (first + row) * product.y_stride + column;
-    for (int64_t part = 0; part < kPanel && part < columns; part += kLanes) {
-      F32 value = finished(block, row, part, scale, *product.weight, column);
-      if (product.up != nullptr) {
-        value = silu(value) * finished(up, row, part, scale, *product.up, column);
-      }
-      store(out + part, value, columns - part);
+                     int64_t rows, const PairSums& pair, const PairSums& up) {
+  for (int64_t part = 0; part < kPanel; part += kLanes) {
+    int64_t column = product.panel * kPanel + part, columns = product.weight->out - column;
+    if (columns <= 0) return;
+    Finish finish(pair, *product.weight, column);
+    Finish finish_up(up, product.up != nullptr ? *product.up : *product.weight, column);
+    for (int64_t row = 0; row < rows; ++row) {
+      float scale = operand.scales[first + row];
+      F32 value = finish(row, part, scale);
+      if (product.up != nullptr) value = silu(value) * finish_up(row, part, scale);
+      store(product.y + (first + row) * product.y_stride + column, value, columns);
     }
   }
 }
@@ -509,16 +530,15 @@ inline void panel_products(const PanelProduct& product, const IntOperand& operan
   PanelTiles tiles(product.weight, product.panel, section.rows, memory);
   PanelTiles up_tiles(product.up, product.panel, section.rows,
                       memory + unpacked_bytes(*product.weight, section.rows));
-  IntBlock ints;
-  FloatBlock block, up;
+  PairSums pair, up;
   for (int64_t row = 0; row < section.rows; row += kPairRows) {
     int64_t now = section.rows - row < kPairRows ? section.rows - row : kPairRows;
     int64_t first = section.first + row;
     if (row == 0 || now < kPairRows) configure_int(now);
     prefetch_rows(product, first, now);
-    pair_products(operand, first, now, tiles, ints, block);
-    if (product.up != nullptr) pair_products(operand, first, now, up_tiles, ints, up);
-    put_rows(product, operand, first, now, block, up);
+    pair_products(operand, first, now, tiles, pair);
+    if (product.up != nullptr) pair_products(operand, first, now, up_tiles, up);
+    put_rows(product, operand, first, now, pair, up);
   }
 }
 

@@ -94,7 +94,10 @@ def test_each_way_of_packing_and_each_checkpoint_has_its_own(folder: Path) -> No
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
+    before = files(folder)
     assert load(folder)[0] == MATRICES
+    assert len(files(folder)) == 2  # the outdated file is gone
+    assert files(folder) != before
 
 
 @pytest.mark.parametrize("place", ["header", "first", "middle", "footer", "trailer"])
@@ -238,10 +241,24 @@ def test_progress_reaches_the_end_either_way(folder: Path) -> None:
         assert shares[-1] == 1.0
 
 
-def test_a_form_of_another_version_is_another_file(folder: Path) -> None:
+def test_another_version_of_the_packing_starts_anew(folder: Path) -> None:
     load(folder)
+    before = files(folder)
     own = native_ops(None, 1, "int8")
     form = own.packed_form
     assert isinstance(form, PackedForm)
     load_model(str(folder), replace(own, packed_form=replace(form, version="int8-99")))
-    assert len(files(folder)) == 2
+    (file,) = files(folder)
+    assert file.name.startswith("kveik-int8-99-")
+    assert [file] != before
+
+
+def test_a_user_without_a_home_has_the_models_folder_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(weight_cache, "user_folder", homeless)
+    _, fresh = load(folder)
+    assert load(folder) == (0, fresh)

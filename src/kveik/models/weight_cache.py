@@ -16,6 +16,7 @@ whatever is wrong with a file, it is ignored with one line in the log and writte
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -39,6 +40,7 @@ SMALLEST = 100_000_000
 
 
 def user_folder() -> Path:
+    """RuntimeError for a user without a home."""
     return Path.home() / ".cache" / "kveik"
 
 
@@ -49,7 +51,7 @@ class WeightCache:
     def __init__(self, folder: Path, digest: bytes, form: PackedForm) -> None:
         self._form = form
         self._key = blake2b(digest + form.version.encode(), digest_size=32).digest()
-        self._folders = (folder, user_folder())
+        self._folders = _folders(folder)
         self._restored: dict[str, Weight] = {}
         self._writer: _Writer | None = None
 
@@ -94,12 +96,23 @@ class WeightCache:
             self._give_up(error)
             return
         _log.info("%s: quantised weights kept for the next start", self._writer.path)
+        self._remove_outdated(self._writer.path)
         self._writer = None
 
     def abandon(self) -> None:
         if self._writer is not None:
             self._writer.abandon()
             self._writer = None
+
+    def _remove_outdated(self, path: Path) -> None:
+        """Beside the model, what was made of other contents of it by this number of bits."""
+        if path.parent != self._folders[0]:
+            return
+        bits = self._form.version.partition("-")[0]
+        for other in path.parent.glob(f"kveik-{bits}-*.packed"):
+            if other != path:
+                with contextlib.suppress(OSError):
+                    other.unlink()
 
     def _open(self) -> _Writer | None:
         problems = []
@@ -117,6 +130,13 @@ class WeightCache:
         path = self._writer.path
         self.abandon()
         _log.warning("%s: quantised weights are not kept: %s", path, error.strerror or error)
+
+
+def _folders(model: Path) -> tuple[Path, ...]:
+    try:
+        return model, user_folder()
+    except RuntimeError:
+        return (model,)
 
 
 # ---- reading -----------------------------------------------------------------------------------

@@ -113,9 +113,10 @@ class Weights:
 
     def count(self, name: str) -> None:
         """Counts the tensors of a matrix that was restored from the cache."""
-        for tensor in (f"{name}.weight", f"{name}.bias"):
-            if tensor in self.checkpoint:
-                self.done()
+        if name in self.quantized or f"{name}.weight" in self.checkpoint:
+            self.done()
+        if f"{name}.bias" in self.checkpoint:
+            self.done()
 
     def embedding(self, name: str) -> Weight:
         """`name`.weight [V, H], for `embed`."""
