@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -134,9 +134,6 @@ def assert_same(raw: NDArray[np.float32], row: SampleRow, level: str) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(case=cases())
-@example(case=(np.array([-740, 0], np.float32), SampleRow(0, 0.0, 1.0)))
-@example(case=(np.array([-800, 0], np.float32), SampleRow(0, 0.0, 1.0)))
-@example(case=(np.array([-743, 0], np.float32), SampleRow(0, 0.0, 1.0, min_p=1e-323)))
 def test_every_row_is_read_as_numpy_reads_it(case: tuple[NDArray[np.float32], SampleRow]) -> None:
     for level in LEVELS:
         assert_same(*case, level)
@@ -200,6 +197,20 @@ def test_the_largest_uniform_draws_the_last_token_that_is_left(
     row = SampleRow(0, LARGEST_UNIFORM, 1.3, **fields)  # type: ignore[arg-type]
     expected = reference_sampling.sample(raw[None], [row])
     assert sample(raw[None], [row], level) == expected
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("logit", "min_p", "drawn"),
+    [(-730, 0.0, 0), (-730, 1e-320, 0), (-740, 0.0, 0), (-740, 1e-320, 1), (-800, 0.0, 1)],
+)
+def test_weights_below_the_normal_range_count(
+    logit: float, min_p: float, drawn: int, level: str
+) -> None:
+    """exp(-730) is 9e-318, exp(-740) is 4e-322, exp(-800) is nothing."""
+    row = SampleRow(0, 0.0, 1.0, min_p=min_p)
+    (got,) = sample(np.array([[logit, 0]], np.float32), [row], level)
+    assert got.token_id == drawn
 
 
 def test_the_exponential_is_right_to_the_last_digit() -> None:
