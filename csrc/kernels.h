@@ -118,12 +118,13 @@ struct Kernels {
                    int64_t count, const void* operand, int64_t rows, Worker& w);
   void (*multiply_gated)(const Linear& gate, const Linear& up, const void* operand, int64_t rows,
                          float* y, int64_t y_stride, void* next, Worker& w);
-  bool gated_to_operand;
+  bool to_operand;  // multiply_gated and rms_norm can
 
   // Rows. residual may be null; where it is not, sum = x + residual is normed and stored in
-  // `sum` (which may be residual itself). bias null: none.
+  // `sum` (which may be residual itself). bias null: none. rms_norm with y null: to `operand`, that
+  // of a bfloat16 weight.
   void (*rms_norm)(const float* x, const float* residual, const float* weight, float eps,
-                   int64_t rows, int64_t width, float* sum, float* y, Worker& w);
+                   int64_t rows, int64_t width, float* sum, float* y, void* operand, Worker& w);
   void (*layer_norm)(const float* x, const float* residual, const float* weight, const float* bias,
                      float eps, int64_t rows, int64_t width, float* sum, float* y, Worker& w);
   void (*silu_mul)(const float* gate, const float* up, int64_t size, float* y, Worker& w);

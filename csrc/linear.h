@@ -1,16 +1,10 @@
 // Kernel family: products with bfloat16 weights.
 //
-// The operand is x rounded to bfloat16, padded with zeros to a multiple of 128 inputs:
-//
-//   level amx   in tile order, one operand A of a tile product after the other; bfloat16
-//               rows <= 16:  [in_padded / 32][rows][32]
-//               else         [rows / 16, rounded up][in_padded / 32][16][32]
-//   elsewhere   [rows][in_padded], the same values as float32
-//
 // One output is one chain of sums along `in`, in steps that do not depend on the number of rows:
 // 32 inputs at a time in a tile product (level amx), one after another elsewhere.
 #pragma once
 
+#include "operand.h"
 #include "rows.h"
 #include "simd.h"
 #if KVEIK_AMX
@@ -23,38 +17,6 @@ namespace KVEIK_LEVEL {
 constexpr int64_t kPanel = 32;     // columns
 constexpr int64_t kStepBf16 = 32;  // inputs of one tile of bfloat16
 constexpr int64_t kTile = 512;     // bfloat16 values
-
-#if KVEIK_AMX
-using Operand = bf16;
-#else
-using Operand = float;
-#endif
-
-inline int64_t padded(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
-
-inline size_t operand_bytes_bf16(int64_t rows, int64_t in) {
-  return padded(rows, 16) * padded(in, 128) * sizeof(Operand);
-}
-
-// Where row `row` and inputs i .. i + 31 of it lie in the operand.
-inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t row, int64_t i) {
-  auto* start = static_cast<Operand*>(operand);
-#if KVEIK_AMX
-  int64_t lines = rows < 16 ? rows : 16;
-  return start + row / 16 * 16 * width + (i / 32 * lines + row % 16) * 32;
-#else
-  (void)rows;
-  return start + row * width + i;
-#endif
-}
-
-inline void put_operand(Operand* out, F32 v) {
-#if KVEIK_AMX
-  store(out, v);
-#else
-  store(out, through_bf16(v));
-#endif
-}
 
 // Rows of the operand that tile products read: whole blocks of 16 where there are more.
 inline int64_t operand_rows(int64_t rows) { return rows > 16 ? padded(rows, 16) : rows; }

@@ -78,11 +78,14 @@ void Program::fuse() {
   }
   ops_ = std::move(fused);
   for (size_t i = 0; i + 1 < ops_.size(); ++i) {
-    Op &gated = ops_[i], &next = ops_[i + 1];
-    if (kernels_.gated_to_operand && gated.kind == OpKind::gated && next.kind == OpKind::linear &&
-        next.in[0] == gated.out[0] && read_once(gated.out[0]) &&
-        gated.weights[0]->type == WeightType::bf16 && next.weights[0]->type == WeightType::bf16) {
-      gated.direct = next.direct = true;
+    Op &op = ops_[i], &next = ops_[i + 1];
+    bool product = next.kind == OpKind::linear || next.kind == OpKind::gated;
+    bool can = op.kind == OpKind::rms_norm ||
+               (op.kind == OpKind::gated && op.weights[0]->type == WeightType::bf16);
+    if (kernels_.to_operand && can && product && next.weights[0]->type == WeightType::bf16 &&
+        next.in[0] == op.out[0] && read_once(op.out[0])) {
+      op.direct = next.prepared = true;
+      next.from_gated = op.kind == OpKind::gated;
     }
   }
 }
@@ -186,7 +189,7 @@ void Program::run(const StepBatch& batch) {
   for (const Op& op : ops_) {
     if (op.kind != OpKind::linear && op.kind != OpKind::gated) continue;
     const Linear& weight = *op.weights[0];
-    size_t& bytes = op.direct && op.kind == OpKind::linear ? next : operand;
+    size_t& bytes = op.from_gated ? next : operand;
     bytes = std::max(bytes, kernels_.operand_bytes(weight.type, most, weight.in));
   }
   operand_.reserve(operand);
@@ -207,9 +210,8 @@ void Program::step(const StepBatch& batch, Worker& w) {
 void Program::run_products(const Op& op, const StepBatch& batch, Worker& w) {
   int64_t rows = rows_of_value(op.in[0], batch);
   const Linear& first = *op.weights[0];
-  bool converted = op.direct && op.kind == OpKind::linear;
-  void* operand = converted ? next_operand_.data() : operand_.data();
-  if (!converted) {
+  void* operand = op.from_gated ? next_operand_.data() : operand_.data();
+  if (!op.prepared) {
     kernels_.convert(first.type, read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
                      operand, w);
     w.barrier();
@@ -246,7 +248,8 @@ void Program::run_op(const Op& op, const StepBatch& batch, Worker& w) {
       break;
     case OpKind::rms_norm:
       kernels_.rms_norm(in(0), in(1), op.scale, op.eps, rows, width,
-                        op.out.size() > 1 ? at(op.out[1]) : nullptr, at(op.out[0]), w);
+                        op.out.size() > 1 ? at(op.out[1]) : nullptr,
+                        op.direct ? nullptr : at(op.out[0]), operand_.data(), w);
       break;
     case OpKind::layer_norm:
       kernels_.layer_norm(in(0), in(1), op.scale, op.shift, op.eps, rows, width,
@@ -254,7 +257,7 @@ void Program::run_op(const Op& op, const StepBatch& batch, Worker& w) {
       break;
     case OpKind::qk_norm:
       kernels_.rms_norm(in(0), nullptr, op.scale, op.eps, rows * op.heads, width / op.heads,
-                        nullptr, at(op.out[0]), w);
+                        nullptr, at(op.out[0]), nullptr, w);
       break;
     case OpKind::linear:
     case OpKind::gated:

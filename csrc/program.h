@@ -43,7 +43,9 @@ struct Op {
   const Table* table = nullptr;  // embed
   float eps = 0;
   bool flag = false;                   // embed: by position, not by token id; gelu: tanh form
-  bool direct = false;                 // gated: to the operand of the next op; linear: from there
+  bool direct = false;                 // gated, rms_norm: to the operand of the next op
+  bool prepared = false;               // linear, gated: the op before has written the operand,
+  bool from_gated = false;             // which is the second one
   int64_t heads = 0;                   // qk_norm
   int group = 0, layer = 0, spec = 0;  // rope_write_kv, attention
 };

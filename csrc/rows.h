@@ -3,6 +3,7 @@
 
 #include <cmath>
 
+#include "operand.h"
 #include "simd.h"
 
 namespace kveik {
@@ -21,10 +22,13 @@ inline const float* summed(const float* x, const float* residual, float* sum, in
   return sum;
 }
 
-// Zhang and Sennrich 2019: x / sqrt(mean(x^2) + eps) * weight
+// Zhang and Sennrich 2019: x / sqrt(mean(x^2) + eps) * weight. y null: to the operand of bfloat16
+// products that take these rows.
 inline void rms_norm(const float* x, const float* residual, const float* weight, float eps,
-                     int64_t rows, int64_t width, float* sum_out, float* y, Worker& w) {
+                     int64_t rows, int64_t width, float* sum_out, float* y, void* operand,
+                     Worker& w) {
   Share own = share(w, rows);
+  int64_t filled = padded(width, 128);
   for (int64_t row = own.begin; row < own.end; ++row) {
     int64_t at = row * width;
     const float* in = summed(x, residual, sum_out, at, width);
@@ -36,7 +40,15 @@ inline void rms_norm(const float* x, const float* residual, const float* weight,
     float factor = 1.0f / std::sqrt(sum(squares) / static_cast<float>(width) + eps);
     for (int64_t i = 0; i < width; i += kLanes) {
       F32 v = load(in + i, width - i) * factor * load(weight + i, width - i);
-      store(y + at + i, v, width - i);
+      if (y != nullptr) {
+        store(y + at + i, v, width - i);
+      } else {
+        put_operand(operand_at(operand, rows, filled, row, i), v);
+      }
+    }
+    if (y != nullptr) continue;
+    for (int64_t i = padded(width, kLanes); i < filled; i += kLanes) {
+      put_operand(operand_at(operand, rows, filled, row, i), F32{});
     }
   }
 }

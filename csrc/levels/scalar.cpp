@@ -142,7 +142,7 @@ const float* summed(const float* x, const float* residual, float* sum, int64_t a
 }
 
 void rms_norm(const float* x, const float* residual, const float* weight, float eps, int64_t rows,
-              int64_t width, float* sum, float* y, Worker& w) {
+              int64_t width, float* sum, float* y, void*, Worker& w) {
   if (w.index != 0) return;
   for (int64_t at = 0; at < rows * width; at += width) {
     const float* in = summed(x, residual, sum, at, width);

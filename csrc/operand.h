@@ -1,0 +1,49 @@
+// What bfloat16 products read: rows of x, rounded and laid out for the level.
+//
+// The operand is x rounded to bfloat16, padded with zeros to a multiple of 128 inputs:
+//
+//   level amx   in tile order, one operand A of a tile product after the other; bfloat16
+//               rows <= 16:  [in_padded / 32][rows][32]
+//               else         [rows / 16, rounded up][in_padded / 32][16][32]
+//   elsewhere   [rows][in_padded], the same values as float32
+#pragma once
+
+#include "simd.h"
+
+namespace kveik {
+namespace KVEIK_LEVEL {
+
+#if KVEIK_AMX
+using Operand = bf16;
+#else
+using Operand = float;
+#endif
+
+inline int64_t padded(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
+
+inline size_t operand_bytes_bf16(int64_t rows, int64_t in) {
+  return padded(rows, 16) * padded(in, 128) * sizeof(Operand);
+}
+
+// Where row `row` has input i; those up to the next multiple of 32 follow.
+inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t row, int64_t i) {
+  auto* start = static_cast<Operand*>(operand);
+#if KVEIK_AMX
+  int64_t lines = rows < 16 ? rows : 16;
+  return start + row / 16 * 16 * width + (i / 32 * lines + row % 16) * 32 + i % 32;
+#else
+  (void)rows;
+  return start + row * width + i;
+#endif
+}
+
+inline void put_operand(Operand* out, F32 v) {
+#if KVEIK_AMX
+  store(out, v);
+#else
+  store(out, through_bf16(v));
+#endif
+}
+
+}  // namespace KVEIK_LEVEL
+}  // namespace kveik
