@@ -9,7 +9,7 @@
 //   state     (m, sum, values) per row; partial results are added from left to right
 //
 // Slots that a row does not see get weight 0, whatever their scores are; values of slots that
-// nobody sees are zero before they are multiplied. So steps of 32 slots that no row of a strip sees
+// nobody sees are zero before they are multiplied. So steps of 32 slots that no row of a tile sees
 // can be left out without changing a bit: they would add 0 to sums that are never -0.
 #pragma once
 
@@ -27,9 +27,8 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int kRows = 16;   // of a tile
-constexpr int kStrip = 32;  // rows that are multiplied at once: two tiles
-constexpr int kStep = 32;   // slots of one step of weights x values
+constexpr int kRows = 16;  // of a tile
+constexpr int kStep = 32;  // slots of one step of weights x values
 constexpr int kColumns = kSplit / kLanes;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -317,92 +316,97 @@ inline void find_values(const AttentionPlan& plan, const AttentionPlan::Visit& v
 
 // Scores of a tile: [16 columns][16 rows][16]; one row is a line in every column.
 constexpr int kLine = kRows * kLanes;
-constexpr int kTileScores = kColumns * kLine;
 
-// One row on its way through a visit.
-struct Row {
-  int first, count;  // the slots that it sees
-  float top;         // the maximum of its scores, rounded up to an integer
-  float low, shift;  // what its scores are compared with: see power_of_two
-};
-
-// What the rows of a strip find in a piece.
-struct alignas(64) Strip {
-  F32 most[kStrip];  // lane by lane: the largest scores, then the sums of weights
-  Row rows[kStrip];
-  int count;
-  int from, to;  // slots from .. to are seen by every row
+// Up to 16 query rows on their way through a visit, one per lane.
+struct alignas(64) Tile {
+  int first[kRows], seen[kRows];  // the slots that a row sees: the first one, how many
+  float top[kRows];               // the maximum of its scores, rounded up to an integer
+  float low[kRows];               // what its scores are compared with
+  float shift[kRows];             // see power_of_two
+  float total[kRows];             // the sum of its weights
+  F32 sums[kRows];                // the same lane by lane
+  int rows;
+  int from, to;  // slots that every row sees
 };
 
 // 2^(score - low) for score - low <= 1/2; 0 below 2^-126; what is not a number stays so.
-// Adding `shift` = 1.5 * 2^23 + 127 - low rounds to an integer and leaves it in the low bits,
-// beside the bias of the exponent.
-inline F32 power_of_two(F32 score, const Row& row) {
-  F32 shifted = score + row.shift;
-  F32 r = score - (shifted - row.shift);
-  F32 p = all(1.3276472e-3f);
-  p = p * r + 9.6755419e-3f;
-  p = p * r + 5.5507131e-2f;
-  p = p * r + 2.4022120e-1f;
-  p = p * r + 6.9314694e-1f;
-  p = p * r + 1.0000001f;
+// Adding shift = 1.5 * 2^23 + 127 - low rounds to an integer and leaves it in the low bits, beside
+// the bias of the exponent. Weights that become bfloat16 need fewer digits.
+template <class T>
+inline F32 power_of_two(F32 score, float low, float shift) {
+  F32 shifted = score + shift;
+  F32 r = score - (shifted - shift);
+  F32 p;
+  if (sizeof(T) == 2) {
+    p = all(5.5171669e-2f) * r + 2.4261113e-1f;
+    p = p * r + 6.9326097e-1f;
+    p = p * r + 9.9992806e-1f;
+  } else {
+    p = all(1.3276472e-3f) * r + 9.6755419e-3f;
+    p = p * r + 5.5507131e-2f;
+    p = p * r + 2.4022120e-1f;
+    p = p * r + 6.9314694e-1f;
+    p = p * r + 1.0000001f;
+  }
   F32 value = p * as_float(as_bits(shifted) << 23);
-  return score < row.low - 126.0f ? F32{} : value;
+  return score < low - 126.0f ? F32{} : value;
 }
 
 // 2^(a - b) for integers a <= b, or a = -infinity
-inline float power_between(float a, float b) {
-  if (!(a - b >= -126.0f)) return a - b != a - b ? kNan : 0.0f;
-  uint32_t bits = static_cast<uint32_t>(static_cast<int>(a - b) + 127) << 23;
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+inline F32 power_between(F32 a, F32 b) {
+  F32 exponent = a - b;
+  F32 bounded = exponent >= -126.0f ? exponent : all(-126.0f);
+  F32 value = as_float((U32)((__builtin_convertvector(bounded, I32) + 127) << 23));
+  value = exponent < -126.0f ? F32{} : value;
+  return exponent == exponent ? value : exponent;
 }
 
-inline float* line_of(float* scores, int row, int column) {
-  return scores + row / kRows * kTileScores + column * kLine + row % kRows * kLanes;
-}
-
-// Scores that a row does not see become -infinity, whatever they were.
-inline void hide(const Strip& strip, int step, float* scores) {
+// Scores of a step that a row does not see become -infinity, whatever they were.
+inline void hide(const Tile& tile, int step, float* scores) {
   const U32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  for (int row = 0; row < strip.count; ++row) {
-    auto first = static_cast<uint32_t>(strip.rows[row].first);
-    auto count = static_cast<uint32_t>(strip.rows[row].count);
+  for (int row = 0; row < tile.rows; ++row) {
+    auto first = static_cast<uint32_t>(tile.first[row]);
+    auto seen = static_cast<uint32_t>(tile.seen[row]);
     for (int c = 2 * step; c < 2 * step + 2; ++c) {
-      float* line = line_of(scores, row, c);
-      store(line, lanes + c * kLanes - first < count ? load(line) : all(-kInfinity));
+      float* line = scores + c * kLine + row * kLanes;
+      store(line, lanes + c * kLanes - first < seen ? load(line) : all(-kInfinity));
     }
   }
 }
 
-// The scores of a step are there: takes out what is not seen, keeps the maxima.
-inline void take_scores(int step, float* scores, Strip& strip) {
-  if (step * kStep < strip.from || step * kStep + kStep - 1 > strip.to) hide(strip, step, scores);
-  for (int row = 0; row < strip.count; ++row) {
-    const float* line = line_of(scores, row, 2 * step);
-    strip.most[row] = larger(larger(strip.most[row], load(line)), load(line + kLine));
+// Scores beyond what a shift can hold are moved first; so does a row whatever its neighbours are.
+inline void move_scores(int row, int begin, int end, float* scores, Tile& tile) {
+  for (int c = 2 * begin; c < 2 * end; ++c) {
+    float* line = scores + c * kLine + row * kLanes;
+    store(line, load(line) - tile.top[row]);
   }
+  tile.low[row] = 0;
 }
 
-// All scores are there. Those beyond what `shift` can hold are moved first: so does a row whatever
-// its neighbours are.
-inline void find_tops(int begin, int end, float* scores, Strip& strip) {
-  for (int index = 0; index < strip.count; ++index) {
-    Row& row = strip.rows[index];
-    float maximum = largest(strip.most[index]);
+// All scores are there, in steps begin .. end.
+inline void find_tops(int begin, int end, float* scores, Tile& tile) {
+  for (int row = 0; row < tile.rows; ++row) {
+    const float* line = scores + 2 * begin * kLine + row * kLanes;
+    F32 most[2] = {load(line), load(line + kLine)};
+    for (int step = begin + 1; step < end; ++step) {
+      line += 2 * kLine;
+      most[0] = larger(most[0], load(line));
+      most[1] = larger(most[1], load(line + kLine));
+    }
+    tile.top[row] = largest(larger(most[0], most[1]));
+  }
+  bool far = false;
+  for (int row = 0; row < kRows; ++row) {
     // -infinity: a key is broken, or the row sees nothing and nobody asks for its result
-    row.top = row.low = maximum > -kInfinity ? std::ceil(maximum) : kNan;
-    if (std::fabs(row.top) > 1e6f) {
-      for (int c = 2 * begin; c < 2 * end; ++c) {
-        float* line = line_of(scores, index, c);
-        store(line, load(line) - row.top);
-      }
-      row.low = 0;
-    }
-    row.shift = 12583039.0f - row.low;
-    strip.most[index] = F32{};
+    float top = tile.top[row] > -kInfinity ? std::ceil(tile.top[row]) : kNan;
+    far |= std::fabs(top) > 1e6f;
+    tile.top[row] = tile.low[row] = top;
+    tile.sums[row] = F32{};
   }
+  for (int row = 0; far && row < tile.rows; ++row) {
+    if (std::fabs(tile.top[row]) > 1e6f) move_scores(row, begin, end, scores, tile);
+  }
+  store(tile.shift, 12583039.0f - load(tile.low));
 }
 
 inline void put_weights(float* line, F32 left, F32 right, float) {
@@ -411,19 +415,17 @@ inline void put_weights(float* line, F32 left, F32 right, float) {
 }
 // bfloat16: the 32 weights of a step in the line of its first column
 inline void put_weights(float* line, F32 left, F32 right, bf16) {
-  store(reinterpret_cast<bf16*>(line), left);
-  store(reinterpret_cast<bf16*>(line) + kLanes, right);
+  store(reinterpret_cast<bf16*>(line), left, right);
 }
 
-// Scores of one step become weights of type T, for rows first .. first + 16.
+// Scores of one step become weights of type T.
 template <class T>
-inline void weigh(int first, int step, float* scores, Strip& strip) {
-  int end = strip.count < first + kRows ? strip.count : first + kRows;
-  for (int row = first; row < end; ++row) {
-    float* line = line_of(scores, row, 2 * step);
-    F32 left = power_of_two(load(line), strip.rows[row]);
-    F32 right = power_of_two(load(line + kLine), strip.rows[row]);
-    strip.most[row] += left + right;
+inline void weigh(int step, float* scores, Tile& tile) {
+  for (int row = 0; row < tile.rows; ++row) {
+    float* line = scores + 2 * step * kLine + row * kLanes;
+    F32 left = power_of_two<T>(load(line), tile.low[row], tile.shift[row]);
+    F32 right = power_of_two<T>(load(line + kLine), tile.low[row], tile.shift[row]);
+    tile.sums[row] += left + right;
     put_weights(line, left, right, T{});
   }
 }
@@ -432,73 +434,84 @@ inline void weigh(int first, int step, float* scores, Strip& strip) {
 
 #if KVEIK_AMX
 
-// bfloat16 in tiles.
+// bfloat16 in tiles. Keys and values are loaded past the first-level cache, which the scores fill.
 struct TileProducts {
   using Element = bf16;
 
   static void configure_tiles() { configure(product_tiles(kRows, kRows)); }
   static bool reads_in_place(const Arena&, bool by_tile) { return by_tile; }
 
-  // Scores of up to 32 rows and the 32 slots of a step. queries [rows][width].
-  // Tiles 0..3: sums, 4 and 5: rows (operand A), 6 and 7: keys (operand B).
-  template <bool two>
-  static void score(const bf16* queries, int64_t width, const Slots<bf16>& s, int step,
-                    float* scores) {
-    int64_t bytes = width * sizeof(bf16), key_bytes = s.stride * 4;
-    const bf16 *left = s.column[2 * step], *right = s.column[2 * step + 1];
-    _tile_zero(0);
-    _tile_zero(1);
-    if (two) _tile_zero(2);
-    if (two) _tile_zero(3);
-    for (int64_t i = 0; i < width; i += 32) {
-      _tile_loadd(6, left + i * s.stride, key_bytes);
-      _tile_loadd(4, queries + i, bytes);
-      _tile_dpbf16ps(0, 4, 6);
-      if (two) _tile_loadd(5, queries + kRows * width + i, bytes);
-      if (two) _tile_dpbf16ps(2, 5, 6);
-      _tile_loadd(7, right + i * s.stride, key_bytes);
-      _tile_dpbf16ps(1, 4, 7);
-      if (two) _tile_dpbf16ps(3, 5, 7);
+  // Scores of 16 rows and slots s.first .. s.end. queries [rows][width].
+  // Tiles 0, 1: sums; 4, 5: rows (operand A); 2, 3, 6, 7: keys (operand B).
+  static void score(const bf16* queries, int64_t width, int, const Slots<bf16>& s, float* scores) {
+    if (width == 64) return score_64(queries, s, scores);
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
+      _tile_zero(0);
+      _tile_zero(1);
+      for (int64_t i = 0; i < width; i += 32) {
+        _tile_loadd(4, queries + i, width * sizeof(bf16));
+        _tile_loadd(6, s.column[c] + i * s.stride, s.stride * 4);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, s.column[c + 1] + i * s.stride, s.stride * 4);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, scores + c * kLine, 64);
+      _tile_stored(1, scores + c * kLine + kLine, 64);
     }
-    float* out = scores + 2 * step * kLine;
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + kLine, 64);
-    if (two) _tile_stored(2, out + kTileScores, 64);
-    if (two) _tile_stored(3, out + kTileScores + kLine, 64);
-  }
-  static void score(const bf16* queries, int64_t width, int rows, const Slots<bf16>& s, int step,
-                    float* scores) {
-    if (rows > kRows) return score<true>(queries, width, s, step, scores);
-    score<false>(queries, width, s, step, scores);
   }
 
-  // partial [rows][width] = weights x values for one tile of rows, 64 (or the last 32) dimensions
-  // at a time; weigh(step) makes the weights of a step right before they are needed.
-  // Tiles 0..3: sums, 4: weights (operand A), 5 and 6: values (operand B).
+  // The same with rows that stay in their tiles.
+  static void score_64(const bf16* queries, const Slots<bf16>& s, float* scores) {
+    int64_t bytes = s.stride * 4, half = 32 * s.stride;
+    _tile_loadd(4, queries, 128);
+    _tile_loadd(5, queries + 32, 128);
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
+      const bf16 *left = s.column[c], *right = s.column[c + 1];
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_stream_loadd(2, left, bytes);
+      _tile_dpbf16ps(0, 4, 2);
+      _tile_stream_loadd(3, right, bytes);
+      _tile_dpbf16ps(1, 4, 3);
+      _tile_stream_loadd(6, left + half, bytes);
+      _tile_dpbf16ps(0, 5, 6);
+      _tile_stream_loadd(7, right + half, bytes);
+      _tile_dpbf16ps(1, 5, 7);
+      _tile_stored(0, scores + c * kLine, 64);
+      _tile_stored(1, scores + c * kLine + kLine, 64);
+    }
+  }
+
+  // partial [16][width] = weights x values, 64 (or the last 32) dimensions at a time.
+  // weigh(step, first row, end row) makes weights: those of the next step while this one
+  // multiplies. Tiles 0..3: sums, 4: weights (operand A), 5 and 6: values (operand B).
   template <int sums, class Weigh>
   static void combine(const float* weights, int64_t width, const bf16* values, const Slots<bf16>& s,
                       float* partial, Weigh weigh) {
+    int64_t bytes = width * 4;
+    int end = s.end / kStep;
     _tile_zero(0);
     _tile_zero(1);
     if (sums == 4) _tile_zero(2);
     if (sums == 4) _tile_zero(3);
-    for (int step = s.first / kStep; step < s.end / kStep; ++step) {
-      weigh(step);
+    weigh(s.first / kStep);
+    for (int step = s.first / kStep; step < end; ++step) {
       const bf16* own = values + step * kStep * width;
+      if (step + 1 < end) weigh(step + 1);
       _tile_loadd(4, weights + 2 * step * kLine, 64);
-      _tile_loadd(5, own, width * 4);
+      _tile_stream_loadd(5, own, bytes);
       _tile_dpbf16ps(0, 4, 5);
-      _tile_loadd(6, own + 32, width * 4);
+      _tile_stream_loadd(6, own + 32, bytes);
       _tile_dpbf16ps(1, 4, 6);
-      if (sums == 4) _tile_loadd(5, own + 64, width * 4);
+      if (sums == 4) _tile_stream_loadd(5, own + 64, bytes);
       if (sums == 4) _tile_dpbf16ps(2, 4, 5);
-      if (sums == 4) _tile_loadd(6, own + 96, width * 4);
+      if (sums == 4) _tile_stream_loadd(6, own + 96, bytes);
       if (sums == 4) _tile_dpbf16ps(3, 4, 6);
     }
-    _tile_stored(0, partial, width * 4);
-    _tile_stored(1, partial + kLanes, width * 4);
-    if (sums == 4) _tile_stored(2, partial + 2 * kLanes, width * 4);
-    if (sums == 4) _tile_stored(3, partial + 3 * kLanes, width * 4);
+    _tile_stored(0, partial, bytes);
+    _tile_stored(1, partial + kLanes, bytes);
+    if (sums == 4) _tile_stored(2, partial + 2 * kLanes, bytes);
+    if (sums == 4) _tile_stored(3, partial + 3 * kLanes, bytes);
   }
   template <class Weigh>
   static void combine(const float* weights, int64_t width, int, const Slots<bf16>& s,
@@ -526,30 +539,31 @@ struct VectorProducts {
   }
 
   template <int count>
-  static void score_rows(const float* queries, int64_t width, const Slots<float>& s, int step,
-                         float* out) {
-    F32 sums[2][count] = {};
-    const float *left = s.column[2 * step], *right = s.column[2 * step + 1];
-    for (int64_t i = 0; i < width; ++i) {
-      F32 keys[2] = {load(left + i * s.stride), load(right + i * s.stride)};
+  static void score_rows(const float* queries, int64_t width, const Slots<float>& s, float* out) {
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
+      F32 sums[2][count] = {};
+      const float *left = s.column[c], *right = s.column[c + 1];
+      for (int64_t i = 0; i < width; ++i) {
+        F32 keys[2] = {load(left + i * s.stride), load(right + i * s.stride)};
+        for (int row = 0; row < count; ++row) {
+          sums[0][row] += keys[0] * queries[row * width + i];
+          sums[1][row] += keys[1] * queries[row * width + i];
+        }
+      }
       for (int row = 0; row < count; ++row) {
-        sums[0][row] += keys[0] * queries[row * width + i];
-        sums[1][row] += keys[1] * queries[row * width + i];
+        store(out + c * kLine + row * kLanes, sums[0][row]);
+        store(out + (c + 1) * kLine + row * kLanes, sums[1][row]);
       }
     }
-    for (int row = 0; row < count; ++row) {
-      store(out + row * kLanes, sums[0][row]);
-      store(out + kLine + row * kLanes, sums[1][row]);
-    }
   }
-  static void score(const float* queries, int64_t width, int rows, const Slots<float>& s, int step,
+  static void score(const float* queries, int64_t width, int rows, const Slots<float>& s,
                     float* scores) {
     int row = 0;
     for (; row + 4 <= rows; row += 4) {
-      score_rows<4>(queries + row * width, width, s, step, line_of(scores, row, 2 * step));
+      score_rows<4>(queries + row * width, width, s, scores + row * kLanes);
     }
     for (; row < rows; ++row) {
-      score_rows<1>(queries + row * width, width, s, step, line_of(scores, row, 2 * step));
+      score_rows<1>(queries + row * width, width, s, scores + row * kLanes);
     }
   }
 
@@ -588,37 +602,35 @@ struct VectorProducts {
 
 // ---- items --------------------------------------------------------------------------------------
 
-// Softmax so far of one query row.
-struct State {
-  float top = -kInfinity;
-  float sum = 0;
-};
-
 // Memory of one worker for one item of `rows` query rows.
 template <class T>
 struct Room {
-  T* queries;      // [rows + 32][width]
+  T* queries;      // [rows + 16][width]
   float* sums;     // [rows][width]: weighted values
-  State* state;    // [rows]
-  float* scores;   // [2 tiles][16 columns][16 rows][16]
+  float* tops;     // [rows + 16]: the maximum so far, an integer
+  float* totals;   // [rows + 16]: the sum of weights so far
+  float* scores;   // [16 columns][16 rows][16]
   float* partial;  // [16][width]
   float* line;     // [width]
-  Strip* strip;
+  Tile* tile;
   Slots<T>* slots;
 
   static constexpr size_t aligned(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
   Room(Worker& w, int64_t rows, int64_t width) {
-    size_t sizes[] = {(rows + kStrip) * width * sizeof(T),
-                      rows * width * sizeof(float),
-                      rows * sizeof(State),
-                      2 * kTileScores * sizeof(float),
-                      kRows * width * sizeof(float),
-                      width * sizeof(float),
-                      sizeof(Strip),
+    size_t line = width * sizeof(float), per_row = (rows + kRows) * sizeof(float);
+    size_t split = kSplit * width * sizeof(T);
+    size_t sizes[] = {(rows + kRows) * width * sizeof(T),
+                      rows * line,
+                      per_row,
+                      per_row,
+                      kColumns * kLine * sizeof(float),
+                      kRows * line,
+                      line,
+                      sizeof(Tile),
                       sizeof(Slots<T>),
-                      kSplit * width * sizeof(T),
-                      kSplit * width * sizeof(T)};
+                      split,
+                      split};
     size_t total = 0;
     for (size_t& size : sizes) total += aligned(size);
     char* memory = static_cast<char*>(w.scratch(total));
@@ -629,11 +641,12 @@ struct Room {
     };
     next(queries);
     next(sums);
-    next(state);
+    next(tops);
+    next(totals);
     next(scores);
     next(partial);
-    next(line);
-    next(strip);
+    next(this->line);
+    next(tile);
     next(slots);
     next(slots->keys);
     next(slots->values);
@@ -652,27 +665,40 @@ struct ItemHead {
   Room<T>& room;
 
   int64_t share() const { return plan.heads_per_kv_head; }
-  // Offset in q and y of query row `query` (rows x heads of this KV head).
-  int64_t offset(int64_t query) const {
-    int64_t row = plan.item_rows[item.first_row + query / share()];
-    return (row * plan.spec.heads + head * share() + query % share()) * plan.spec.head_dim;
+  // Calls visit(query, row of the item, offset in q and y) for query rows first .. first + count:
+  // the heads of one row lie side by side.
+  template <class Visit>
+  void for_queries(int64_t first, int64_t count, Visit visit) const {
+    int64_t row = first / share(), head_in_row = first % share();
+    for (int64_t query = first; query < first + count; ++query) {
+      int64_t at = plan.item_rows[item.first_row + row] * plan.spec.heads + head * share();
+      visit(query, row, (at + head_in_row) * plan.spec.head_dim);
+      if (++head_in_row == share()) {
+        head_in_row = 0;
+        ++row;
+      }
+    }
   }
 
   void start() {
     int64_t rows = item.rows * share();
-    for (int64_t row = 0; row < rows; ++row) room.state[row] = State{};
+    for (int64_t row = 0; row < rows; ++row) {
+      room.tops[row] = -kInfinity;
+      room.totals[row] = 0;
+    }
     std::memset(room.sums, 0, rows * arena.width * sizeof(float));
   }
 
   void turn(const AttentionPlan::Visit& visit) {
     float factor = plan.spec.scale * 1.44269504f;  // scores in base 2
-    for (int64_t query = visit.begin * share(); query < visit.end * share(); ++query) {
-      const auto& seen = plan.seen[visit.first_seen + query / share() - visit.begin];
-      if (seen.last < seen.first) continue;
+    int64_t first = visit.begin * share(), count = visit.end * share() - first;
+    for_queries(first, count, [&](int64_t query, int64_t row, int64_t offset) {
+      const auto& seen = plan.seen[visit.first_seen + row - visit.begin];
+      if (seen.last < seen.first) return;
       T* out = room.queries + query * arena.width;
-      turn_row(plan, q + offset(query), factor, seen.angle, arena.width, room.line);
+      turn_row(plan, q + offset, factor, seen.angle, arena.width, room.line);
       for (int64_t i = 0; i < arena.width; i += kLanes) store(out + i, load(room.line + i));
-    }
+    });
   }
 
   void meet(const AttentionPlan::Visit& visit) {
@@ -682,52 +708,50 @@ struct ItemHead {
     find_keys(plan, visit, arena, layer, head, in_place, slots);
     find_values(plan, visit, arena, layer, head, slots);
     int64_t end = visit.end * share();
-    for (int64_t query = visit.begin * share(); query < end; query += kStrip) {
-      int64_t left = end - query;
-      meet(visit, query, static_cast<int>(left < kStrip ? left : kStrip), slots);
+    for (int64_t query = visit.begin * share(); query < end; query += kRows) {
+      int64_t rows = end - query < kRows ? end - query : kRows;
+      meet(visit, query, static_cast<int>(rows), slots);
     }
   }
 
-  // Up to 32 query rows of the visit, from `query` on.
+  // Up to 16 query rows of the visit, from `query` on.
   void meet(const AttentionPlan::Visit& visit, int64_t query, int rows, Slots<T>& slots) {
-    Strip& strip = *room.strip;
+    Tile& tile = *room.tile;
     if (!begin(visit, query, rows, slots)) return;
-    int first_step = slots.first / kStep, end_step = slots.end / kStep;
-    const T* queries = room.queries + query * arena.width;
-    for (int step = first_step; step < end_step; ++step) {
-      Products::score(queries, arena.width, rows, slots, step, room.scores);
-      take_scores(step, room.scores, strip);
+    int first = slots.first / kStep, end = slots.end / kStep;
+    Products::score(room.queries + query * arena.width, arena.width, rows, slots, room.scores);
+    for (int step = first; step < end; ++step) {
+      bool whole = step * kStep >= tile.from && step * kStep + kStep - 1 <= tile.to;
+      if (!whole) hide(tile, step, room.scores);
     }
-    find_tops(first_step, end_step, room.scores, strip);
-    for (int first = 0; first < rows; first += kRows) {
-      Products::combine(room.scores + first / kRows * kTileScores, arena.width,
-                        rows - first < kRows ? rows - first : kRows, slots, room.partial,
-                        [&](int step) { weigh<T>(first, step, room.scores, strip); });
-      for (int row = first; row < rows && row < first + kRows; ++row) {
-        if (strip.rows[row].count == 0) continue;
-        float total = sees_broken(strip.rows[row], slots) ? kNan : sum(strip.most[row]);
-        merge(strip.rows[row].top, total, room.partial + (row - first) * arena.width, query + row);
-      }
+    find_tops(first, end, room.scores, tile);
+    Products::combine(room.scores, arena.width, rows, slots, room.partial,
+                      [&](int step) { weigh<T>(step, room.scores, tile); });
+    for (int row = 0; row < rows; ++row) tile.total[row] = sum(tile.sums[row]);
+    for (int row = 0; slots.broken > 0 && row < rows; ++row) {
+      if (sees_broken(tile, row, slots)) tile.total[row] = kNan;
     }
+    merge(query);
   }
 
   // What the rows see; false where that is nothing.
   bool begin(const AttentionPlan::Visit& visit, int64_t query, int rows, Slots<T>& slots) {
-    Strip& strip = *room.strip;
-    strip.count = rows;
-    strip.from = 0;
-    strip.to = kSplit - 1;
+    Tile& tile = *room.tile;
+    tile.rows = rows;
+    tile.from = 0;
+    tile.to = kSplit - 1;
     int low = kSplit, high = -1;
     const AttentionPlan::Seen* seen = &plan.seen[visit.first_seen] + query / share() - visit.begin;
     int64_t head_in_row = query % share();
+    for (int row = 0; row < kRows; ++row) tile.seen[row] = 0;
     for (int row = 0; row < rows; ++row) {
-      int first = seen->first, last = seen->last, count = last - first + 1;
-      strip.rows[row] = {first, count, 0, 0, 0};
-      strip.most[row] = all(-kInfinity);
-      strip.from = first > strip.from ? first : strip.from;
-      strip.to = last < strip.to ? last : strip.to;
-      if (count > 0) low = first < low ? first : low;
-      if (count > 0) high = last > high ? last : high;
+      int first = seen->first, last = seen->last;
+      tile.first[row] = first;
+      tile.seen[row] = last - first + 1;
+      tile.from = first > tile.from ? first : tile.from;
+      tile.to = last < tile.to ? last : tile.to;
+      if (last >= first) low = first < low ? first : low;
+      if (last >= first) high = last > high ? last : high;
       if (++head_in_row == share()) {
         head_in_row = 0;
         ++seen;
@@ -738,36 +762,48 @@ struct ItemHead {
     return high >= 0;
   }
 
-  static bool sees_broken(const Row& row, const Slots<T>& slots) {
+  static bool sees_broken(const Tile& tile, int row, const Slots<T>& slots) {
     for (int i = 0; i < slots.broken; ++i) {
-      int slot = slots.broken_slot[i];
-      if (row.first <= slot && slot < row.first + row.count) return true;
+      int slot = slots.broken_slot[i] - tile.first[row];
+      if (slot >= 0 && slot < tile.seen[row]) return true;
     }
     return false;
   }
 
   // Milakov and Gimelshein 2018: two partial results under their common maximum.
-  void merge(float top, float total, const float* partial, int64_t query) {
-    State& state = room.state[query];
-    float common = top > state.top ? top : state.top;
-    float old = power_between(state.top, common), now = power_between(top, common);
-    state.top = common;
-    state.sum = state.sum * old + total * now;
-    float* sums = room.sums + query * arena.width;
-    for (int64_t i = 0; i < arena.width; i += kLanes) {
-      store(sums + i, load(sums + i) * old + (load(partial + i) + 0.0f) * now);  // never -0
+  void merge(int64_t query) {
+    const Tile& tile = *room.tile;
+    I32 seen;
+    std::memcpy(&seen, tile.seen, sizeof seen);
+    F32 before = load(room.tops + query), after = load(tile.top);
+    F32 common = larger(after, before);
+    alignas(64) float old[kRows], now[kRows];
+    store(old, power_between(before, common));
+    store(now, power_between(after, common));
+    F32 total = load(room.totals + query);
+    F32 merged = total * load(old) + load(tile.total) * load(now);
+    store(room.tops + query, seen > 0 ? common : before);
+    store(room.totals + query, seen > 0 ? merged : total);
+    for (int row = 0; row < tile.rows; ++row) {
+      if (tile.seen[row] == 0) continue;
+      float* sums = room.sums + (query + row) * arena.width;
+      const float* partial = room.partial + row * arena.width;
+      for (int64_t i = 0; i < arena.width; i += kLanes) {
+        // what is added is never -0
+        store(sums + i, load(sums + i) * old[row] + (load(partial + i) + 0.0f) * now[row]);
+      }
     }
   }
 
   void finish(float* y) {
-    for (int64_t query = 0; query < item.rows * share(); ++query) {
-      float sum = room.state[query].sum, *out = y + offset(query);
+    for_queries(0, item.rows * share(), [&](int64_t query, int64_t, int64_t offset) {
+      float total = room.totals[query], factor = total == 0 ? 0.0f : 1.0f / total;
       const float* sums = room.sums + query * arena.width;
-      float factor = sum == 0 ? 0.0f : 1.0f / sum;
       for (int64_t i = 0; i < plan.spec.head_dim; i += kLanes) {
-        store(out + i, sum == sum ? load(sums + i) * factor : all(kNan), plan.spec.head_dim - i);
+        F32 value = total == total ? load(sums + i) * factor : all(kNan);
+        store(y + offset + i, value, plan.spec.head_dim - i);
       }
-    }
+    });
   }
 };
 

@@ -90,6 +90,16 @@ inline void store(bf16* p, F32 x) {
   U16 v = narrow(x);
   std::memcpy(p, &v, sizeof v);
 }
+// 32 values as bfloat16
+inline void store(bf16* p, F32 left, F32 right) {
+#if defined(__AVX512BF16__)
+  __m512bh both = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
+  std::memcpy(p, &both, sizeof both);
+#else
+  store(p, left);
+  store(p + kLanes, right);
+#endif
+}
 inline F32 through_bf16(F32 x) { return as_float(rounded_bits(x) << 16); }
 
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
