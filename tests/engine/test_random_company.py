@@ -1,4 +1,4 @@
-"""Two hundred prompts in random company: bit for bit the ids and log-probabilities of each alone."""
+"""Two hundred prompts in random company: each has the bits that it has alone."""
 
 from __future__ import annotations
 
