@@ -4,12 +4,15 @@
 2. `kveik serve` with the embedded model: from command to /ready (bar <= 1.5 s)
 3. size of kveik with all it needs (bar <= 200 MB): a fresh environment with `pip install .`
    (skipped with --quick, or without a package index)
+4. from `git clone` to the first token (bar <= 60 s), the build of the kernels included: a fresh
+   checkout of this commit and a fresh environment, stage by stage (skipped with --quick)
 
 Usage: python bench/startup.py [--quick]
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -50,6 +53,34 @@ def installed_megabytes() -> float:
         return sum(f.stat().st_size for f in site.rglob("*") if f.is_file()) / 1e6
 
 
+def clone_seconds() -> dict[str, float]:
+    """Stages of what somebody waits for who has just heard of kveik."""
+    stages = {
+        "clone": ["git", "clone", "--quiet", str(ROOT), "."],
+        "environment": ["make", ".venv/bin/python"],
+        "build tools": ["make", ".venv/.build-tools"],
+        "kernels and needs": ["make", "install"],
+        "first token": [".venv/bin/kveik", "generate", "It was a dark night", "--max-tokens=1"],
+    }
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    taken = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for stage, command in stages.items():
+            start = time.perf_counter()
+            subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                check=True,
+                timeout=600,
+            )
+            taken[stage] = time.perf_counter() - start
+        if not list(Path(folder).glob("src/kveik/kernels/_native.*.so")):
+            raise SystemExit("the clone has no native kernels: make install could not build them")
+    return taken
+
+
 def main() -> None:
     options = arguments(__doc__).parse_args()
     repeat = 2 if options.quick else 7
@@ -68,6 +99,10 @@ def main() -> None:
     if not options.quick:
         size = installed_megabytes()
         report.figure("installed size with all needs", size, "MB", bar=200, sense="<=")
+        stages = clone_seconds()
+        total = sum(stages.values())
+        name = "git clone to first token, kernels built"
+        report.figure(name, total, "s", bar=60, sense="<=", stages=stages)
     report.finish()
 
 

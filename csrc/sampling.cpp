@@ -207,7 +207,7 @@ int64_t Reader::draw_of_all(const Scores& scores, const Scaled& scaled) {
   double reached = 0;
   for (int64_t chunk = 0; chunk < chunks_of(size_); ++chunk) {
     const double next = reached + scratch_.sums[chunk];
-    if (next > aim) return draw_in_chunk(scores, scaled, chunk * kChunk, reached, aim);
+    if (next > aim) return draw_in_chunk(scores, scaled, chunk * kScanChunk, reached, aim);
     reached = next;
   }
   // the aim was rounded up to the total: the last token that has a finite scaled score
@@ -217,7 +217,7 @@ int64_t Reader::draw_of_all(const Scores& scores, const Scaled& scaled) {
 
 int64_t Reader::draw_in_chunk(const Scores& scores, const Scaled& scaled, int64_t begin,
                               double reached, double aim) {
-  const int64_t size = std::min(kChunk, size_ - begin);
+  const int64_t size = std::min(kScanChunk, size_ - begin);
   double* weights = sized(scratch_.weights, size);
   scans_.weigh(scores.body + begin, size, scaled.best, scaled.temperature, weights);
   for (int64_t i = 0; i < scores.changed_count; ++i) {
@@ -301,8 +301,9 @@ Candidate Reader::best_of(const Scores& scores) const {
   Candidate best{largest, 0, size_};
   if (best.value > kNever) {
     const int64_t begin =
-        (std::find(scores.maxima, end, largest) - scores.maxima) / kGroups * kChunk;
-    best.id = begin + scans_.find(scores.body + begin, std::min(kChunk, size_ - begin), largest);
+        (std::find(scores.maxima, end, largest) - scores.maxima) / kGroups * kScanChunk;
+    best.id =
+        begin + scans_.find(scores.body + begin, std::min(kScanChunk, size_ - begin), largest);
   }
   for (int64_t i = 0; i < scores.changed_count; ++i) {
     const Candidate one{scores.changed[i].score, 0, scores.changed[i].id};
@@ -319,7 +320,7 @@ double Reader::total_weight(const Scores& scores, const Scaled& scaled) {
     const double value = scaled(scores.changed[i].score);
     double weight = 0;
     scans_.exponentials(&value, 1, &weight);
-    sums[scores.changed[i].id / kChunk] += weight;
+    sums[scores.changed[i].id / kScanChunk] += weight;
   }
   double total = 0;
   for (int64_t chunk = 0; chunk < chunks_of(size_); ++chunk) total += sums[chunk];

@@ -17,9 +17,9 @@ class Pool;  // pool.h
 // ---- passes over one row, one table per level (scans.h) -----------------------------------------
 
 // A row [size] is walked in chunks. A group is one lane of a chunk: every 64th value of it.
-constexpr int64_t kChunk = 4096;
+constexpr int64_t kScanChunk = 4096;
 constexpr int64_t kGroups = 64;
-inline int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
+inline int64_t chunks_of(int64_t size) { return (size + kScanChunk - 1) / kScanChunk; }
 
 struct RowScans {
   // maxima[chunks][64] of x[size], -inf where a group is empty; false where x holds a NaN.

@@ -80,8 +80,8 @@ inline bool chunk_maxima(const float* x, int64_t size, float* maxima) {
 
 inline bool maxima(const float* x, int64_t size, float* maxima) {
   bool whole = true;
-  for (int64_t i = 0; i < size; i += kChunk, maxima += kGroups)
-    whole &= chunk_maxima(x + i, size - i < kChunk ? size - i : kChunk, maxima);
+  for (int64_t i = 0; i < size; i += kScanChunk, maxima += kGroups)
+    whole &= chunk_maxima(x + i, size - i < kScanChunk ? size - i : kScanChunk, maxima);
   return whole;
 }
 
@@ -98,8 +98,8 @@ inline int64_t find(const float* x, int64_t size, float value) {
 
 inline int64_t count_greater(const float* x, int64_t size, float value) {
   int64_t count = 0;
-  for (int64_t i = 0; i < size; i += kChunk) {
-    const int64_t end = i + kChunk < size ? i + kChunk : size;
+  for (int64_t i = 0; i < size; i += kScanChunk) {
+    const int64_t end = i + kScanChunk < size ? i + kScanChunk : size;
     int32_t here = 0;
     for (int64_t j = i; j < end; j++) here += x[j] > value;
     count += here;
@@ -143,8 +143,8 @@ inline double chunk_sum(const float* x, int64_t size, double best, double temper
 
 inline void sum_weights(const float* x, int64_t size, double best, double temperature,
                         double* sums) {
-  for (int64_t i = 0; i < size; i += kChunk)
-    *sums++ = chunk_sum(x + i, size - i < kChunk ? size - i : kChunk, best, temperature);
+  for (int64_t i = 0; i < size; i += kScanChunk)
+    *sums++ = chunk_sum(x + i, size - i < kScanChunk ? size - i : kScanChunk, best, temperature);
 }
 
 inline void exponentials(const double* x, int64_t size, double* y) {

@@ -2,19 +2,13 @@
 // includes this.
 #pragma once
 
+#include "attention.h"
 #include "kernels.h"
 #include "linear.h"
+#include "linear_int.h"
 #include "rows.h"
 #include "scans.h"
 #include "simd.h"
-#if __has_include("linear_int.h")
-#include "linear_int.h"
-#define KVEIK_INT 1
-#endif
-#if __has_include("attention.h")
-#include "attention.h"
-#define KVEIK_ATTENTION 1
-#endif
 
 #define KVEIK_TEXT_(name) #name
 #define KVEIK_TEXT(name) KVEIK_TEXT_(name)
@@ -23,39 +17,29 @@ namespace kveik {
 namespace KVEIK_LEVEL {
 
 inline size_t operand_bytes(WeightType type, int64_t rows, int64_t in) {
-#if KVEIK_INT
   if (type != WeightType::bf16) return operand_bytes_int(rows, in);
-#endif
-  (void)type;
   return operand_bytes_bf16(rows, in);
 }
 
 inline void convert(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
                     void* operand, Worker& w) {
-#if KVEIK_INT
   if (type != WeightType::bf16) return convert_int(x, x_stride, rows, in, operand, w);
-#endif
-  (void)type;
   convert_bf16(x, x_stride, rows, in, operand, w);
 }
 
 inline void multiply(const Linear* const* weights, float* const* y, const int64_t* y_strides,
                      int64_t count, const void* operand, int64_t rows, Worker& w) {
-#if KVEIK_INT
   if (weights[0]->type != WeightType::bf16) {
     return multiply_int(weights, y, y_strides, count, operand, rows, w);
   }
-#endif
   multiply_bf16(weights, y, y_strides, count, operand, rows, w);
 }
 
 inline void multiply_gated(const Linear& gate, const Linear& up, const void* operand, int64_t rows,
                            float* y, int64_t y_stride, void* next, Worker& w) {
-#if KVEIK_INT
   if (gate.type != WeightType::bf16) {
     return multiply_gated_int(gate, up, operand, rows, y, y_stride, w);
   }
-#endif
   multiply_gated_bf16(gate, up, operand, rows, y, y_stride, next, w);
 }
 
@@ -72,13 +56,8 @@ inline const Kernels kTable = {
     gelu,
     add,
     embed,
-#if KVEIK_ATTENTION
     rope_write_kv,
     attention,
-#else
-    nullptr,
-    nullptr,
-#endif
     &scans::kTable,
 };
 
