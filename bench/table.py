@@ -12,10 +12,10 @@ from report import RESULTS, ROOT
 
 HEAD = """# Benchmarks
 
-Written by `python bench/table.py` from what `make bench` measured. Times are of one shared, noisy
-machine: compare within a run and quote ratios. Where a row has two sides, both were measured in
-the same process. The numpy reference kernels compute in float32; beating other engines is the
-native kernels' job.
+Written by `python bench/table.py` from what `make bench` and `make bench-peers` measured. Times are
+of one shared, noisy machine: compare within a run and quote ratios. Where a row has two sides, both
+were measured in the same process. The numpy reference kernels compute in float32; beating other
+engines is the native kernels' job.
 """
 
 
