@@ -195,7 +195,8 @@ struct TileRows {  // of A: steps of `step` bytes
   int64_t step;
 };
 
-template <bool two>
+// many: the rows stream past the first-level cache, where the panel's steps stay for the next rows.
+template <bool two, bool many>
 inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, int64_t steps,
                           IntBlock& ints, Ahead& ahead) {
   _tile_zero(0);
@@ -207,11 +208,19 @@ inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, i
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, tiles, 64);
     _tile_loadd(7, tiles + kTileInt, 64);
-    _tile_loadd(4, upper.at, 64);
+    if constexpr (many) {
+      _tile_stream_loadd(4, upper.at, 64);
+    } else {
+      _tile_loadd(4, upper.at, 64);
+    }
     _tile_dpbssd(0, 4, 6);
     _tile_dpbssd(1, 4, 7);
     if constexpr (two) {
-      _tile_loadd(5, lower.at, 64);
+      if constexpr (many) {
+        _tile_stream_loadd(5, lower.at, 64);
+      } else {
+        _tile_loadd(5, lower.at, 64);
+      }
       _tile_dpbssd(2, 5, 6);
       _tile_dpbssd(3, 5, 7);
       lower.at += lower.step;
@@ -238,9 +247,13 @@ inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
   TileRows upper{operand.at(first, step), above * 2 * kStepInt};
   if (rows > kBlockRows) {
     TileRows lower{operand.at(first + kBlockRows, step), (rows - above) * 2 * kStepInt};
-    byte_products<true>(upper, lower, tiles, steps, ints, ahead);
+    if (ahead.lines > 0) {
+      byte_products<true, true>(upper, lower, tiles, steps, ints, ahead);
+    } else {
+      byte_products<true, false>(upper, lower, tiles, steps, ints, ahead);
+    }
   } else {
-    byte_products<false>(upper, upper, tiles, steps, ints, ahead);
+    byte_products<false, false>(upper, upper, tiles, steps, ints, ahead);
   }
 }
 
