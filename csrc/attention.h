@@ -321,7 +321,6 @@ constexpr int kLine = kRows * kLanes;
 struct alignas(64) Tile {
   int first[kRows], seen[kRows];  // the slots that a row sees: the first one, how many
   float top[kRows];               // the maximum of its scores, rounded up to an integer
-  float low[kRows];               // what its scores are compared with
   float shift[kRows];             // see power_of_two
   float total[kRows];             // the sum of its weights
   F32 sums[kRows];                // the same lane by lane
@@ -329,11 +328,13 @@ struct alignas(64) Tile {
   int from, to;  // slots that every row sees
 };
 
-// 2^(score - low) for score - low <= 1/2; 0 below 2^-126; what is not a number stays so.
-// Adding shift = 1.5 * 2^23 + 127 - low rounds to an integer and leaves it in the low bits, beside
-// the bias of the exponent. Weights that become bfloat16 need fewer digits.
+// 2^(score - top) for scores up to top; 0 below 2^-126; what is not a number stays so.
+// Adding shift = kShift - top rounds to an integer and leaves it in the low bits, beside the bias
+// of the exponent. (Beyond 2^24, where that is no longer exact, nor are scores: one slot has it
+// all.) Weights that become bfloat16 need fewer digits.
+constexpr float kShift = 12582912.0f + 127.0f;  // 1.5 * 2^23
 template <class T>
-inline F32 power_of_two(F32 score, float low, float shift) {
+inline F32 power_of_two(F32 score, float top, float shift) {
   F32 shifted = score + shift;
   F32 r = score - (shifted - shift);
   F32 p;
@@ -349,7 +350,7 @@ inline F32 power_of_two(F32 score, float low, float shift) {
     p = p * r + 1.0000001f;
   }
   F32 value = p * as_float(as_bits(shifted) << 23);
-  return score < low - 126.0f ? F32{} : value;
+  return score < top - 126.0f ? F32{} : value;
 }
 
 // 2^(a - b) for integers a <= b, or a = -infinity
@@ -374,17 +375,8 @@ inline void hide(const Tile& tile, int step, float* scores) {
   }
 }
 
-// Scores beyond what a shift can hold are moved first; so does a row whatever its neighbours are.
-inline void move_scores(int row, int begin, int end, float* scores, Tile& tile) {
-  for (int c = 2 * begin; c < 2 * end; ++c) {
-    float* line = scores + c * kLine + row * kLanes;
-    store(line, load(line) - tile.top[row]);
-  }
-  tile.low[row] = 0;
-}
-
 // All scores are there, in steps begin .. end.
-inline void find_tops(int begin, int end, float* scores, Tile& tile) {
+inline void find_tops(int begin, int end, const float* scores, Tile& tile) {
   for (int row = 0; row < tile.rows; ++row) {
     const float* line = scores + 2 * begin * kLine + row * kLanes;
     F32 most[2] = {load(line), load(line + kLine)};
@@ -395,18 +387,12 @@ inline void find_tops(int begin, int end, float* scores, Tile& tile) {
     }
     tile.top[row] = largest(larger(most[0], most[1]));
   }
-  bool far = false;
   for (int row = 0; row < kRows; ++row) {
     // -infinity: a key is broken, or the row sees nothing and nobody asks for its result
-    float top = tile.top[row] > -kInfinity ? std::ceil(tile.top[row]) : kNan;
-    far |= std::fabs(top) > 1e6f;
-    tile.top[row] = tile.low[row] = top;
+    tile.top[row] = tile.top[row] > -kInfinity ? std::ceil(tile.top[row]) : kNan;
+    tile.shift[row] = kShift - tile.top[row];
     tile.sums[row] = F32{};
   }
-  for (int row = 0; far && row < tile.rows; ++row) {
-    if (std::fabs(tile.top[row]) > 1e6f) move_scores(row, begin, end, scores, tile);
-  }
-  store(tile.shift, 12583039.0f - load(tile.low));
 }
 
 inline void put_weights(float* line, F32 left, F32 right, float) {
@@ -423,8 +409,8 @@ template <class T>
 inline void weigh(int step, float* scores, Tile& tile) {
   for (int row = 0; row < tile.rows; ++row) {
     float* line = scores + 2 * step * kLine + row * kLanes;
-    F32 left = power_of_two<T>(load(line), tile.low[row], tile.shift[row]);
-    F32 right = power_of_two<T>(load(line + kLine), tile.low[row], tile.shift[row]);
+    F32 left = power_of_two<T>(load(line), tile.top[row], tile.shift[row]);
+    F32 right = power_of_two<T>(load(line + kLine), tile.top[row], tile.shift[row]);
     tile.sums[row] += left + right;
     put_weights(line, left, right, T{});
   }
