@@ -169,6 +169,31 @@ def prompt(rng: np.random.Generator, tokens: int, rows: int, size: int, share: i
                 draw(tokens, 2, 32), draw(rows, 2 * share, 32), count + 5)  # fmt: skip
 
 
+def test_leading_blocks_may_be_dropped(ops: NativeAttention, dtype: str) -> None:
+    """Behind a window the table begins with a later block: splits lie on the home grid, not on
+    the segment's."""
+    case = replace(prompt(np.random.default_rng(6), 700, 30, 16), window=330)
+    whole = attend(ops, filled(ops, case, dtype), case)
+    (piece,) = case.pieces
+    for dropped in (1, 7, 21):
+        gone = 16 * dropped
+        cut = Piece(piece.blocks[dropped:], gone, 0, 700 - gone, 0)
+        shorter = replace(
+            case, pieces=(cut,), keys=case.keys[gone:], values=case.values[gone:]
+        )  # fmt: skip
+        assert same_bits(attend(ops, filled(ops, shorter, dtype), shorter), whole)
+
+
+def test_a_segment_may_be_cut_between_splits(ops: NativeAttention, dtype: str) -> None:
+    """Two segments of equal shift, cut at a border of the home grid, are one."""
+    case = prompt(np.random.default_rng(7), 600, 30, 16)
+    whole = attend(ops, filled(ops, case, dtype), case)
+    (piece,) = case.pieces
+    left, right = piece.blocks[:16], piece.blocks[16:]
+    cut = replace(case, pieces=(Piece(left, 0, 0, 256, 0), Piece(right, 256, 0, 344, 0)))
+    assert same_bits(attend(ops, filled(ops, cut, dtype), cut), whole)
+
+
 def test_a_prefix_may_be_cached_up_to_any_slot(ops: NativeAttention, dtype: str) -> None:
     """The rows from each block boundary on, and from one slot before and behind it."""
     case = prompt(np.random.default_rng(8), 300, 300, 16)
