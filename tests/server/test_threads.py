@@ -24,7 +24,7 @@ ENGINE, TEXTS, LOOP = "kveik-engine", "kveik-texts", "test-server"
 # name, where it is looked up, the function
 WATCHED: tuple[tuple[str, Any, str], ...] = (
     ("plan", Scheduler, "plan_step"),
-    ("run", Runner, "run"),
+    ("run", Runner, "_compute"),
     ("apply", Scheduler, "apply"),
     ("encode", Tokenizer, "encode"),
     ("encode chat", Tokenizer, "encode_piece"),
