@@ -69,11 +69,23 @@ def test_a_native_level_and_float32_weights_exclude_each_other(install: Install)
         choose_ops(EngineConfig(kernels="portable", dtype="float32"))
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
-def test_numpy_does_not_quantise(install: Install, weights: str) -> None:
-    install()
-    with pytest.raises(ConfigError, match=f"weights is '{weights}'"):
-        choose_ops(EngineConfig(weights=weights))  # type: ignore[arg-type]
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize(
+    ("asked", "levels", "message"),
+    [
+        ({"kernels": "reference"}, ["avx2"], "but kernels is 'reference': leave it out, or leave"),
+        ({"dtype": "float32"}, ["avx2"], "but dtype is 'float32': leave it out, or leave weights"),
+        ({}, [], "but they are not built: .*, or leave weights out"),
+    ],
+)
+def test_numpy_keeps_no_weights_but_its_own(
+    install: Install, asked: dict[str, str], levels: list[str], message: str, weights: str
+) -> None:
+    install(*levels)
+    with pytest.raises(ConfigError, match=f"^weights is '{weights}': .*{message}") as caught:
+        choose_ops(EngineConfig(weights=weights, **asked))  # type: ignore[arg-type]
+    assert ("dtype 'bfloat16' rounds" in str(caught.value)) == (weights == "bf16")
+    assert caught.value.param == "weights"
 
 
 @built

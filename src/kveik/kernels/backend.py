@@ -19,13 +19,15 @@ def choose_ops(config: EngineConfig) -> Ops:
     Raises ConfigError for kernels that this machine or this install does not have."""
     asked = config.kernels
     if asked == "reference" or (asked == "auto" and config.dtype == "float32"):
-        return _reference(config)
+        field = "kernels" if asked == "reference" else "dtype"
+        return _reference(config, f"{field} is {getattr(config, field)!r}: leave it out")
     module, missing = native_extension()
     if module is None:
         if asked != "auto":
             raise ConfigError(f"kernels is {asked!r}: {missing}", param="kernels")
+        ops = _reference(config, f"they are {missing}")
         _log.warning("computing with numpy, slower: native kernels %s", missing)
-        return _reference(config)
+        return ops
     if config.dtype == "float32":
         raise ConfigError(
             f"kernels is {asked!r} but dtype is 'float32': they keep weights in bfloat16; "
@@ -43,14 +45,16 @@ def choose_ops(config: EngineConfig) -> Ops:
     return native_ops(None if asked == "auto" else asked, config.threads, weights)
 
 
-def _reference(config: EngineConfig) -> Ops:
-    if config.weights in ("int8", "int4"):
-        raise ConfigError(
-            f"weights is {config.weights!r}: only the native kernels quantise; leave kernels and "
-            "dtype at auto, or weights out",
-            param="weights",
-        )
-    return reference_ops()
+def _reference(config: EngineConfig, instead: str) -> Ops:
+    """numpy keeps every weight in float32; instead: why it computes, and what to do about it."""
+    if config.weights == "auto":
+        return reference_ops()
+    rounding = "; dtype 'bfloat16' rounds weights for numpy too" if config.weights == "bf16" else ""
+    raise ConfigError(
+        f"weights is {config.weights!r}: only the native kernels keep weights so, but {instead}, "
+        f"or leave weights out{rounding}",
+        param="weights",
+    )
 
 
 def native_levels() -> str:
