@@ -1,0 +1,222 @@
+// The keys and values of a visit: from blocks all over the arena to 256 slots in a row.
+//
+//   find_keys     keys stay where they are if sixteen slots lie together as the products read them,
+//                 else they are copied
+//   find_values   values are always copied: what nobody sees must be zero, and so must a slot with
+//                 an infinite number or NaN. `broken` names those, and the caller makes the result
+//                 NaN for the rows that see one
+//
+// T is what the products multiply: float, or bfloat16 in tiles. Slots outside low .. high of the
+// visit may hold anything in the keys (their scores are hidden) and are zero in the values, up to
+// the borders of the steps first .. end; beyond these nothing is set, and nobody reads.
+#pragma once
+
+#include <cstring>
+
+#include "attention_plan.h"
+#include "attention_planes.h"
+#include "simd.h"
+
+namespace kveik {
+namespace KVEIK_LEVEL {
+
+constexpr int kStep = 32;                  // slots of one step of weights x values
+constexpr int kColumns = kSplit / kLanes;  // of scores; a column is 16 slots
+
+// Where the 256 slots of a visit are read. T: float, or bfloat16 in tile products.
+//   float     column [width][stride], values [256][width]
+//   bfloat16  column [width / 2][stride][2], values [128][width][2]
+template <class T>
+struct Slots {
+  const T* column[kColumns];  // in the arena itself where sixteen slots lie together
+  int64_t stride;
+  T* keys;    // room for a copy: [16 columns], stride 16
+  T* values;  // slots first .. end are set: copied where somebody sees them, else zero
+  int first, end;
+  int broken;  // slots whose values are not all finite; these became zero
+  int16_t broken_slot[kSplit];
+};
+
+constexpr bool by_pairs(const bf16*) { return true; }
+constexpr bool by_pairs(const float*) { return false; }
+
+// Calls copy(block, offset, slot, count) for the parts of the piece within slots low .. high.
+template <class Copy>
+inline void for_runs(const AttentionPlan& plan, int32_t number, int low, int high, Copy copy) {
+  const AttentionPlan::Piece& piece = plan.pieces[number];
+  for (int32_t r = piece.first_run; r < piece.first_run + piece.runs; ++r) {
+    const AttentionPlan::Run& run = plan.runs[r];
+    int begin = run.slot > low ? run.slot : low;
+    int end = run.slot + run.count <= high ? run.slot + run.count : high + 1;
+    if (begin < end) copy(run.block, run.offset + begin - run.slot, begin, end - begin);
+  }
+}
+
+// ---- keys ---------------------------------------------------------------------------------------
+
+// count slots of a block of keys to slots of the copy
+inline void copy_keys(const Arena& arena, const char* block, int64_t offset, int slot, int count,
+                      bf16* keys) {
+  for (int at = slot; at < slot + count; ++at, ++offset) {
+    char* out = reinterpret_cast<char*>(keys) + (at / 16 * arena.width * 8 + at % 16) * 4;
+    const char* in = block + offset * 4;
+    for (int64_t pair = 0; pair < arena.width / 2; ++pair) {
+      std::memcpy(out + pair * 64, in + pair * arena.block_size * 4, 4);
+    }
+  }
+}
+inline float stored_key(const Arena& arena, const char* block, int64_t dimension, int64_t offset) {
+  float value;
+  if (arena.type == KvType::f32) {
+    std::memcpy(&value, block + (dimension * arena.block_size + offset) * 4, 4);
+    return value;
+  }
+  bf16 half;
+  int64_t at = (dimension / 2 * arena.block_size + offset) * 2 + dimension % 2;
+  std::memcpy(&half, block + at * 2, 2);
+  uint32_t bits = uint32_t(half) << 16;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline void copy_keys(const Arena& arena, const char* block, int64_t offset, int slot, int count,
+                      float* keys) {
+  bool whole = arena.type == KvType::bf16 && slot % 16 == 0 && count % 16 == 0;
+  for (int at = slot; whole && at < slot + count; at += 16) {
+    float* out = keys + at * arena.width;
+    for (int64_t pair = 0; pair < arena.width / 2; ++pair) {
+      U32 both;
+      std::memcpy(&both, block + (pair * arena.block_size + offset + at - slot) * 4, sizeof both);
+      store(out + pair * 32, as_float(both << 16));
+      store(out + pair * 32 + 16, as_float(both & 0xffff0000u));
+    }
+  }
+  for (int at = slot; !whole && at < slot + count; ++at) {
+    float* out = keys + at / 16 * 16 * arena.width + at % 16;
+    for (int64_t i = 0; i < arena.width; ++i) {
+      out[i * 16] = stored_key(arena, block, i, offset + at - slot);
+    }
+  }
+}
+
+// Columns of the visit: in place if `direct`, else copied.
+template <class T>
+inline void find_keys(const AttentionPlan& plan, const AttentionPlan::Visit& visit,
+                      const Arena& arena, int64_t layer, int64_t head, bool direct, Slots<T>& s) {
+  for (int c = 0; c < kColumns; ++c) s.column[c] = s.keys + c * arena.width * 16;
+  s.stride = 16;
+  int low = visit.low / 16 * 16, high = visit.high / 16 * 16 + 15;
+  for_runs(plan, visit.piece, low, high, [&](int64_t block, int64_t offset, int slot, int count) {
+    char* keys = keys_of(arena, layer, head, block);
+    if (!direct) return copy_keys(arena, keys, offset, slot, count, s.keys);
+    for (int c = slot / 16; c <= (slot + count - 1) / 16; ++c) {
+      int64_t first = (offset + 16 * c - slot) * (by_pairs(s.keys) ? 2 : 1);
+      s.column[c] = reinterpret_cast<const T*>(keys) + first;
+    }
+  });
+  if (!direct) return;
+  s.stride = arena.block_size;
+  for (int c = visit.high / 16 + 1; c < kColumns; ++c) s.column[c] = s.column[visit.high / 16];
+  for (int c = 0; c < visit.low / 16; ++c) s.column[c] = s.column[visit.low / 16];
+}
+
+// ---- values -------------------------------------------------------------------------------------
+
+// count slots of a block of values to slots of the copy [128][width][2]
+inline void copy_values(const Arena& arena, const char* block, int64_t offset, int slot, int count,
+                        bf16* values) {
+  int64_t line = arena.width * 2;
+  const auto* from = reinterpret_cast<const bf16*>(block);
+  while (count > 0) {
+    bf16* out = values + slot / 2 * line + slot % 2;
+    const bf16* in = from + offset / 2 * line + offset % 2;
+    int now = slot % 2 == 0 && offset % 2 == 0 && count >= 2 ? count / 2 * 2 : 1;
+    if (now > 1) {
+      std::memcpy(out, in, now * arena.width * sizeof(bf16));
+    } else {
+      for (int64_t i = 0; i < arena.width; ++i) out[2 * i] = in[2 * i];
+    }
+    slot += now;
+    offset += now;
+    count -= now;
+  }
+}
+// ... of the copy [256][width]
+inline void copy_values(const Arena& arena, const char* block, int64_t offset, int slot, int count,
+                        float* values) {
+  float* out = values + slot * arena.width;
+  if (arena.type == KvType::f32) {
+    const char* in = block + offset * arena.width * 4;
+    std::memcpy(out, in, count * arena.width * sizeof(float));
+    return;
+  }
+  for (; count > 0; --count, ++offset, out += arena.width) {
+    const char* in = block + offset / 2 * arena.width * 4;
+    for (int64_t i = 0; i < arena.width; i += kLanes) {
+      U32 both;  // slots offset and its partner
+      std::memcpy(&both, in + i * 4, sizeof both);
+      store(out + i, as_float(offset % 2 == 0 ? both << 16 : both & 0xffff0000u));
+    }
+  }
+}
+
+typedef uint16_t U16x32 __attribute__((vector_size(64)));
+inline U16x32 magnitudes(const bf16* p) {
+  U16x32 v;
+  std::memcpy(&v, p, sizeof v);
+  return v & 0x7fff;
+}
+inline U32 magnitudes(const float* p) { return as_bits(load(p)) & 0x7fffffffu; }
+
+// Whether some of count values (a multiple of 32) is infinite or not a number.
+template <class T>
+inline bool any_broken(const T* values, int64_t count) {
+  constexpr int lanes = 64 / sizeof(T);
+  auto most = magnitudes(values);
+  for (int64_t i = lanes; i < count; i += lanes) {
+    auto next = magnitudes(values + i);
+    most = next > most ? next : most;
+  }
+  bool broken = false;
+  for (int lane = 0; lane < lanes; ++lane) {
+    broken |= most[lane] >= (sizeof(T) == 2 ? 0x7f80u : 0x7f800000u);
+  }
+  return broken;
+}
+
+template <class T>
+inline void take_out_broken(int64_t width, Slots<T>& s) {
+  constexpr int together = by_pairs(static_cast<T*>(nullptr)) ? 2 : 1;
+  for (int slot = s.first; slot < s.end; ++slot) {
+    T* own = s.values + slot / together * together * width + slot % together;
+    bool broken = false;
+    for (int64_t i = 0; i < width; ++i) {
+      uint32_t bits = 0;
+      std::memcpy(&bits, own + i * together, sizeof(T));
+      uint32_t exponent = sizeof(T) == 2 ? 0x7f80 : 0x7f800000;
+      broken |= (bits & exponent) == exponent;
+    }
+    if (!broken) continue;
+    s.broken_slot[s.broken++] = static_cast<int16_t>(slot);
+    for (int64_t i = 0; i < width; ++i) own[i * together] = T{};
+  }
+}
+
+template <class T>
+inline void find_values(const AttentionPlan& plan, const AttentionPlan::Visit& visit,
+                        const Arena& arena, int64_t layer, int64_t head, Slots<T>& s) {
+  int64_t width = arena.width;
+  s.first = visit.low / kStep * kStep;
+  s.end = (visit.high / kStep + 1) * kStep;
+  int low = (visit.low + 1) / 2 * 2, high = (visit.high + 1) / 2 * 2;  // whole pairs
+  std::memset(s.values + s.first * width, 0, (low - s.first) * width * sizeof(T));
+  std::memset(s.values + high * width, 0, (s.end - high) * width * sizeof(T));
+  auto copy = [&](int64_t block, int64_t offset, int slot, int count) {
+    copy_values(arena, values_of(arena, layer, head, block), offset, slot, count, s.values);
+  };
+  for_runs(plan, visit.piece, visit.low, visit.high, copy);
+  s.broken = 0;
+  if (any_broken(s.values + s.first * width, (s.end - s.first) * width)) take_out_broken(width, s);
+}
+
+}  // namespace KVEIK_LEVEL
+}  // namespace kveik
