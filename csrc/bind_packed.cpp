@@ -76,9 +76,8 @@ std::pair<nb::object, std::vector<uint64_t>> read(Pool& pool, int file, const Si
     for (int i = 0; i < 4; ++i) {
       if (bytes[i] == 0) continue;
       if (next == offsets.size()) throw std::runtime_error("a part of a packed matrix is missing");
-      uint64_t sum = 0;
-      *buffers[i] = read_part(pool, file, offsets[next++], bytes[i], sum);
-      sums.push_back(sum);
+      *buffers[i] = Buffer::of_file(file, offsets[next++], bytes[i]);
+      sums.push_back(checksum(pool, buffers[i]->data(), bytes[i]));
     }
   }
   Linear& linear = packed->linear;

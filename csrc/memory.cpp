@@ -3,10 +3,13 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 #define KVEIK_MMAP 1
 #endif
 
@@ -35,7 +38,8 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
 #if defined(MADV_HUGEPAGE)
     madvise(data_, mapped, MADV_HUGEPAGE);
 #endif
-    mapped_ = true;
+    mapping_ = data_;
+    mapped_ = mapped;
     return;
   }
 #endif
@@ -45,11 +49,36 @@ Buffer::Buffer(size_t bytes) : bytes_(bytes) {
   std::memset(data_, 0, rounded);
 }
 
+Buffer Buffer::of_file(int file, int64_t offset, size_t bytes) {
+#if KVEIK_MMAP
+  struct stat status;
+  if (fstat(file, &status) != 0 || offset < 0 || offset % static_cast<int64_t>(kLine) != 0 ||
+      bytes > static_cast<size_t>(status.st_size) ||
+      offset > status.st_size - static_cast<int64_t>(bytes)) {
+    throw std::runtime_error("the file ends too early or cannot be read");
+  }
+  Buffer buffer;
+  if (bytes == 0) return buffer;
+  int64_t before = offset % sysconf(_SC_PAGESIZE);
+  buffer.mapped_ = bytes + before;
+  void* start = mmap(nullptr, buffer.mapped_, PROT_READ, MAP_SHARED, file, offset - before);
+  if (start == MAP_FAILED) throw std::runtime_error("the file cannot be mapped");
+  madvise(start, buffer.mapped_, MADV_WILLNEED);
+  buffer.mapping_ = start;
+  buffer.data_ = static_cast<char*>(start) + before;
+  buffer.bytes_ = bytes;
+  return buffer;
+#else
+  (void)file, (void)offset, (void)bytes;
+  throw std::runtime_error("files cannot be mapped on this system");
+#endif
+}
+
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
 #if KVEIK_MMAP
-  if (mapped_) {
-    munmap(data_, (bytes_ + kHuge - 1) / kHuge * kHuge);
+  if (mapping_ != nullptr) {
+    munmap(mapping_, mapped_);
     return;
   }
 #endif
@@ -61,6 +90,7 @@ Buffer::Buffer(Buffer&& other) noexcept { *this = std::move(other); }
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(mapping_, other.mapping_);
   std::swap(mapped_, other.mapped_);
   return *this;
 }

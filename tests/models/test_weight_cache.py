@@ -1,5 +1,5 @@
-"""Quantised weights on disk: the second start has the same bytes without quantising, and no fault
-of a file reaches the weights."""
+"""Packed weights on disk: the second start has the same bytes without packing, and no fault of a
+file reaches the weights."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 
 from kveik.kernels.extension import native_extension
 from kveik.kernels.ops import Ops, PackedForm
+from kveik.kernels.reference import reference_ops
 from kveik.models import load_model, loader, weight_cache
 
 module = native_extension().module
@@ -54,11 +55,19 @@ def load(folder: Path, bits: Any = "int8") -> tuple[int, list[Any]]:
     """How many matrices were quantised, and the bytes of all."""
     counted = Counted(bits)
     network: Any = load_model(str(folder), counted.ops).model
+    settled()
     decoder = network.network
     names = ("query", "key", "value", "output", "gate", "up", "down")
     matrices = [getattr(layer, name) for layer in decoder.layers for name in names]
     parts = [module.packed_parts(matrix) for matrix in (*matrices, decoder.head)]
     return counted.packed, [(sizes, [bytes(part) for part in buffers]) for sizes, buffers in parts]
+
+
+def settled() -> None:
+    """Whatever is being written has been."""
+    for thread in threading.enumerate():
+        if thread.name == weight_cache.WRITER:
+            thread.join()
 
 
 def files(folder: Path) -> list[Path]:
@@ -68,7 +77,7 @@ def files(folder: Path) -> list[Path]:
 MATRICES = 2 * 7 + 1
 
 
-@pytest.mark.parametrize("bits", ["int8", "int4"])
+@pytest.mark.parametrize("bits", ["bf16", "int8", "int4"])
 def test_the_second_start_reads_what_the_first_made(folder: Path, bits: str) -> None:
     count, first = load(folder, bits)
     assert count == MATRICES
@@ -77,10 +86,10 @@ def test_the_second_start_reads_what_the_first_made(folder: Path, bits: str) -> 
     assert f"-{bits}-" in file.name
 
 
-def test_bf16_small_checkpoints_and_numpy_keep_nothing(
+def test_small_checkpoints_and_numpy_keep_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_model(str(folder), native_ops(None, 1))
+    load_model(str(folder), reference_ops())
     monkeypatch.setattr(loader, "SMALLEST", 10**9)
     assert load(folder)[0] == MATRICES
     assert files(folder) == []
@@ -204,6 +213,30 @@ def test_a_full_disk_leaves_nothing_behind(
     assert files(folder) == []
 
 
+def test_the_last_of_a_disk_is_left_free(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(weight_cache, "LEFT_FREE", 1 << 62)
+    with caplog.at_level(logging.WARNING):
+        assert load(folder)[0] == MATRICES
+    assert "left free" in caplog.text
+    assert files(folder) == []
+
+
+def test_a_start_from_the_file_takes_no_memory_for_matrices(folder: Path) -> None:
+    """They lie in the file's pages, and stay there when the file is replaced."""
+    _, fresh = load(folder)
+    kept = load_model(str(folder), native_ops(None, 2, "int8"))
+    (file,) = files(folder)
+    mapped = Path("/proc/self/maps")
+    if mapped.exists():
+        assert str(file) in mapped.read_text()
+    file.unlink()
+    head = kept.model.network.head  # type: ignore[attr-defined]
+    sizes, parts = module.packed_parts(head)
+    assert (sizes, [bytes(part) for part in parts]) == fresh[-1]
+
+
 def test_a_load_that_fails_leaves_nothing_behind(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,9 +265,22 @@ def test_writers_at_the_same_time_leave_one_whole_file(folder: Path) -> None:
     assert load(folder) == (0, results[0][1])
 
 
+def test_what_a_killed_process_left_is_removed_in_time(folder: Path) -> None:
+    load(folder)
+    (file,) = files(folder)
+    file.unlink()
+    old, young = (file.with_name(f"{file.name}.{age}.partial") for age in ("old", "young"))
+    for path in (old, young):
+        path.touch()
+    os.utime(old, (0, 0))
+    load(folder)
+    assert files(folder) == [file, young]
+
+
 def test_progress_reaches_the_end_either_way(folder: Path) -> None:
     for _ in range(2):
         seen: list[tuple[str, float]] = []
+        settled()
         load_model(str(folder), Counted().ops, progress=lambda *step, to=seen: to.append(step))
         shares = [share for _, share in seen]
         assert shares == sorted(shares)
@@ -248,6 +294,7 @@ def test_another_version_of_the_packing_starts_anew(folder: Path) -> None:
     form = own.packed_form
     assert isinstance(form, PackedForm)
     load_model(str(folder), replace(own, packed_form=replace(form, version="int8-99")))
+    settled()
     (file,) = files(folder)
     assert file.name.startswith("kveik-int8-99-")
     assert [file] != before

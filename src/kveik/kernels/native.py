@@ -37,7 +37,7 @@ from kveik.kernels.ops import (
 
 NUMERICS = "native-1"
 PACKING = 1
-"""Of quantised matrices in files: changes with their layout and with the rule of quantising."""
+"""Of packed matrices in files: changes with their layout and with the rule of quantising."""
 
 WeightBits: TypeAlias = Literal["bf16", "int8", "int4"]
 
@@ -142,9 +142,7 @@ class _Backend:
         bits, group = _INT8 if kind == "head" else _QUANTIZED[self._weights]
         return _native.quantize(self._pool, _stored(array), own, bits, group)
 
-    def _packed_form(self) -> PackedForm | None:
-        if self._weights == "bf16":  # packed as fast as they are read
-            return None
+    def _packed_form(self) -> PackedForm:
         return PackedForm(
             version=f"{self._weights}-{PACKING}",
             parts=_native.packed_parts,

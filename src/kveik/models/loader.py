@@ -203,7 +203,7 @@ def _quantized(
 def _weight_cache(
     folder: Path, digest: bytes, dtype: str, ops: Ops, shapes: Shapes
 ) -> WeightCache | None:
-    """Of the matrices that `ops` quantises, where that takes long enough."""
+    """Of the matrices that `ops` packs, where that takes long enough."""
     numbers = sum(math.prod(shape) for shape in shapes.values())
     if ops.packed_form is None or numbers < SMALLEST:
         return None
@@ -211,7 +211,7 @@ def _weight_cache(
 
 
 def _build(architecture: Architecture, ops: Ops, weights: Weights) -> Decoder | Gpt:
-    """The network; its quantised matrices are taken from the cache, or kept in it."""
+    """The network; its packed matrices are taken from the cache, or kept in it."""
     build = gpt2.build if architecture.model_type in _GPT else decoder.build
     cache = weights.cache
     if cache is None:

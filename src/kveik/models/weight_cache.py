@@ -1,4 +1,4 @@
-"""Quantised weights on disk, so that only the first start quantises.
+"""Packed weights on disk, so that only the first start packs (and quantises) them.
 
 One file per checkpoint and way of packing, beside the model or, where that folder cannot be
 written, in `~/.cache/kveik`. It is named after a key of the weights' digest, their dtype and the
@@ -10,18 +10,25 @@ little-endian:
     trailer: length of the footer (8) | blake2b of the footer (16) | magic (8)
 
 It is written beside its final name, synced and renamed, so that a reader finds a whole file or
-none, and of two writers the last one wins. All sums are checked before any matrix is used;
-whatever is wrong with a file, it is ignored with one line in the log and written anew.
+none, and of two writers the last one wins. Matrices are used where they lie: the file is mapped,
+so a start takes no memory of its own for them and processes share them. All sums are checked
+before any matrix is used; whatever is wrong with a file, it is ignored with one line in the log
+and written anew. A disk is never filled: the last GiB of it is left free.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import secrets
+import shutil
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,13 +42,28 @@ _ALIGNMENT = 4096
 _HEADER = len(MAGIC) + 32
 _TRAILER = 8 + 16 + len(MAGIC)
 _LONGEST_FOOTER = 1 << 26
+_ABANDONED_SECONDS = 3600
 SMALLEST = 100_000_000
-"""Numbers of a checkpoint; smaller ones are quantised at every start, in a fraction of a second."""
+"""Numbers of a checkpoint; smaller ones are packed at every start, in a fraction of a second."""
+LEFT_FREE = 1 << 30
+"""Bytes of a disk."""
+WRITER = "kveik-weights"
+"""The thread that writes a file."""
 
 
 def user_folder() -> Path:
     """RuntimeError for a user without a home."""
     return Path.home() / ".cache" / "kveik"
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """What goes into the file; `parts` are views of the packed weight."""
+
+    name: str
+    sizes: Sequence[int]
+    parts: Sequence[Any]
+    sums: Sequence[int]
 
 
 class WeightCache:
@@ -52,8 +74,8 @@ class WeightCache:
         self._form = form
         self._key = blake2b(digest + form.version.encode(), digest_size=32).digest()
         self._folders = _folders(folder)
-        self._restored: dict[str, Weight] = {}
-        self._writer: _Writer | None = None
+        self._restored: dict[str, Weight] | None = None
+        self._kept: list[_Matrix] = []
 
     @property
     def name(self) -> str:
@@ -71,38 +93,44 @@ class WeightCache:
                 continue
             except (OSError, ValueError, RuntimeError) as error:
                 _log.warning("%s: ignored and written anew: %s", path, error)
-        self._writer = self._open()
         return False
 
     def take(self, name: str) -> Weight | None:
-        return self._restored.pop(name, None)
+        return None if self._restored is None else self._restored.pop(name, None)
 
     def keep(self, name: str, weight: Weight) -> None:
-        """Writes a packed matrix; where that fails, one line in the log and no file."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.add(name, *self._form.parts(weight), self._form.checksum)
-        except OSError as error:
-            self._give_up(error)
+        """A packed matrix that was not restored."""
+        if self._restored is None:
+            sizes, parts = self._form.parts(weight)
+            sums = [self._form.checksum(part) for part in parts]
+            self._kept.append(_Matrix(name, sizes, parts, sums))
 
     def finish(self) -> None:
-        """The file, under its name, when every matrix has been kept."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.finish()
-        except OSError as error:
-            self._give_up(error)
-            return
-        _log.info("%s: quantised weights kept for the next start", self._writer.path)
-        self._remove_outdated(self._writer.path)
-        self._writer = None
+        """Begins to write what was kept, on a thread of its own: nobody waits for the disk. Python
+        ends after it. Where writing fails: one line in the log and no file."""
+        if self._kept:
+            threading.Thread(target=self._write, name=WRITER).start()
 
     def abandon(self) -> None:
-        if self._writer is not None:
-            self._writer.abandon()
-            self._writer = None
+        self._kept.clear()
+
+    def _write(self) -> None:
+        writer = self._open()
+        if writer is None:
+            return
+        try:
+            for matrix in self._kept:
+                writer.add(matrix)
+            writer.finish()
+        except OSError as error:
+            writer.abandon()
+            reason = error.strerror or error
+            _log.warning("%s: packed weights are not kept: %s", writer.path, reason)
+        else:
+            _log.info("%s: packed weights kept for the next start", writer.path)
+            self._remove_outdated(writer.path)
+        finally:
+            self._kept.clear()
 
     def _remove_outdated(self, path: Path) -> None:
         """Beside the model, what was made of other contents of it by this number of bits."""
@@ -122,14 +150,8 @@ class WeightCache:
                 return _Writer(folder / self.name, self._key)
             except OSError as error:
                 problems.append(f"{folder}: {error.strerror or error}")
-        _log.warning("quantised weights are not kept: %s", "; ".join(problems))
+        _log.warning("packed weights are not kept: %s", "; ".join(problems))
         return None
-
-    def _give_up(self, error: OSError) -> None:
-        assert self._writer is not None
-        path = self._writer.path
-        self.abandon()
-        _log.warning("%s: quantised weights are not kept: %s", path, error.strerror or error)
 
 
 def _folders(model: Path) -> tuple[Path, ...]:
@@ -195,26 +217,27 @@ class _Writer:
 
     def __init__(self, path: Path, key: bytes) -> None:
         self.path = path
+        _remove_left_over(path)
         self._partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}.partial")
         self._entries: dict[str, dict[str, Sequence[int]]] = {}
         self._stream = self._partial.open("xb")
         self._position = 0
         self._write(MAGIC + key)
 
-    def add(
-        self,
-        name: str,
-        sizes: Sequence[int],
-        parts: Sequence[Any],
-        checksum: Callable[[Any], int],
-    ) -> None:
+    def add(self, matrix: _Matrix) -> None:
         offsets = []
-        for part in parts:
+        size = sum(memoryview(part).nbytes for part in matrix.parts)
+        if shutil.disk_usage(self.path.parent).free < size + LEFT_FREE:
+            raise OSError(errno.ENOSPC, "less than a GiB of the disk would be left free")
+        for part in matrix.parts:
             self._write(bytes(-self._position % _ALIGNMENT))
             offsets.append(self._position)
             self._write(memoryview(part))
-        sums = [checksum(part) for part in parts]
-        self._entries[name] = {"sizes": list(sizes), "offsets": offsets, "sums": sums}
+        self._entries[matrix.name] = {
+            "sizes": list(matrix.sizes),
+            "offsets": offsets,
+            "sums": list(matrix.sums),
+        }
 
     def finish(self) -> None:
         footer = json.dumps(self._entries).encode()
@@ -232,3 +255,11 @@ class _Writer:
     def _write(self, data: bytes | memoryview) -> None:
         self._stream.write(data)
         self._position += len(data)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Partial files of processes that were killed while they wrote this one."""
+    for other in path.parent.glob(f"{path.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            if other.stat().st_mtime < time.time() - _ABANDONED_SECONDS:
+                other.unlink()
