@@ -21,6 +21,7 @@ from kveik.cli import main
 from kveik.commands import chat as chat_command
 from kveik.commands.bench import BenchSizes, measure
 from kveik.kernels.backend import native_levels
+from kveik.kernels.extension import native_extension
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -193,6 +194,13 @@ def test_info_names_model_kernel_and_machine(kveik: Run, folder: str) -> None:
     assert facts["native_kernels"] == native_levels()
     assert int(facts["pool_tokens"].replace(",", "")) > 0
     assert facts["cores"].isdigit()
+
+
+@pytest.mark.skipif(native_extension().module is None, reason=native_extension().missing)
+@pytest.mark.parametrize("weights", ["bf16", "int8"])
+def test_info_names_what_the_weights_are_kept_as(kveik: Run, folder: str, weights: str) -> None:
+    facts = json.loads(kveik("info", folder, "--weights", weights, "--json")[1])
+    assert facts["weights"] == weights
 
 
 def test_bench_prints_figures(kveik: Run, folder: str) -> None:

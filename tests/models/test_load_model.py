@@ -38,6 +38,7 @@ def test_facts_of_a_folder(tiny_folder: Folder, ops: Ops) -> None:
     assert loaded.parameters == sum(weight.size for weight in weights.values())
     assert (loaded.architecture, loaded.dtype, loaded.kv_dtype) == ("llama", "float32", "float32")
     assert (loaded.folder, loaded.max_model_len) == (tiny_folder(), 100)
+    assert loaded.weights == "float32"
     model = loaded.model
     assert (model.vocab_size, model.num_kv_heads, model.head_dim) == (tiny.VOCAB_SIZE, 2, 16)
     assert (model.max_position, model.can_shift) == (512, True)

@@ -29,7 +29,7 @@ from kveik.models import load_model
 if native_extension().module is None:
     pytest.skip(native_extension().missing, allow_module_level=True)
 
-from kveik.kernels.native import native_ops
+from kveik.kernels.native import WeightBits, native_ops
 
 # wide enough for groups of 128
 SIZES: dict[str, Any] = {
@@ -70,3 +70,15 @@ def test_native_logits_are_near_those_of_the_reference(case: str, tmp_path: Path
     # groups of 32 are rounded a second time
     allowed = 3.0 if case == "gptq in groups of 32" else 1.1
     assert distance(folder) <= allowed * distance(plain)
+
+
+def test_what_a_checkpoint_stores_quantised_stays_so_whatever_is_asked_for(tmp_path: Path) -> None:
+    folder, plain = write_folders(tmp_path, *CASES["awq"], **SIZES)
+
+    def kept(folder: Path, weights: WeightBits) -> str:
+        return load_model(str(folder), native_ops(threads=1, weights=weights)).weights
+
+    assert kept(plain, "bf16") == "bf16"
+    assert kept(plain, "int4") == "int4, int8 in 1 of 15 matrices"
+    assert kept(folder, "bf16") == "int4, bf16 in 1 of 15 matrices"
+    assert kept(folder, "int8") == "int4, int8 in 1 of 15 matrices"

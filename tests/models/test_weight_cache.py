@@ -86,6 +86,15 @@ def test_the_second_start_reads_what_the_first_made(folder: Path, bits: str) -> 
     assert f"-{bits}-" in file.name
 
 
+def test_what_is_read_is_named_as_what_was_packed(folder: Path) -> None:
+    for packed in (MATRICES, 0):
+        counted = Counted("int4")
+        loaded = load_model(str(folder), counted.ops)
+        settled()
+        assert loaded.weights == f"int4, int8 in 1 of {MATRICES} matrices"
+        assert counted.packed == packed
+
+
 def test_small_checkpoints_and_numpy_keep_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -435,6 +435,7 @@ def test_a_process_greets_serves_and_drains(
     assert MODEL in lines[0]
     assert "tokens" in lines[1]
     assert "kernel" in lines[2]
+    assert "weights" in lines[2]
     assert f"curl {url}/v1/chat/completions" in lines[3]
     assert "token-abc123" not in "".join(lines)
     answers: list[int] = []

@@ -55,7 +55,13 @@ def bench(llm: LLM, sizes: BenchSizes, *, as_json: bool) -> None:
         )
     figures = measure(llm, sizes)
     if as_json:
-        facts = {"kveik": __version__, "model": info.model_id, "kernel": info.kernel, **machine()}
+        facts = {
+            "kveik": __version__,
+            "model": info.model_id,
+            "kernel": info.kernel,
+            "weights": info.weights,
+            **machine(),
+        }
         typer.echo(json.dumps(facts | asdict(sizes) | asdict(figures), indent=2))
     else:
         typer.echo(_table(llm, sizes, figures))
@@ -129,7 +135,7 @@ def _table(llm: LLM, sizes: BenchSizes, figures: BenchFigures) -> str:
         ("KV cache off", f"{figures.no_cache_seconds:.3f} s ({ratio:.1f} x as long)"),
     ]
     head = (
-        f"{info.model_id} on {info.kernel}; prompt {sizes.prompt}, output {sizes.output} tokens, "
-        f"median of {sizes.repeat}"
+        f"{info.model_id} on {info.kernel}, weights {info.weights}; "
+        f"prompt {sizes.prompt}, output {sizes.output} tokens, median of {sizes.repeat}"
     )
     return "\n".join([head, *(f"{label:<18}  {value}" for label, value in rows)])

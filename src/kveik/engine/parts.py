@@ -31,6 +31,7 @@ class EngineInfo:
     architecture: str
     parameters: int
     dtype: str
+    weights: str  # what matrices are kept as: "int4, int8 in 1 of 155 matrices"
     kv_dtype: str
     kernel: str  # "reference (numpy float32)"
     max_model_len: int
@@ -63,6 +64,7 @@ class EngineParts:
     layer_parameters: int = 0
     attention_width: int = 0
     dtype: str = "float32"
+    weights: str = "float32"
     kv_dtype: str = "float32"
     max_model_len: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
@@ -88,6 +90,7 @@ def engine_info(parts: EngineParts) -> EngineInfo:
         architecture=parts.architecture,
         parameters=parts.parameters,
         dtype=parts.dtype,
+        weights=parts.weights,
         kv_dtype=parts.kv_dtype,
         kernel=parts.ops.level,
         max_model_len=max_model_len,
@@ -159,6 +162,7 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         layer_parameters=loaded.layer_parameters,
         attention_width=loaded.attention_width,
         dtype=loaded.dtype,
+        weights=loaded.weights,
         kv_dtype=loaded.kv_dtype,
         max_model_len=loaded.max_model_len,
         defaults=loaded.sampling_defaults,

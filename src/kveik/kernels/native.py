@@ -106,6 +106,7 @@ class _Backend:
             upload=_upload,
             download=_download,
             pack_weight=self.pack_weight,
+            kept_as=_kept_as,
             embed=self.embed,
             embed_add=self.embed_add,
             rms_norm=self.rms_norm,
@@ -347,6 +348,11 @@ def _stored(array: Any) -> Any:
     elif array.dtype not in (np.float32, np.float16):
         array = array.astype(np.float32)
     return np.ascontiguousarray(array)
+
+
+def _kept_as(weight: _native.Linear) -> str:
+    sizes, _ = _native.packed_parts(weight)
+    return ("bf16", "int8", "int4")[sizes[0]]
 
 
 # ---- memory ------------------------------------------------------------------------------------

@@ -190,6 +190,8 @@ class Ops:
     # host array (numpy, in the dtype of the file, perhaps read-only) or QuantizedArray -> packed;
     # linear kinds take [out, in] and an optional bias [out]; "embedding" [V, H]; "vector" [n]
     pack_weight: Callable[[Array | QuantizedArray, WeightKind, Array | None], Weight]
+    # what a packed matrix is kept as: "float32", "bf16", "int8" or "int4"
+    kept_as: Callable[[Weight], str]
 
     embed: Callable[[Weight, Array], Array]  # (table, ids[T]) -> [T, H]
     embed_add: Callable[

@@ -63,6 +63,7 @@ def reference_ops() -> Ops:
         upload=upload,
         download=download,
         pack_weight=pack_weight,
+        kept_as=kept_as,
         embed=embed,
         embed_add=embed_add,
         rms_norm=rms_norm,
@@ -121,6 +122,10 @@ def pack_weight(array: Any, kind: WeightKind, bias: Any | None) -> PackedLinear 
     padded[:rows] = weight
     panels = np.ascontiguousarray(padded.reshape(count, 1, width, columns).swapaxes(2, 3))
     return PackedLinear(panels, rows, None if bias is None else np.array(bias, dtype=np.float32))
+
+
+def kept_as(weight: PackedLinear) -> str:
+    return str(weight.panels.dtype)
 
 
 def dequantized(array: QuantizedArray) -> Floats:

@@ -168,7 +168,7 @@ def _gpt2_layer(a: Architecture, layer: int, place: LayerPlace, weights: Weights
         return np.ascontiguousarray(weight.T), weights.array(f"{prefix}{name}.bias")
 
     def pack(weight: Array, bias: Array) -> Weight:
-        return weights.ops.pack_weight(weight, "linear", bias)
+        return weights.pack(weight, "linear", bias)
 
     fused, fused_bias = conv("attn.c_attn")  # [3 H, H], [3 H]
     size = a.hidden_size

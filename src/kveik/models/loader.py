@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -58,7 +59,8 @@ class LoadedModel:
     with (embedding and head are not). attention_width: query heads times their size.
 
     end_ids: ids that end a text; sampling_defaults: what generation_config.json sets of
-    temperature, top_k, top_p, min_p, repetition_penalty; max_model_len: tokens."""
+    temperature, top_k, top_p, min_p, repetition_penalty; max_model_len: tokens. weights: what the
+    matrices are kept as, for people."""
 
     model: Network
     architecture: str
@@ -66,6 +68,7 @@ class LoadedModel:
     layer_parameters: int
     attention_width: int
     dtype: str
+    weights: str
     kv_dtype: str
     folder: Path
     end_ids: tuple[int, ...]
@@ -133,6 +136,7 @@ def load_model(
         ),
         attention_width=architecture.num_heads * architecture.head_dim,
         dtype=dtype,
+        weights=_forms(weights.forms),
         kv_dtype=kv_dtype,
         folder=folder,
         end_ids=generation.end_ids,
@@ -224,6 +228,13 @@ def _build(architecture: Architecture, ops: Ops, weights: Weights) -> Decoder | 
         raise
     cache.finish()
     return network
+
+
+def _forms(forms: Counter[str]) -> str:
+    """The most frequent form and the exceptions: "int4, int8 in 1 of 155 matrices"."""
+    (most, _), *others = forms.most_common()
+    exceptions = (f", {form} in {count} of {forms.total()} matrices" for form, count in others)
+    return most + "".join(exceptions)
 
 
 class _Counter:

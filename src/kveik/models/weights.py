@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from kveik.errors import ModelLoadError
-from kveik.kernels.ops import Array, Ops, QuantizedArray, Weight
+from kveik.kernels.ops import Array, Ops, QuantizedArray, Weight, WeightKind
 from kveik.models.architecture import Architecture
 from kveik.models.checkpoint import Checkpoint
 from kveik.models.quantized import Scheme, read_matrix
@@ -50,7 +51,7 @@ class Weights:
 
     done(): called after each tensor. quantized: by name, without ".weight". dequantized: names of
     those that `QuantizedArray` cannot describe, so that they were packed as plain matrices.
-    cache: packed matrices on disk."""
+    cache: packed matrices on disk. forms: what the packed matrices are kept as, and how many."""
 
     checkpoint: Checkpoint
     ops: Ops
@@ -59,6 +60,7 @@ class Weights:
     quantized: Mapping[str, StoredMatrix] = field(default_factory=dict)
     dequantized: list[str] = field(default_factory=list)
     cache: WeightCache | None = None
+    forms: Counter[str] = field(default_factory=Counter)
 
     def array(self, name: str) -> Array:
         """A tensor on the host, of the dtype of the file or bfloat16."""
@@ -96,9 +98,13 @@ class Weights:
 
         def pack() -> Weight:
             vector = self.array(name + ".bias") if bias else None
-            return self.ops.pack_weight(self.matrix(name), "linear", vector)
+            return self.pack(self.matrix(name), "linear", vector)
 
         return self._kept(name, pack)
+
+    def pack(self, matrix: Array | QuantizedArray, kind: WeightKind, bias: Array | None) -> Weight:
+        """A matrix [out, in] for products."""
+        return self._counted(self.ops.pack_weight(matrix, kind, bias))
 
     def _kept(self, name: str, pack: Callable[[], Weight]) -> Weight:
         """The matrix from the cache, else packed and kept there."""
@@ -106,9 +112,13 @@ class Weights:
             return pack()
         kept = self.cache.take(name)
         if kept is not None:
-            return kept
+            return self._counted(kept)
         weight = pack()
         self.cache.keep(name, weight)
+        return weight
+
+    def _counted(self, weight: Weight) -> Weight:
+        self.forms[self.ops.kept_as(weight)] += 1
         return weight
 
     def count(self, name: str) -> None:
@@ -128,7 +138,7 @@ class Weights:
         table = self.array(name + ".weight")
         packed_head = self._kept(
             head,
-            lambda: self.ops.pack_weight(table if tied else self.matrix(head), "head", None),
+            lambda: self.pack(table if tied else self.matrix(head), "head", None),
         )
         return self.ops.pack_weight(table, "embedding", None), packed_head
 

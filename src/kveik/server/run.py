@@ -171,7 +171,7 @@ def greeting(info: EngineInfo, config: ServerConfig, address: tuple[str, int]) -
         f"kveik {__version__} serves {info.model_id} on {url}\n"
         f"  KV pool  {info.pool_tokens:,} tokens ({info.pool_bytes / 2**20:,.0f} MiB, "
         f"{info.kv_dtype}), context {info.max_model_len:,}\n"
-        f"  kernel   {info.kernel}\n"
+        f"  kernel   {info.kernel}, weights {info.weights}\n"
         f"  try      curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' "
         f"-d '{body}'\n"
     )
