@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import selectors
 import socket
@@ -34,6 +33,7 @@ from report import Report, arguments
 from kveik import LLM, SamplingParams
 from kveik.config import EngineConfig, ServerConfig
 from kveik.engine.engine import Engine
+from kveik.kernels.cores import usable_cores
 from kveik.server.http_server import HttpServer
 from kveik.server.run import bind
 from kveik.server.service import Service
@@ -47,7 +47,7 @@ Prompts = list[list[int]]
 
 def busy(seconds: float) -> Callable[[], None]:
     """Work that takes about so long on every core at once, without the interpreter lock."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     team = ThreadPoolExecutor(cores - 1) if cores > 1 else None
 
     def hash_for(rounds: int) -> None:

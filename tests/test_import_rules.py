@@ -48,7 +48,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("starlette", "uvicorn", "pydantic", "prometheus_client"),
     ),
     "commands/info.py": (
-        ("engine", "kernels.backend", "config", "errors", "__version__"),
+        ("engine", "kernels.backend", "kernels.cores", "config", "errors", "__version__"),
         ("typer",),
     ),
     "": (

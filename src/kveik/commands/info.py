@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
 from kveik.engine.pool import free_memory
 from kveik.kernels.backend import native_levels
+from kveik.kernels.cores import usable_cores
 
 
 def info(config: EngineConfig, *, as_json: bool) -> None:
@@ -35,9 +35,7 @@ def machine() -> dict[str, object]:
     """What decides speed: processor, cores this process may use, kernels, memory, versions."""
     return {
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "cores": usable_cores(),
         "native_kernels": native_levels(),
         "free_memory": free_memory(),
         "system": f"{platform.system()} {platform.release()}",

@@ -11,7 +11,6 @@ its next step.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from kveik.kernels import _native
+from kveik.kernels.cores import usable_cores
 from kveik.kernels.native_sampling import sample
 from kveik.kernels.ops import (
     Array,
@@ -82,8 +82,7 @@ def native_ops(
     found = _native.levels()
     if level is not None and level not in found:
         raise ValueError(f"level {level!r} is not one of {', '.join(found)}")
-    cores = len(os.sched_getaffinity(0))
-    backend = _Backend(level or found[0], threads or cores, weights)
+    backend = _Backend(level or found[0], threads or usable_cores(), weights)
     return backend.ops()
 
 
