@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import pbkdf2_hmac
 
 from overheads import free_engine
@@ -199,7 +200,7 @@ def main() -> None:
     compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
     for milliseconds in STEPS_MS:
         work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
-        make = lambda work=work: free_engine(work)  # noqa: E731
+        make = partial(free_engine, work)
         compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
     report.note(
         "A token over HTTP takes some time of the event loop and of the kernel's network code "

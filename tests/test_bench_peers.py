@@ -14,18 +14,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
-sys.path += [str(BENCH), str(BENCH / "peers")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench" / "peers"))
 
-import bars  # noqa: E402
-import checkpoints  # noqa: E402
-import exactness  # noqa: E402
-import processes  # noqa: E402
-import summary  # noqa: E402
-import workload  # noqa: E402
-from environments import every_peer, runner_file  # noqa: E402
-from protocol import Answer  # noqa: E402
-from report import Report  # noqa: E402
+import bars
+import checkpoints
+import exactness
+import processes
+import summary
+import workload
+from environments import every_peer, runner_file
+from protocol import Answer
+from report import Report
+
+PEERS = Path(bars.__file__).parent
 
 ROUNDS = [
     {
@@ -147,7 +149,7 @@ SETTING = {
 def talk(tmp_path: Path, job: dict[str, Any], before: str = "", reuses: bool = False) -> Any:
     script = tmp_path / "runner.py"
     text = textwrap.dedent(FAKE)
-    script.write_text(text.format(folder=str(BENCH / "peers"), reuses=reuses, before=before))
+    script.write_text(text.format(folder=str(PEERS), reuses=reuses, before=before))
     return processes.run_job(
         [sys.executable, str(script)],
         job | SETTING,

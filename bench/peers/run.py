@@ -21,18 +21,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))  # the first is the folder of the script
+
+import chart
+import checkpoints
+import summary
+from bars import judge
+from environments import ENGINES, Peer, Workshop, default_home, every_peer, runner_file
+from processes import Failed, read_bandwidth, run_job, warm_page_cache
+from report import RESULTS, ROOT, Report
+from workload import COLUMNS, LONGEST
+
+from kveik.kernels.cores import usable_cores
+
 FOLDER = Path(__file__).parent
-sys.path[:0] = [str(FOLDER), str(FOLDER.parent)]
-
-import chart  # noqa: E402
-import checkpoints  # noqa: E402
-import summary  # noqa: E402
-from bars import judge  # noqa: E402
-from environments import ENGINES, Peer, Workshop, default_home, every_peer, runner_file  # noqa: E402
-from processes import Failed, read_bandwidth, run_job, warm_page_cache  # noqa: E402
-from report import RESULTS, ROOT, Report  # noqa: E402
-from workload import COLUMNS, LONGEST  # noqa: E402
-
 EXACT_MODEL = "160m"
 KV_BYTES = 1 << 30  # of every engine's pool
 SEQUENCES = 16
@@ -147,7 +149,7 @@ class Comparison:
 
     def one_round(self, number: int, sizes: dict[str, float]) -> dict[str, Any]:
         found: dict[str, Any] = {"load": os.getloadavg()[0], "peers": {}}
-        found["bandwidth"] = read_bandwidth(self.bandwidth, cores())
+        found["bandwidth"] = read_bandwidth(self.bandwidth, usable_cores())
         turn = number % len(self.ready)  # another one begins each round
         for peer in self.ready[turn:] + self.ready[:turn]:
             begin = time.monotonic()
@@ -160,7 +162,7 @@ class Comparison:
                 records["installed"] = {"value": sizes[peer.engine]}
             found["peers"][str(peer)] = records
             self.say(number, peer, records, time.monotonic() - begin)
-        found["bandwidth"] = max(found["bandwidth"], read_bandwidth(self.bandwidth, cores()))
+        found["bandwidth"] = max(found["bandwidth"], read_bandwidth(self.bandwidth, usable_cores()))
         print(f"round {number + 1}: read {found['bandwidth']:.1f} GB/s", flush=True)
         return found
 
@@ -196,7 +198,7 @@ class Comparison:
             "max_tokens": tokens,
             "kv_bytes": KV_BYTES,
             "sequences": sequences,
-            "threads": cores(),
+            "threads": usable_cores(),
         }
         return run_job(
             [str(self.workshop.python(peer)), runner_file(peer)],
@@ -241,7 +243,7 @@ class Comparison:
     def _picture(self, report: Report) -> None:
         """Not of a quick look: it would replace the one in the repository."""
         name = f"peers_{self.given.model}.svg"
-        heading = f"{self.given.model}, {cores()} cores, {len(self.rounds)} rounds"
+        heading = f"{self.given.model}, {usable_cores()} cores, {len(self.rounds)} rounds"
         path = ROOT / "docs" / "images" / name
         if not self.given.quick and chart.draw(self.rounds, TITLES, heading, path):
             report.text(f"![Speed of the engines](images/{name})")
@@ -256,10 +258,6 @@ class Comparison:
                 count = len(summary.values(self.rounds, peer, column))
                 if 0 < count < len(self.rounds):
                     report.note(f"{TITLES[peer]}, {summary.title(column)}: {count} round(s) only.")
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def main() -> None:

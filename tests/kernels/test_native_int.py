@@ -13,14 +13,14 @@ from kveik.kernels.extension import native_extension
 from kveik.kernels.ops import Ops, QuantizedArray
 from kveik.kernels.reference import dequantized
 
-module = native_extension().module
-if module is None:
+if native_extension().module is None:
     pytest.skip(native_extension().missing, allow_module_level=True)
 
-from kveik.kernels.native import native_ops  # noqa: E402
+from kveik.kernels import _native
+from kveik.kernels.native import native_ops
 
-LEVELS = [level for level in module.levels() if level != "scalar"]
-POOL = module.Pool(2)
+LEVELS = [level for level in _native.levels() if level != "scalar"]
+POOL = _native.Pool(2)
 ORACLE = native_ops("scalar", 1)
 
 
@@ -64,7 +64,7 @@ SHAPES = [(1, 1), (16, 64), (33, 127), (70, 384), (40, 1500)]
 def test_every_level_has_the_bits_of_plain_loops(ops: Ops, bits: int, group: int) -> None:
     for outs, ins in SHAPES:
         weight, bias = random(outs, ins, seed=1), random(outs, seed=2)
-        packed = module.quantize(POOL, weight, bias, bits, group)
+        packed = _native.quantize(POOL, weight, bias, bits, group)
         for rows in (1, 2, 7, 8, 9, 16, 17, 40):
             x = random(rows, ins, seed=rows) * 10.0 ** (rows % 7 - 3)
             assert same(ops.linear(x, packed, None), ORACLE.linear(x, packed, None))
@@ -72,7 +72,7 @@ def test_every_level_has_the_bits_of_plain_loops(ops: Ops, bits: int, group: int
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 128)])
 def test_a_row_has_the_bits_that_it_has_alone(ops: Ops, bits: int, group: int) -> None:
-    packed = module.quantize(POOL, random(70, 300, seed=1), random(70, seed=2), bits, group)
+    packed = _native.quantize(POOL, random(70, 300, seed=1), random(70, seed=2), bits, group)
     x = random(300, 300, seed=3)
     alone = np.concatenate([ops.linear(x[i : i + 1], packed, None) for i in range(len(x))])
     for rows in (*range(1, 131), 255, 257, 300):
@@ -84,7 +84,7 @@ def test_a_row_has_the_bits_that_it_has_alone(ops: Ops, bits: int, group: int) -
 def test_rows_beyond_a_section_of_the_cache(ops: Ops) -> None:
     """5632 inputs: 80 rows are multiplied together, then the next 80."""
     for bits, group in ((8, 0), (4, 128)):
-        packed = module.quantize(POOL, random(64, 5632, seed=1), None, bits, group)
+        packed = _native.quantize(POOL, random(64, 5632, seed=1), None, bits, group)
         x = random(200, 5632, seed=3)
         together = ops.linear(x, packed, None)
         for row in (0, 15, 79, 80, 81, 160, 199):
@@ -96,8 +96,8 @@ def test_threads_and_panels_leave_no_trace(level: str) -> None:
     weight, x = random(200, 300, seed=1), random(70, 300, seed=2)
     for bits, group in ((8, 0), (4, 64)):
         one, two, three = (native_ops(level, threads) for threads in (1, 2, 3))
-        packed = module.quantize(POOL, weight, None, bits, group)
-        part = module.quantize(POOL, weight[:33], None, bits, group)
+        packed = _native.quantize(POOL, weight, None, bits, group)
+        part = _native.quantize(POOL, weight[:33], None, bits, group)
         alone = one.linear(x, packed, None)
         assert same(two.linear(x, packed, None), alone)
         assert same(three.linear(x, packed, None), alone)
@@ -106,7 +106,7 @@ def test_threads_and_panels_leave_no_trace(level: str) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_broken_row_stays_alone(ops: Ops, bits: int) -> None:
-    packed = module.quantize(POOL, random(40, 70), random(40, seed=2), bits, 0)
+    packed = _native.quantize(POOL, random(40, 70), random(40, seed=2), bits, 0)
     x = random(20, 70, seed=1)
     clean = ops.linear(x, packed, None)
     for value in (np.nan, np.inf, -np.inf):
@@ -122,13 +122,13 @@ def test_a_broken_row_stays_alone(ops: Ops, bits: int) -> None:
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rows_of_zeros_and_next_to_nothing_give_the_bias(ops: Ops, bits: int) -> None:
     bias = random(40, seed=2)
-    packed = module.quantize(POOL, random(40, 70), bias, bits, 64)
+    packed = _native.quantize(POOL, random(40, 70), bias, bits, 64)
     x = random(3, 70, seed=1)
     x[1], x[2] = 0, 1e-38
     got = ops.linear(x, packed, None)
     assert same(got[1], bias)
     assert same(got[2], bias)
-    nothing = module.quantize(POOL, np.zeros((40, 70), np.float32), bias, bits, 64)
+    nothing = _native.quantize(POOL, np.zeros((40, 70), np.float32), bias, bits, 64)
     assert same(ops.linear(x, nothing, None), np.tile(bias, (3, 1)))
 
 
@@ -205,7 +205,7 @@ def test_a_broken_weight_spoils_its_own_column(ops: Ops) -> None:
     weight = random(20, 130)
     weight[3, 5] = np.nan
     for bits in (8, 4):
-        got = ops.linear(random(5, 130), module.quantize(POOL, weight, None, bits, 64), None)
+        got = ops.linear(random(5, 130), _native.quantize(POOL, weight, None, bits, 64), None)
         assert np.isnan(got[:, 3]).all()
         assert np.isfinite(np.delete(got, 3, 1)).all()
 
@@ -223,8 +223,8 @@ def test_gated_products_are_those_of_single_ops(ops: Ops) -> None:
 
     table = ops.pack_weight(random(30, 200), "embedding", None)
     for pair in ((8, 8), (4, 4), (8, 4)):
-        gate, up = (module.quantize(POOL, random(72, 200, seed=b), None, b, 64) for b in pair)
-        down = module.quantize(POOL, random(200, 72, seed=3), random(200, seed=4), 8, 0)
+        gate, up = (_native.quantize(POOL, random(72, 200, seed=b), None, b, 64) for b in pair)
+        down = _native.quantize(POOL, random(200, 72, seed=3), random(200, seed=4), 8, 0)
 
         def forward(
             batch: Batch, arenas: Any, gate: Any = gate, up: Any = up, down: Any = down
@@ -244,10 +244,10 @@ def test_gated_products_are_those_of_single_ops(ops: Ops) -> None:
 def test_wrong_shapes_are_refused() -> None:
     array = stored(8, 128, 4, 64)
     with pytest.raises(ValueError, match="scales and zeros must be"):
-        module.pack_quantized(POOL, array.values, array.scales[:, :1], None, 4, 64, None)
+        _native.pack_quantized(POOL, array.values, array.scales[:, :1], None, 4, 64, None)
     with pytest.raises(ValueError, match="a group divides the inputs"):
-        module.pack_quantized(POOL, array.values, array.scales, None, 4, 60, None)
+        _native.pack_quantized(POOL, array.values, array.scales, None, 4, 60, None)
     with pytest.raises(ValueError, match="multiple of 64"):
-        module.quantize(POOL, random(8, 128), None, 8, 32)
+        _native.quantize(POOL, random(8, 128), None, 8, 32)
     with pytest.raises(ValueError, match="131072 inputs"):
-        module.quantize(POOL, np.zeros((1, 131073), np.float32), None, 8, 0)
+        _native.quantize(POOL, np.zeros((1, 131073), np.float32), None, 8, 0)

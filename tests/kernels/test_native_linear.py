@@ -15,13 +15,13 @@ from kveik.kernels.extension import native_extension
 from kveik.kernels.ops import Ops
 from kveik.kernels.reference import reference_ops
 
-module = native_extension().module
-if module is None:
+if native_extension().module is None:
     pytest.skip(native_extension().missing, allow_module_level=True)
 
-from kveik.kernels.native import native_ops  # noqa: E402
+from kveik.kernels import _native
+from kveik.kernels.native import native_ops
 
-LEVELS = module.levels()
+LEVELS = _native.levels()
 REFERENCE = reference_ops()
 
 

@@ -20,11 +20,11 @@ from kveik.kernels.ops import Ops, PackedForm
 from kveik.kernels.reference import reference_ops
 from kveik.models import load_model, loader, weight_cache
 
-module = native_extension().module
-if module is None:
+if native_extension().module is None:
     pytest.skip(native_extension().missing, allow_module_level=True)
 
-from kveik.kernels.native import native_ops  # noqa: E402
+from kveik.kernels import _native
+from kveik.kernels.native import native_ops
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def load(folder: Path, bits: Any = "int8") -> tuple[int, list[Any]]:
     decoder = network.network
     names = ("query", "key", "value", "output", "gate", "up", "down")
     matrices = [getattr(layer, name) for layer in decoder.layers for name in names]
-    parts = [module.packed_parts(matrix) for matrix in (*matrices, decoder.head)]
+    parts = [_native.packed_parts(matrix) for matrix in (*matrices, decoder.head)]
     return counted.packed, [(sizes, [bytes(part) for part in buffers]) for sizes, buffers in parts]
 
 
@@ -242,7 +242,7 @@ def test_a_start_from_the_file_takes_no_memory_for_matrices(folder: Path) -> Non
         assert str(file) in mapped.read_text()
     file.unlink()
     head = kept.model.network.head  # type: ignore[attr-defined]
-    sizes, parts = module.packed_parts(head)
+    sizes, parts = _native.packed_parts(head)
     assert (sizes, [bytes(part) for part in parts]) == fresh[-1]
 
 
