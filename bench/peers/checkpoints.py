@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 _LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -170,40 +173,10 @@ def _write_tokenizer(folder: Path, size: int) -> None:
     special = ["<unk>", "<s>", "</s>"]
     words = [*special, *(letters[byte] for byte in range(256))]
     words += [f"<{number}>" for number in range(len(words), size)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    tokenizer = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {
-                "id": index,
-                "content": content,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": True,
-            }
-            for index, content in enumerate(special)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {**byte_level, "use_regex": True},
-        "post_processor": None,
-        "decoder": {**byte_level, "use_regex": True},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {word: index for index, word in enumerate(words)},
-            "merges": [],
-        },
-    }
+    tokenizer = Tokenizer(BPE({word: index for index, word in enumerate(words)}, []))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     named = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": "<unk>",
@@ -213,6 +186,6 @@ def _write_tokenizer(folder: Path, size: int) -> None:
         "clean_up_tokenization_spaces": False,
     }
     generation = {"bos_token_id": 1, "eos_token_id": 2}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps(named, indent=1))
     (folder / "generation_config.json").write_text(json.dumps(generation))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import protocol
-from protocol import Answer, Setting, Unsupported
+from protocol import Answer, Setting
 
 NAME = "kveik"
 WIDTHS = ("bf16", "int8", "int4")
@@ -51,7 +51,7 @@ class Kveik:
             setting.folder,
             max_model_len=setting.max_tokens,
             kv_memory=setting.kv_bytes,
-            **_weights(setting.width),
+            weights=setting.width,
         )
         self.params = kveik.SamplingParams
         self.version = kveik.__version__
@@ -74,16 +74,6 @@ class Kveik:
 
     def forget(self) -> None:
         self.llm.engine.reset_cache()
-
-
-def _weights(width: str) -> dict[str, str]:
-    from kveik.config import EngineConfig
-
-    if "weights" in EngineConfig.__dataclass_fields__:
-        return {"weights": width}
-    if width != "bf16":
-        raise Unsupported("this kveik quantises no weights")
-    return {}
 
 
 def load(setting: Setting) -> Kveik:

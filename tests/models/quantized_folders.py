@@ -1,4 +1,4 @@
-"""Folders of tiny models whose matrices are quantised, and their plain twins."""
+"""Folders of tiny models whose matrices are quantised, their plain twins, and what they answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 import packing
 import tiny
+from drive import Sequencer
 from safetensors.numpy import load_file, save_file
+
+from kveik.kernels.ops import Ops
+from kveik.kernels.reference import reference_ops
+from kveik.models import load_model
 
 PROMPT = list(range(3, 43))
 Config = dict[str, Any]
@@ -66,6 +71,12 @@ def write_folders(
     save_file(tensors, plain / "model.safetensors")
     save_file(stored, folder / "model.safetensors")
     return folder, plain
+
+
+def logits_of(folder: Path, ops: Ops | None = None) -> np.ndarray:
+    """Of PROMPT [40, V], on the reference kernels by default."""
+    ops = ops or reference_ops()
+    return Sequencer(load_model(str(folder), ops).model, ops, len(PROMPT)).feed(PROMPT)
 
 
 def by(bits: int, group: int, **options: Any) -> Callable[[np.ndarray], packing.Quantised]:

@@ -26,6 +26,7 @@ from quantized_folders import (
     by,
     compressed_config,
     gptq_config,
+    logits_of,
     write_folders,
 )
 from safetensors.numpy import load_file, save_file
@@ -39,10 +40,6 @@ from kveik.models.quantization_config import read_quantization
 
 OPS = reference_ops()
 QUERY = "model.layers.1.self_attn.q_proj"
-
-
-def logits_of(folder: Path) -> np.ndarray:
-    return Sequencer(load_model(str(folder), OPS).model, OPS, len(PROMPT)).feed(PROMPT)
 
 
 def kinds_packed(folder: Path) -> list[type]:

@@ -9,20 +9,18 @@ from typing import Any
 import numpy as np
 import packing
 import pytest
-from drive import Sequencer
 from quantized_folders import (
-    PROMPT,
     Config,
     Writer,
     awq_config,
     by,
     compressed_config,
     gptq_config,
+    logits_of,
     write_folders,
 )
 
 from kveik.kernels.extension import native_extension
-from kveik.kernels.ops import Ops
 from kveik.kernels.reference import reference_ops
 from kveik.models import load_model
 
@@ -50,10 +48,6 @@ CASES: dict[str, tuple[Config, Callable[[np.ndarray], packing.Quantised], Writer
     "int8": (BY_ROW, by(8, -1), packing.int8),
     "packed": (IN_64, by(4, 64), packing.packed),
 }
-
-
-def logits_of(folder: Path, ops: Ops) -> np.ndarray:
-    return Sequencer(load_model(str(folder), ops).model, ops, len(PROMPT)).feed(PROMPT)
 
 
 @pytest.mark.parametrize("case", CASES)

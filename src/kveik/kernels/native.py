@@ -34,6 +34,7 @@ from kveik.kernels.ops import (
     QuantizedArray,
     WeightKind,
 )
+from kveik.kernels.reference import allocate, download
 
 NUMERICS = "native-1"
 PACKING = 1
@@ -100,10 +101,10 @@ class _Backend:
             level=f"{self._level}, {self._pool.threads} threads",
             numerics_version=f"{NUMERICS}/{self._level}/{self._weights}",
             dtype="bfloat16",
-            allocate=_allocate,
+            allocate=allocate,
             allocate_kv=_allocate_kv,
             upload=_upload,
-            download=_download,
+            download=download,
             pack_weight=self.pack_weight,
             kept_as=_kept_as,
             embed=self.embed,
@@ -357,10 +358,6 @@ def _kept_as(weight: _native.Linear) -> str:
 # ---- memory ------------------------------------------------------------------------------------
 
 
-def _allocate(shape: tuple[int, ...], dtype: str) -> Any:
-    return np.zeros(shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
-
-
 def _allocate_kv(spec: KvSpec) -> Any:
     return _native.Arena(
         spec.dtype,
@@ -375,7 +372,3 @@ def _allocate_kv(spec: KvSpec) -> Any:
 def _upload(values: Any, shape: tuple[int, ...]) -> Any:
     """Flat int64 as it is: the native side reads buffers, whatever their owner."""
     return values if isinstance(values, memoryview) else np.asarray(values, np.int64).reshape(-1)
-
-
-def _download(values: Any) -> Any:
-    return values.tolist()
