@@ -148,6 +148,10 @@ using SpecFields = std::tuple<int64_t, int64_t, int64_t, float, std::vector<doub
 
 int spec_of(Recorder& r, const SpecFields& fields) {
   const auto& [heads, kv_heads, head_dim, scale, frequencies, magnitude] = fields;
+  want(kv_heads > 0 && head_dim > 0 && heads > 0 && heads % kv_heads == 0,
+       "heads come in groups of equal size, one for each KV head");
+  want(2 * static_cast<int64_t>(frequencies.size()) <= head_dim,
+       "a head has two numbers for each frequency");
   AttentionSpec spec{heads, kv_heads, head_dim, scale, {0, nullptr, magnitude}};
   return r.program.add_spec(spec, frequencies);
 }
@@ -159,6 +163,8 @@ void rope_write_kv(Recorder& r, int k, int v, int group, int layer, const SpecFi
   op.group = group;
   op.layer = layer;
   op.spec = spec_of(r, fields);
+  int64_t width = std::get<1>(fields) * std::get<2>(fields);
+  want(r.width(k) == width && r.width(v) == width, "keys and values differ from the KV heads");
   r.program.add_op(std::move(op));
 }
 
@@ -168,6 +174,7 @@ int attention(Recorder& r, int q, int group, int layer, const SpecFields& fields
   op.group = group;
   op.layer = layer;
   op.spec = spec_of(r, fields);
+  want(r.width(q) == std::get<0>(fields) * std::get<2>(fields), "queries differ from the heads");
   op.out = {r.program.add_value(r.width(q), false)};
   int out = op.out[0];
   r.program.add_op(std::move(op));
@@ -177,6 +184,9 @@ int attention(Recorder& r, int q, int group, int layer, const SpecFields& fields
 GroupBatch group_batch(const GroupArrays& arrays) {
   const auto& [slots, key_positions, spans, segments, blocks, windows, block_size] = arrays;
   auto size = [](const Ids& ids) { return static_cast<int64_t>(ids.size()); };
+  want(size(key_positions) == size(slots), "slots and key_positions differ in length");
+  want(size(spans) % 4 == 0 && size(segments) % 3 == 0 && size(windows) % 3 == 0,
+       "spans are rows of 4, segments and windows rows of 3");
   return {size(slots),       size(spans) / 4, size(segments) / 3, size(blocks),
           size(windows) / 3, block_size,      slots.data(),       key_positions.data(),
           spans.data(),      segments.data(), blocks.data(),      windows.data()};
@@ -192,12 +202,16 @@ nb::ndarray<nb::numpy, float, nb::ndim<2>> run(nb::handle self, Ids token_ids, I
   StepBatch batch;
   batch.rows = rows;
   batch.logit_rows = static_cast<int64_t>(logit_rows.size());
+  batch.token_ids_count = static_cast<int64_t>(token_ids.size());
   batch.token_ids = token_ids.data();
+  batch.positions_count = static_cast<int64_t>(positions.size());
   batch.positions = positions.data();
   batch.logit_row_ids = logit_rows.data();
   for (const GroupArrays& group : groups) batch.groups.push_back(group_batch(group));
   for (const ArenaMemory* arena : arenas) batch.arenas.push_back(arena_of(*arena));
-  for (const Rows& x : inputs) batch.inputs.push_back(x.data());
+  for (const Rows& x : inputs) {
+    batch.inputs.push_back({x.data(), int64_t(x.shape(0)), int64_t(x.shape(1))});
+  }
   {
     nb::gil_scoped_release free;
     r.program.run(batch);

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <stdexcept>
+#include <string>
+
+#include "batch_check.h"
 
 namespace kveik {
 
@@ -127,7 +130,7 @@ const float* Program::output(int number) const { return at(outputs_.at(number));
 const float* Program::read(int number, const StepBatch& batch) const {
   if (number < 0) return nullptr;
   int slot = values_[number].slot;
-  return slot >= 0 ? at(number) : batch.inputs.at(-1 - slot);
+  return slot >= 0 ? at(number) : batch.inputs[-1 - slot].data;
 }
 
 int64_t Program::rows_of_value(int number, const StepBatch& batch) const {
@@ -145,37 +148,41 @@ const AttentionPlan& Program::plan_of(const Op& op) const {
   throw std::logic_error("no attention plan");  // finish makes one for every op
 }
 
-namespace {
-
-void check_ids(const int64_t* ids, int64_t count, int64_t limit, const char* what) {
-  for (int64_t i = 0; i < count; ++i) {
-    if (ids[i] < 0 || ids[i] >= limit) {
-      throw std::out_of_range(std::string(what) + " " + std::to_string(ids[i]) +
-                              " is outside 0 .. " + std::to_string(limit - 1));
-    }
+void Program::check(const StepBatch& batch) const {
+  for (size_t i = 0; i < batch.groups.size() && i < batch.arenas.size(); ++i) {
+    check_group(static_cast<int64_t>(i), batch.groups[i], batch.arenas[i], batch.rows);
   }
+  for (const Op& op : ops_) check_op(op, batch);
 }
 
-}  // namespace
-
-void Program::check(const StepBatch& batch) const {
-  for (const Op& op : ops_) {
-    if (op.kind == OpKind::embed) {
-      const int64_t* ids = op.flag ? batch.positions : batch.token_ids;
-      check_ids(ids, batch.rows, op.table->count, op.flag ? "position" : "token id");
-    }
-    if (op.kind == OpKind::take_rows) {
-      check_ids(batch.logit_row_ids, batch.logit_rows, batch.rows, "logit row");
+void Program::check_op(const Op& op, const StepBatch& batch) const {
+  for (int number : op.in) {
+    if (number < 0 || values_[number].slot >= 0) continue;
+    const StepBatch::Input& input = batch.inputs.at(-1 - values_[number].slot);
+    if (input.rows != batch.rows || input.width != values_[number].width) {
+      throw std::invalid_argument("an input of a step of " + std::to_string(batch.rows) +
+                                  " rows x " + std::to_string(values_[number].width) + " has " +
+                                  std::to_string(input.rows) + " x " + std::to_string(input.width));
     }
   }
-  for (size_t i = 0; i < batch.groups.size() && i < batch.arenas.size(); ++i) {
-    const GroupBatch& group = batch.groups[i];
-    const Arena& arena = batch.arenas[i];
-    if (group.rows != batch.rows || group.block_size != arena.block_size) {
-      throw std::invalid_argument("the batch of a group does not fit its arena");
+  if (op.kind == OpKind::embed) {
+    const char* field = op.flag ? "positions" : "token_ids";
+    int64_t count = op.flag ? batch.positions_count : batch.token_ids_count;
+    if (count != batch.rows) {
+      throw std::invalid_argument(std::string(field) + " has " + std::to_string(count) +
+                                  " entries, the step " + std::to_string(batch.rows) + " rows");
     }
-    check_ids(group.slots, group.rows, arena.blocks * arena.block_size, "slot");
-    check_ids(group.blocks, group.blocks_count, arena.blocks, "block");
+    check_ids(field, op.flag ? batch.positions : batch.token_ids, count, op.table->count);
+  } else if (op.kind == OpKind::take_rows) {
+    check_ids("logit_rows", batch.logit_row_ids, batch.logit_rows, batch.rows);
+  } else if (op.kind == OpKind::rope_write_kv || op.kind == OpKind::attention) {
+    size_t group = static_cast<size_t>(op.group);  // negative: too large
+    if (group >= batch.groups.size() || group >= batch.arenas.size()) {
+      throw std::invalid_argument("attention of group " + std::to_string(op.group) +
+                                  " in a step of " + std::to_string(batch.groups.size()) +
+                                  " groups and " + std::to_string(batch.arenas.size()) + " arenas");
+    }
+    check_arena(op.group, batch.arenas[group], op.layer, specs_[op.spec]->spec);
   }
 }
 

@@ -57,15 +57,20 @@ struct Value {
   int slot = -1;      // the buffer it lies in; -1 - i: input i of the batch
 };
 
-// What changes from step to step. inputs: one array per `input` op, [rows][width].
+// What changes from step to step. inputs: one array per `input` op, [rows][width]. token_ids and
+// positions may be empty where no op reads them.
 struct StepBatch {
-  int64_t rows = 0, logit_rows = 0;
-  const int64_t* token_ids = nullptr;      // [rows]
-  const int64_t* positions = nullptr;      // [rows]
+  struct Input {
+    const float* data;
+    int64_t rows, width;
+  };
+  int64_t rows = 0, logit_rows = 0, token_ids_count = 0, positions_count = 0;
+  const int64_t* token_ids = nullptr;      // [token_ids_count]
+  const int64_t* positions = nullptr;      // [positions_count]
   const int64_t* logit_row_ids = nullptr;  // [logit_rows]
   std::vector<GroupBatch> groups;
   std::vector<Arena> arenas;
-  std::vector<const float*> inputs;
+  std::vector<Input> inputs;
 };
 
 class Program {
@@ -83,7 +88,7 @@ class Program {
   // Ends the recording: fuses neighbours, gives every value a buffer. outputs stay readable.
   void finish(std::vector<int> outputs);
 
-  // Throws std::out_of_range, before anything is computed, for an id or slot that does not exist.
+  // Throws before anything is computed where the batch names what does not exist (batch_check.h).
   void run(const StepBatch& batch);
   const float* output(int number) const;
   int64_t output_width(int number) const { return values_[outputs_.at(number)].width; }
@@ -102,6 +107,7 @@ class Program {
   void fuse();
   void place();
   void check(const StepBatch& batch) const;
+  void check_op(const Op& op, const StepBatch& batch) const;
   void step(const StepBatch& batch, Worker& w);
   void run_op(const Op& op, const StepBatch& batch, Worker& w);
   void run_products(const Op& op, const StepBatch& batch, Worker& w);
