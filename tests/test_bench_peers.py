@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "bench" / "peers"))
 import bars
 import checkpoints
 import exactness
+import peer_kveik
 import processes
 import summary
 import workload
 from environments import every_peer, runner_file
-from protocol import Answer
+from protocol import Answer, Setting
 from report import Report
 
+from kveik.kernels.extension import native_extension
+from kveik.models import loader, weight_cache
+
 PEERS = Path(bars.__file__).parent
+SETTING: dict[str, Any] = {
+    "folder": "",
+    "width": "bf16",
+    "vocabulary": 1000,
+    "max_tokens": 64,
+    "kv_bytes": 0,
+    "sequences": 4,
+    "threads": 1,
+}
 
 ROUNDS = [
     {
@@ -109,6 +124,18 @@ def test_a_runner_keeps_its_contract_without_its_engine(peer: Any) -> None:
     assert Path(runner_file(peer)).exists()
 
 
+@pytest.mark.skipif(native_extension().module is None, reason=native_extension().missing)
+def test_what_kveik_writes_for_its_next_start_is_there_before_its_process_is_ended(
+    tiny_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny_folder(), tmp_path / "model")
+    monkeypatch.setattr(loader, "SMALLEST", 0)
+    monkeypatch.setattr(weight_cache.os, "fsync", lambda file: time.sleep(0.5))
+    setting = SETTING | {"folder": str(folder), "width": "int8", "kv_bytes": 1 << 20}
+    peer_kveik.load(Setting(**setting)).llm.close()
+    assert len(list(folder.glob("kveik-int8-*.packed"))) == 1
+
+
 FAKE = """
     import sys, time
     sys.path.insert(0, {folder!r})
@@ -135,15 +162,6 @@ FAKE = """
     {before}
     protocol.main(lambda setting: Fake())
 """
-SETTING = {
-    "folder": "",
-    "width": "bf16",
-    "vocabulary": 1000,
-    "max_tokens": 64,
-    "kv_bytes": 0,
-    "sequences": 4,
-    "threads": 1,
-}
 
 
 def talk(tmp_path: Path, job: dict[str, Any], before: str = "", reuses: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class Kveik:
         )
         self.params = kveik.SamplingParams
         self.version = kveik.__version__
+        _files_written()
 
     def generate(
         self, prompts: Sequence[list[int]], new_tokens: int, *, logprobs: bool = False
@@ -74,6 +76,16 @@ class Kveik:
 
     def forget(self) -> None:
         self.llm.engine.reset_cache()
+
+
+def _files_written() -> None:
+    """Packed weights for the next start are written on a thread, which would end with this process:
+    protocol.py waits for nobody. A start that finds such a file has no such thread."""
+    from kveik.models.weight_cache import WRITER
+
+    for thread in threading.enumerate():
+        if thread.name == WRITER:
+            thread.join()
 
 
 def load(setting: Setting) -> Kveik:
