@@ -172,11 +172,19 @@ def test_nobody_is_woken_for_every_token(monkeypatch: pytest.MonkeyPatch) -> Non
     engine = toy_engine()
     sizes = batches_of(engine)
     first = threading.Event()
-    run_on = engine._runner.run
+    run_on, wake = engine._runner.run, engine._outbox._changed.notify_all
+    woken: list[str] = []
 
     def run(plan: StepPlan) -> StepResult:
         assert plan.step_id == 0 or first.wait(20)
+        time.sleep(0.001)  # whoever is awake may speak
         return run_on(plan)
+
+    def notify_all() -> None:
+        woken.append(threading.current_thread().name)
+        wake()
+
+    engine._outbox._changed.notify_all = notify_all  # type: ignore[method-assign]
 
     engine._runner.run = run  # type: ignore[method-assign]
     listener = ask(engine, range(20), max_tokens=30, on=lambda event: first.set())
@@ -184,6 +192,7 @@ def test_nobody_is_woken_for_every_token(monkeypatch: pytest.MonkeyPatch) -> Non
     assert listener.done.wait(20)
     engine.stop()
     assert sizes == [2, 29 + 1]
+    assert woken.count(ENGINE) <= 3  # the beginning, the token after it, the ending
 
 
 def test_who_waits_for_a_stop_string_does_not_wait_for_the_pace(
@@ -209,6 +218,36 @@ def test_who_waits_for_a_stop_string_does_not_wait_for_the_pace(
     assert listener.done.wait(20)
     engine.stop()
     assert isinstance(listener.events[-1], RequestFinished)
+
+
+def test_tokens_are_told_while_more_are_computed() -> None:
+    """At the pace, without anything urgent."""
+    engine = toy_engine()
+    told = threading.Semaphore(0)
+    run_on = engine._runner.run
+
+    def run(plan: StepPlan) -> StepResult:
+        assert plan.step_id == 0 or told.acquire(timeout=5)  # the token before was told
+        return run_on(plan)
+
+    engine._runner.run = run  # type: ignore[method-assign]
+    listener = ask(
+        engine, range(20), on=lambda event: isinstance(event, ChoiceDelta) and told.release()
+    )
+    engine.start()
+    assert listener.done.wait(20)
+    engine.stop()
+    assert isinstance(listener.events[-1], RequestFinished)
+
+
+def test_who_is_too_far_behind_is_woken_before_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "PACE", 3600.0)
+    engine = toy_engine()
+    listener = ask(engine, range(20), max_tokens=3 * MOST_BEHIND)
+    engine.start()
+    assert listener.done.wait(20)
+    engine.stop()
+    assert tokens_of(listener) == 3 * MOST_BEHIND
 
 
 @pytest.mark.parametrize("lag", [0, 3, 20])
@@ -278,20 +317,26 @@ def test_stopping_tells_everyone_first() -> None:
 
 
 def test_a_fault_in_a_text_ends_its_request_and_frees_its_blocks() -> None:
-    engine = toy_engine()
+    tokenizer = Gate(closed=True)
+    engine = toy_engine(tokenizer=tokenizer)
+    heard: list[Event] = []
 
     def raises(event: Event) -> None:
+        heard.append(event)
         if isinstance(event, ChoiceDelta):
             raise ValueError("planted")
 
     engine.start()
     engine.submit(Request(tuple(range(20)), SamplingParams(max_tokens=200)), raises)
     other = ask(engine, range(50, 70), max_tokens=30)
+    until(lambda: engine.stats().steps >= 3)
+    tokenizer.open.set()
     assert other.done.wait(20)
     until(lambda: engine.stats().cache.leased_blocks == (0,))
     engine.stop()
     assert engine.stats().requests_finished == {"error": 1, "length": 1}
     assert engine.stats().steps < 200
+    assert [type(event) for event in heard[1:]] == [ChoiceDelta, RequestFailed]  # and no more
 
 
 def test_a_fault_of_the_engine_is_told_behind_what_was_computed() -> None:
