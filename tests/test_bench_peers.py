@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,13 @@ FAKE = """
 """
 
 
-def talk(tmp_path: Path, job: dict[str, Any], before: str = "", reuses: bool = False) -> Any:
+def talk(
+    tmp_path: Path,
+    job: dict[str, Any],
+    before: str = "",
+    reuses: bool = False,
+    seconds: float = 30,
+) -> Any:
     script = tmp_path / "runner.py"
     text = textwrap.dedent(FAKE)
     script.write_text(text.format(folder=str(PEERS), reuses=reuses, before=before))
@@ -173,7 +180,7 @@ def talk(tmp_path: Path, job: dict[str, Any], before: str = "", reuses: bool = F
         job | SETTING,
         environment=os.environ,
         log=tmp_path / "log",
-        seconds=30,
+        seconds=seconds,
     )
 
 
@@ -199,6 +206,65 @@ def test_answers_that_depend_on_company_are_counted(tmp_path: Path) -> None:
 def test_a_runner_that_dies_is_an_error_with_its_exit(tmp_path: Path) -> None:
     with pytest.raises(processes.Failed, match=r"exit 3; see .*log"):
         talk(tmp_path, {"task": "exact"}, before="__import__('os')._exit(3)")
+
+
+def test_a_runner_that_hangs_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(processes.Failed, match=r"took too long \(exit -9"):
+        talk(tmp_path, {"task": "exact"}, before="time.sleep(25)", seconds=0.5)
+
+
+@dataclass
+class Clockwork:
+    """Answer i has its first token i + 1 seconds after the call and one more every second, but
+    for the last `missing`. What it says is whether it knows the prompt."""
+
+    missing: int = 0
+    known: set[tuple[int, ...]] = field(default_factory=set)
+    version: str = "1"
+    reuses: bool = True
+    shares: bool = True
+
+    def generate(
+        self, prompts: list[list[int]], new_tokens: int, *, logprobs: bool = False
+    ) -> list[Answer]:
+        begin, count = time.monotonic(), new_tokens - self.missing
+        answers = []
+        for number, ids in enumerate(prompts):
+            known = int(tuple(ids) in self.known)
+            times = [begin + number + 1 + step for step in range(count)]
+            answers.append(Answer([known] * count, times, [1.0] * count))
+        self.known |= set(map(tuple, prompts))
+        return answers
+
+    def forget(self) -> None:
+        self.known.clear()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("ttft_16", 1.0),
+        ("prefill_4096", 1.0),
+        ("repeat_1024", 1.0),
+        ("decode", 1.0),
+        ("decode_8k", 1.0),
+        ("batch_16", 16 * 64 / (16 + 63)),  # the last of 16 begins in second 16
+        ("shared_16", 16 * 32 / (16 + 31)),
+        ("decode_8k_8", sum(range(25, 33)) / 32),  # from second 8, when the last one has begun
+    ],
+)
+def test_values_follow_from_the_times_of_the_answers(column: str, value: float) -> None:
+    run = workload.Round(Clockwork(), 1000, 0, column)
+    assert workload.MEASURES[column](run)[0] == pytest.approx(value, rel=0.01)
+    short = workload.Round(Clockwork(missing=1), 1000, 0, column)
+    with pytest.raises(RuntimeError, match="tokens came"):
+        workload.MEASURES[column](short)
+
+
+def test_each_experiment_begins_with_what_its_name_says() -> None:
+    found = exactness.answers(Clockwork(), Setting(**SETTING))["changed"]
+    same, other = {"tokens": 0, "bits": 0}, {"tokens": 32, "bits": 32}
+    assert found == {"cold": same, "cached": other, "batch": same}
 
 
 def test_nothing_outlives_its_runner(tmp_path: Path) -> None:

@@ -190,9 +190,13 @@ def test_a_read_only_folder_leaves_it_to_the_users_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusing(folder, monkeypatch)
+    other = weight_cache.user_folder() / "kveik-int8-of_another_model.packed"
+    other.parent.mkdir(parents=True)
+    other.touch()
     _, fresh = load(folder)
     assert files(folder) == []
-    assert len(files(weight_cache.user_folder())) == 1
+    assert len(files(weight_cache.user_folder())) == 2
+    assert other.exists()
     assert load(folder) == (0, fresh)
 
 
