@@ -21,6 +21,7 @@ from kveik.cli import main
 from kveik.commands import chat as chat_command
 from kveik.commands.bench import BenchSizes, measure
 from kveik.kernels.backend import native_levels
+from kveik.kernels.cores import usable_cores
 from kveik.kernels.extension import native_extension
 
 Run = Callable[..., tuple[int, str, str]]
@@ -193,7 +194,7 @@ def test_info_names_model_kernel_and_machine(kveik: Run, folder: str) -> None:
     assert facts["architecture"].startswith("Llama") or "llama" in facts["architecture"].lower()
     assert facts["native_kernels"] == native_levels()
     assert int(facts["pool_tokens"].replace(",", "")) > 0
-    assert facts["cores"].isdigit()
+    assert facts["cores"] == str(usable_cores())
 
 
 @pytest.mark.skipif(native_extension().module is None, reason=native_extension().missing)

@@ -377,6 +377,11 @@ def group_with(**keys: Any) -> Config:
         (compressed_config(weights={"strategy": "block"}), f"{WEIGHTS}: strategy is 'block'"),
         (compressed_config(weights={"strategy": "group"}), f"{WEIGHTS}: group_size is missing"),
         (group_with(targets=["re:("]), "'re:(' is not a regular expression"),
+        (group_with(targets=["re:a{9999999999}"]), "is not a regular expression (the repetition"),
+        (
+            group_with(targets=["re:" + 5000 * "("]),
+            "is not a regular expression (maximum recursion",
+        ),
         (group_with(targets=[3]), "targets holds 3"),
         (group_with(weights=None), "config_groups quantises no weights"),
         (group_with(format="nvfp4-pack-quantized"), "'group_0': format is 'nvfp4-pack-quantized'"),
