@@ -11,9 +11,8 @@
 // compute the same bits. A row that holds infinity or NaN gives NaN everywhere, and no other does.
 #pragma once
 
-#include "linear.h"
-#include "rows.h"
-#include "simd.h"
+#include "linear_int4.h"
+#include "operand_int.h"
 #if !KVEIK_VNNI && defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -21,130 +20,11 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
-constexpr int64_t kTileInt = 1024;      // its bytes
-constexpr int64_t kBlockRows = 8;       // rows of one tile of A: hi and lo of each
-constexpr int64_t kPairRows = 16;       // rows that are multiplied together
-constexpr int64_t kChunk = 512;         // inputs of int4 that a few rows unpack at once: 16 KB
-constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
-constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
+constexpr int64_t kPairRows = 16;  // rows that are multiplied together
+constexpr int64_t kChunk = 512;    // inputs of int4 that a few rows unpack at once: 16 KB
 
-typedef int8_t I8 __attribute__((vector_size(16)));
 typedef int16_t I16 __attribute__((vector_size(64)));
 typedef uint8_t Bytes __attribute__((vector_size(64)));
-
-// a * b + c, rounded once; written out so that no level's compiler decides.
-inline F32 fused(F32 a, F32 b, F32 c) {
-#if defined(__AVX512F__)
-  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-  F32 result;
-  for (int lane = 0; lane < kLanes; ++lane) result[lane] = std::fma(a[lane], b[lane], c[lane]);
-  return result;
-#endif
-}
-
-// ---- the operand ------------------------------------------------------------------------------
-//
-//   float scales[rows padded to 16], then the values of hi and lo:
-//   level amx     blocks of 8 rows (the last may have fewer), each [in_padded / 64][rows][2][64]
-//                 int8: what one tile of A holds lies together, hi before lo
-//   with VNNI     [rows][2][in_padded] int8
-//   elsewhere     [rows][2][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
-
-#if KVEIK_VNNI
-using Value = int8_t;
-#else
-using Value = int16_t;
-#endif
-
-inline size_t scales_bytes(int64_t rows) { return padded(rows, kLanes) * sizeof(float); }
-
-inline size_t operand_bytes_int(int64_t rows, int64_t in) {
-  return scales_bytes(rows) + rows * 2 * padded(in, 128) * sizeof(Value);
-}
-
-struct IntOperand {
-  float* scales;
-  Value* values;
-  int64_t rows, width;
-
-  IntOperand(const void* operand, int64_t row_count, int64_t in_padded)
-      : scales(static_cast<float*>(const_cast<void*>(operand))),
-        values(reinterpret_cast<Value*>(scales + padded(row_count, kLanes))),
-        rows(row_count),
-        width(in_padded) {}
-
-  // The 64 hi of step `step` of a row; its lo follow at lo_distance.
-#if KVEIK_AMX
-  Value* at(int64_t row, int64_t step) const {
-    int64_t first = row / kBlockRows * kBlockRows;
-    int64_t height = rows - first < kBlockRows ? rows - first : kBlockRows;
-    return values + first * 2 * width + (step * height + row - first) * 2 * kStepInt;
-  }
-  int64_t lo_distance() const { return kStepInt; }
-#else
-  Value* at(int64_t row, int64_t step) const { return values + row * 2 * width + step * kStepInt; }
-  int64_t lo_distance() const { return width; }
-#endif
-};
-
-// max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
-inline uint32_t largest_magnitude(const float* x, int64_t in) {
-  U32 most = {};
-  for (int64_t i = 0; i < in; i += kLanes) {
-    U32 bits = as_bits(load(x + i, in - i)) & 0x7fffffffu;
-    most = bits > most ? bits : most;
-  }
-  uint32_t result = 0;
-  for (int lane = 0; lane < kLanes; ++lane) result = most[lane] > result ? most[lane] : result;
-  return result;
-}
-
-inline void put_values(Value* to, I32 v) {
-#if KVEIK_VNNI
-  I8 bytes = __builtin_convertvector(v, I8);
-  std::memcpy(to, &bytes, sizeof bytes);
-#else
-  for (int lane = 0; lane < kLanes; ++lane) {
-    constexpr int kOrder[4] = {0, 2, 1, 3};
-    to[lane] = static_cast<Value>(v[lane / 4 * 4 + kOrder[lane % 4]]);
-  }
-#endif
-}
-
-inline void convert_row(const float* x, int64_t in, const IntOperand& operand, int64_t row) {
-  uint32_t bits = largest_magnitude(x, in);
-  float most;
-  std::memcpy(&most, &bits, sizeof most);
-  bool finite = bits < 0x7f800000u;
-  operand.scales[row] = finite ? most / kLargest16 : NAN;
-  bool zero = !finite || most < kSmallestMax;
-  float factor = zero ? 0.0f : kLargest16 / most;
-  const F32 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  for (int64_t step = 0; step < operand.width / kStepInt; ++step) {
-    Value* hi = operand.at(row, step);
-    Value* lo = hi + operand.lo_distance();
-    for (int64_t part = 0; part < kStepInt; part += kLanes) {
-      int64_t i = step * kStepInt + part;
-      F32 v = zero || i >= in ? F32{} : load(x + i, in - i);
-      F32 shifted = fused(v, all(factor), magic);
-      I32 whole = (I32)(as_bits(shifted) - as_bits(magic));
-      I32 upper = (whole + 128) >> 8;
-      put_values(hi + part, upper);
-      put_values(lo + part, whole - (upper << 8));
-    }
-  }
-}
-
-inline void convert_int(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* memory,
-                        Worker& w) {
-  IntOperand operand(memory, rows, padded(in, 128));
-  Share own = share(w, rows);
-  for (int64_t row = own.begin; row < own.end; ++row) {
-    convert_row(x + row * x_stride, in, operand, row);
-  }
-}
 
 // ---- int4 to int8 -----------------------------------------------------------------------------
 
@@ -401,17 +281,11 @@ struct PairSums {
   alignas(64) float before[kPairRows][kPanel];
 };
 
-inline F32 group_scale(const Linear& weight, int64_t column, int64_t group) {
-  int64_t groups = weight.in_padded / weight.group;
-  return load(weight.scales + column * groups + group * kLanes);
-}
-
-// 256 hi + lo
 inline F32 group_value(const IntBlock& ints, int64_t row, int64_t part) {
   I32 hi, lo;
   std::memcpy(&hi, ints.sums[2 * row] + part, sizeof hi);
   std::memcpy(&lo, ints.sums[2 * row + 1] + part, sizeof lo);
-  return fused(__builtin_convertvector(hi, F32), all(256), __builtin_convertvector(lo, F32));
+  return hi_and_lo(hi, lo);
 }
 
 inline void add_group(PairSums& pair, const Linear& weight, int64_t panel, int64_t group,
@@ -426,6 +300,10 @@ inline void add_group(PairSums& pair, const Linear& weight, int64_t panel, int64
   }
 }
 
+inline F32 bias_of(const Linear& weight, int64_t column) {
+  return weight.bias != nullptr ? load(weight.bias + column) : F32{};
+}
+
 // The last group added, the scale of the row, the bias: for one row after the other.
 struct Finish {
   const PairSums& pair;
@@ -435,7 +313,7 @@ struct Finish {
   Finish(const PairSums& of, const Linear& weight, int64_t column)
       : pair(of),
         scale(group_scale(weight, column, weight.in_padded / weight.group - 1)),
-        bias(weight.bias != nullptr ? load(weight.bias + column) : F32{}),
+        bias(bias_of(weight, column)),
         alone(weight.group == weight.in_padded) {}
 
   F32 operator()(int64_t row, int64_t part, float row_scale) const {
@@ -555,7 +433,30 @@ inline void panel_products(const PanelProduct& product, const IntOperand& operan
   }
 }
 
+// put_rows for sums straight from nibbles.
+inline void few_rows(const PanelProduct& product, const IntOperand& operand,
+                     const int32_t* x_sums) {
+  F32 totals[kFewRows][2], ups[kFewRows][2];
+  nibble_panel(*product.weight, product.panel, operand, x_sums, totals);
+  if (product.up != nullptr) nibble_panel(*product.up, product.panel, operand, x_sums, ups);
+  for (int64_t part = 0; part < 2; ++part) {
+    int64_t column = product.panel * kPanel + part * kLanes;
+    int64_t columns = product.weight->out - column;
+    if (columns <= 0) return;
+    for (int64_t row = 0; row < operand.rows; ++row) {
+      F32 scale = all(operand.scales[row]);
+      F32 value = fused(totals[row][part], scale, bias_of(*product.weight, column));
+      if (product.up != nullptr) {
+        value = silu(value) * fused(ups[row][part], scale, bias_of(*product.up, column));
+      }
+      store(product.y + row * product.y_stride + column, value, columns);
+    }
+  }
+}
+
 // ---- the family's entries -----------------------------------------------------------------------
+
+constexpr int64_t kPanelRun = 4;
 
 // Rows whose operand stays in L2 while panels go by: 1 MB of it.
 inline int64_t section_rows(int64_t width) {
@@ -563,15 +464,28 @@ inline int64_t section_rows(int64_t width) {
   return rows < kPairRows ? kPairRows : rows;
 }
 
-// Calls body(panel, section) for this worker's part of all sections x all panels.
+// Calls body(panel, section) for this worker's part of all sections x all panels. A worker takes
+// some panels in a row, one stretch of memory, as long as every worker gets a few such stretches.
 template <typename Body>
 inline void each_piece(int64_t panels, int64_t rows, int64_t width, Worker& w, Body body) {
   int64_t height = section_rows(width);
   int64_t sections = (rows + height - 1) / height;
-  for (int64_t piece = w.claim(); piece < panels * sections; piece = w.claim()) {
-    int64_t first = piece / panels * height;
-    body(piece % panels, Section{first, rows - first < height ? rows - first : height});
+  int64_t run = panels / (w.count * 8);
+  run = run < 1 ? 1 : run > kPanelRun ? kPanelRun : run;
+  int64_t runs = (panels + run - 1) / run;
+  for (int64_t piece = w.claim(); piece < runs * sections; piece = w.claim()) {
+    int64_t first = piece / runs * height, begin = piece % runs * run;
+    int64_t end = begin + run < panels ? begin + run : panels;
+    Section section{first, rows - first < height ? rows - first : height};
+    for (int64_t panel = begin; panel < end; ++panel) body(panel, section);
   }
+}
+
+// A worker's memory in front of unpacked tiles: sums of the operand, where some weight wants them.
+inline const int32_t* operand_sums(const IntOperand& operand, bool wanted, void* memory) {
+  auto* sums = static_cast<int32_t*>(memory);
+  if (wanted) sum_operand(operand, sums);
+  return sums;
 }
 
 inline void multiply_int(const Linear* const* weights, float* const* y, const int64_t* y_strides,
@@ -579,28 +493,37 @@ inline void multiply_int(const Linear* const* weights, float* const* y, const in
   IntOperand operand(memory, rows, weights[0]->in_padded);
   int64_t panels = 0;
   size_t unpacked = 0;
+  bool few = false;
   for (int64_t i = 0; i < count; ++i) {
     panels += weights[i]->out_padded / kPanel;
     size_t wanted = unpacked_bytes(*weights[i], rows);
     unpacked = wanted > unpacked ? wanted : unpacked;
+    few = few || from_nibbles(*weights[i], rows);
   }
-  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
+  size_t sums_bytes = few ? padded(operand_sums_bytes(rows, operand.width), 64) : 0;
+  auto* scratch = static_cast<int8_t*>(w.scratch(sums_bytes + unpacked));
+  const int32_t* x_sums = operand_sums(operand, few, scratch);
   each_piece(panels, rows, operand.width, w, [&](int64_t panel, const Section& section) {
-    int64_t i = 0;
-    while (panel >= weights[i]->out_padded / kPanel) panel -= weights[i++]->out_padded / kPanel;
-    PanelProduct product{weights[i], nullptr, panel, y[i], y_strides[i]};
-    panel_products(product, operand, section, scratch);
+    int64_t own = panel, i = matrix_of(weights, own);
+    PanelProduct product{weights[i], nullptr, own, y[i], y_strides[i]};
+    if (from_nibbles(*weights[i], rows)) return few_rows(product, operand, x_sums);
+    panel_products(product, operand, section, scratch + sums_bytes);
   });
 }
 
 inline void multiply_gated_int(const Linear& gate, const Linear& up, const void* memory,
                                int64_t rows, float* y, int64_t y_stride, Worker& w) {
   IntOperand operand(memory, rows, gate.in_padded);
-  size_t unpacked = unpacked_bytes(gate, rows) + unpacked_bytes(up, rows);
-  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
+  bool few = from_nibbles(gate, rows) && from_nibbles(up, rows);
+  size_t sums_bytes = few ? padded(operand_sums_bytes(rows, operand.width), 64) : 0;
+  size_t unpacked = few ? 0 : unpacked_bytes(gate, rows) + unpacked_bytes(up, rows);
+  auto* scratch = static_cast<int8_t*>(w.scratch(sums_bytes + unpacked));
+  const int32_t* x_sums = operand_sums(operand, few, scratch);
   each_piece(gate.out_padded / kPanel, rows, operand.width, w,
              [&](int64_t panel, const Section& section) {
-               panel_products({&gate, &up, panel, y, y_stride}, operand, section, scratch);
+               PanelProduct product{&gate, &up, panel, y, y_stride};
+               if (few) return few_rows(product, operand, x_sums);
+               panel_products(product, operand, section, scratch);
              });
 }
 

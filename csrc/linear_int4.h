@@ -1,0 +1,139 @@
+// Kernel family: products of a few rows with int4 weights, straight from the nibbles.
+//
+// Unpacking costs what it costs for one row as for sixteen, and for one row it would take longer
+// than the memory needs. So up to kFewRows rows multiply nibbles as they lie, as unsigned bytes of
+// 0 .. 15, and take `zero * sum of x` back. Integers inside a group are exact and the sums of
+// groups are those of linear_int.h, so the bits are the same.
+#pragma once
+
+#include "operand_int.h"
+
+namespace kveik {
+namespace KVEIK_LEVEL {
+
+#if KVEIK_VNNI
+
+constexpr int64_t kFewRows = 2;         // more multiply faster on tiles, or as fast
+constexpr int64_t kPackedInputs = 128;  // of one tile of nibbles
+constexpr int64_t kAheadBytes = 8192;   // that are fetched before they are multiplied
+
+inline bool from_nibbles(const Linear& weight, int64_t rows) {
+  return weight.type == WeightType::int4 && rows <= kFewRows && weight.group % kPackedInputs == 0;
+}
+
+// Sums of the operand over every 128 inputs: [rows][hi, lo][in_padded / 128].
+inline size_t operand_sums_bytes(int64_t rows, int64_t width) {
+  return rows * 2 * (width / kPackedInputs) * sizeof(int32_t);
+}
+
+inline void sum_operand(const IntOperand& operand, int32_t* sums) {
+  for (int64_t i = 0; i < 2 * operand.rows; ++i) {
+    for (int64_t step = 0; step < operand.width / kStepInt; step += 2) {
+      __m512i total = _mm512_setzero_si512();
+      for (int64_t half = 0; half < 2; ++half) {
+        const int8_t* x = operand.at(i / 2, step + half) + i % 2 * operand.lo_distance();
+        total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_loadu_si512(x));
+      }
+      int32_t sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += ((I32)total)[lane];
+      *sums++ = sum;
+    }
+  }
+}
+
+inline __m512i four_inputs(const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// What is subtracted from the nibbles of 16 columns of one group.
+inline I32 zeros_of(const Linear& weight, int64_t sixteen, int64_t group) {
+  I32 zeros = I32{} + 8;
+  if (weight.zeros == nullptr) return zeros;
+  const uint8_t* from =
+      weight.zeros + (sixteen * (weight.in_padded / weight.group) + group) * kLanes;
+  for (int lane = 0; lane < kLanes; ++lane) zeros[lane] = from[lane];
+  return zeros;
+}
+
+// Sums += 128 inputs of `count` rows (hi, lo of each) from step `step` on x one tile.
+template <int count>
+inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t step, I32* low_sums,
+                     I32* high_sums) {
+  const int8_t *low_x[2 * count], *high_x[2 * count];
+  for (int i = 0; i < 2 * count; ++i) {
+    low_x[i] = operand.at(i / 2, step) + i % 2 * operand.lo_distance();
+    high_x[i] = operand.at(i / 2, step + 1) + i % 2 * operand.lo_distance();
+  }
+  const __m512i nibbles = _mm512_set1_epi8(15);
+  for (int64_t line = 0; line < 16; ++line) {
+    const uint8_t* from = tile + line * 64;
+    _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T0);
+    __m512i packed = _mm512_loadu_si512(from);
+    __m512i low = _mm512_and_si512(packed, nibbles);
+    __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibbles);
+    for (int i = 0; i < 2 * count; ++i) {
+      low_sums[i] =
+          (I32)_mm512_dpbusd_epi32((__m512i)low_sums[i], low, four_inputs(low_x[i] + line * 4));
+      high_sums[i] =
+          (I32)_mm512_dpbusd_epi32((__m512i)high_sums[i], high, four_inputs(high_x[i] + line * 4));
+    }
+  }
+}
+
+// The first `count` rows x one panel, without the scales of rows. x_sums: from sum_operand.
+template <int count>
+inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& operand,
+                        const int32_t* x_sums, F32 (*totals)[2]) {
+  const auto* data = static_cast<const uint8_t*>(weight.data);
+  int64_t groups = weight.in_padded / weight.group, chunks = weight.in_padded / kPackedInputs;
+  for (int64_t group = 0; group < groups; ++group) {
+    // low and high nibbles apart, so that a sum need not wait for the one before
+    I32 low_sums[2][2 * count] = {}, high_sums[2][2 * count] = {};
+    int64_t begin = group * weight.group, end = begin + weight.group;
+    for (int64_t k = begin; k < end; k += kPackedInputs) {
+      const uint8_t* from = data + (panel * weight.in_padded + k) * kPanel / 2;
+      for (int tile = 0; tile < 2; ++tile, from += kTileInt) {
+        I32 zeros = zeros_of(weight, panel * 2 + tile, group);
+        for (int i = 0; i < 2 * count; ++i) {
+          low_sums[tile][i] -= zeros * x_sums[i * chunks + k / kPackedInputs];
+        }
+        add_tile<count>(from, operand, k / kStepInt, low_sums[tile], high_sums[tile]);
+      }
+    }
+    for (int tile = 0; tile < 2; ++tile) {
+      F32 scale = group_scale(weight, panel * kPanel + tile * kLanes, group);
+      for (int row = 0; row < count; ++row) {
+        F32& total = totals[row][tile];
+        const I32 *low = low_sums[tile] + 2 * row, *high = high_sums[tile] + 2 * row;
+        F32 value = hi_and_lo(low[0] + high[0], low[1] + high[1]);
+        total = fused(value, scale, group == 0 ? F32{} : total);
+      }
+    }
+  }
+}
+
+// All rows of the operand (at most kFewRows) x one panel: totals [rows][2].
+inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand& operand,
+                         const int32_t* x_sums, F32 (*totals)[2]) {
+  if (operand.rows == 1) {
+    nibble_sums<1>(weight, panel, operand, x_sums, totals);
+  } else {
+    nibble_sums<2>(weight, panel, operand, x_sums, totals);
+  }
+}
+
+#else
+
+constexpr int64_t kFewRows = 1;
+
+inline bool from_nibbles(const Linear&, int64_t) { return false; }
+inline size_t operand_sums_bytes(int64_t, int64_t) { return 0; }
+inline void sum_operand(const IntOperand&, int32_t*) {}
+inline void nibble_panel(const Linear&, int64_t, const IntOperand&, const int32_t*, F32 (*)[2]) {}
+
+#endif
+
+}  // namespace KVEIK_LEVEL
+}  // namespace kveik
