@@ -99,7 +99,7 @@ class EngineConfig:
     block_size: int = 16  # tokens; a divisor of 64 (the KV tile of the kernels)
     kv_memory: int | None = None  # bytes; None: a quarter of the memory that is free at start
     max_num_seqs: int = 64  # sequences computed in one step
-    max_num_batched_tokens: int = 512  # token budget of one step
+    max_num_batched_tokens: int = 1024  # token budget of one step
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     enable_prefix_caching: bool = True
