@@ -4,10 +4,11 @@ Both doors have an engine of their own in one process; the same 16 prompts go to
 to `POST /v1/completions` with stream: true on loopback, in turns. The client is another process
 that only counts bytes. The best round of each door counts.
 
-Models: the embedded one, and a toy whose step keeps every core busy for a given time without the
-interpreter lock, as native kernels do (the share that HTTP costs depends on how long a step is).
+Models: the embedded one, a checkpoint of one's own (--model), and a toy whose step keeps every core
+busy for a given time without the interpreter lock, as native kernels do (the share that HTTP costs
+depends on how long a step is).
 
-Usage: python bench/streams.py [--quick]
+Usage: python bench/streams.py [--quick] [--model FOLDER]
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def compare(
 
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--model", metavar="FOLDER", help="measure this checkpoint as well")
     parser.add_argument("--client", nargs=2, type=int, help="PORT TOKENS: what this script starts")
     options = parser.parse_args()
     if options.client:
@@ -198,6 +200,9 @@ def main() -> None:
     report, rounds = Report("streams"), 2 if options.quick else 5
     embedded = EngineConfig(kv_memory=64 * 2**20)
     compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
+    if options.model:
+        own = EngineConfig(model=options.model, kv_memory=256 * 2**20)
+        compare(report, "the checkpoint of --model", lambda: Engine.load(own), 64, rounds)
     for milliseconds in STEPS_MS:
         work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
         make = partial(free_engine, work)

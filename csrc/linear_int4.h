@@ -1,15 +1,55 @@
-// Kernel family: products of a few rows with int4 weights, straight from the nibbles.
+// Kernel family: int4 weights, unpacked to bytes for the products of int8, or a few rows straight
+// from the nibbles.
 //
-// Unpacking costs what it costs for one row as for sixteen, and for one row it would take longer
-// than the memory needs. So up to kFewRows rows multiply nibbles as they lie, as unsigned bytes of
-// 0 .. 15, and take `zero * sum of x` back. Integers inside a group are exact and the sums of
-// groups are those of linear_int.h, so the bits are the same.
+// Unpacking costs what it costs for one row as for sixteen, and for one row it takes longer than
+// the memory needs. So up to kFewRows rows multiply nibbles as they lie, as unsigned bytes of 0 ..
+// 15, and take `zero * sum of x` back. Integers inside a group are exact and the sums of groups are
+// those of linear_int.h, so the bits are the same.
 #pragma once
 
 #include "operand_int.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
+
+typedef uint8_t Bytes __attribute__((vector_size(64)));
+
+// ---- to bytes ---------------------------------------------------------------------------------
+
+// zeros of 16 columns of one group, each four times: what is subtracted from a row of a tile
+inline Bytes zero_row(const Linear& weight, int64_t sixteen, int64_t input) {
+  Bytes row = Bytes{} + 8;
+  if (weight.zeros == nullptr) return row;
+  int64_t groups = weight.in_padded / weight.group;
+  const uint8_t* zeros = weight.zeros + (sixteen * groups + input / weight.group) * kLanes;
+  for (int lane = 0; lane < 64; ++lane) row[lane] = zeros[lane / 4];
+  return row;
+}
+
+// Inputs begin .. end (multiples of 128, where the padding ends at the latest) of one panel of int4
+// -> int8 tiles [steps][2 tiles][1024].
+inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t end, int8_t* tiles) {
+  const uint8_t* from =
+      static_cast<const uint8_t*>(weight.data) + (panel * weight.in_padded + begin) * kPanel / 2;
+  for (int64_t k = begin; k < end; k += 2 * kStepInt) {
+    for (int64_t tile = 0; tile < 2; ++tile, from += kTileInt) {
+      Bytes first_zero = zero_row(weight, panel * 2 + tile, k);
+      Bytes second_zero = zero_row(weight, panel * 2 + tile, k + kStepInt);
+      int8_t* first = tiles + (k - begin) * kPanel + tile * kTileInt;
+      int8_t* second = first + 2 * kTileInt;
+      for (int64_t i = 0; i < kTileInt; i += 64) {
+        Bytes packed;
+        std::memcpy(&packed, from + i, sizeof packed);
+        Bytes low = (packed & 15) - first_zero;
+        Bytes high = (packed >> 4) - second_zero;
+        std::memcpy(first + i, &low, sizeof low);
+        std::memcpy(second + i, &high, sizeof high);
+      }
+    }
+  }
+}
+
+// ---- a few rows -------------------------------------------------------------------------------
 
 #if KVEIK_VNNI
 

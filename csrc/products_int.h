@@ -1,0 +1,228 @@
+// Integer products of up to 16 rows of the operand x one panel of bytes: tiles, VNNI, or pairs of
+// 16 bits. Sums are exact, so every level has the same.
+#pragma once
+
+#include "operand_int.h"
+#if !KVEIK_VNNI && defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace kveik {
+namespace KVEIK_LEVEL {
+
+constexpr int64_t kPairRows = 16;  // rows that are multiplied together
+
+typedef int16_t I16 __attribute__((vector_size(64)));
+
+// Integer sums: row r is 2 r (hi) and 2 r + 1 (lo).
+struct alignas(64) IntBlock {
+  int32_t sums[2 * kPairRows][kPanel];
+};
+
+#if KVEIK_AMX
+
+struct TileRows {  // of A: steps of `step` bytes
+  const int8_t* at;
+  int64_t step;
+};
+
+// many: the rows stream past the first-level cache, where the panel's steps stay for the next rows.
+template <bool two, bool many>
+inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, int64_t steps,
+                          IntBlock& ints, Ahead& ahead) {
+  _tile_zero(0);
+  _tile_zero(1);
+  if constexpr (two) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    _tile_loadd(6, tiles, 64);
+    _tile_loadd(7, tiles + kTileInt, 64);
+    if constexpr (many) {
+      _tile_stream_loadd(4, upper.at, 64);
+    } else {
+      _tile_loadd(4, upper.at, 64);
+    }
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    if constexpr (two) {
+      if constexpr (many) {
+        _tile_stream_loadd(5, lower.at, 64);
+      } else {
+        _tile_loadd(5, lower.at, 64);
+      }
+      _tile_dpbssd(2, 5, 6);
+      _tile_dpbssd(3, 5, 7);
+      lower.at += lower.step;
+    }
+    ahead.fetch();
+    upper.at += upper.step;
+    tiles += 2 * kTileInt;
+  }
+  constexpr int64_t stride = sizeof ints.sums[0];
+  _tile_stored(0, ints.sums[0], stride);
+  _tile_stored(1, ints.sums[0] + 16, stride);
+  if constexpr (two) {
+    _tile_stored(2, ints.sums[16], stride);
+    _tile_stored(3, ints.sums[16] + 16, stride);
+  }
+}
+
+// The tiles must be configured for these rows. tiles: those of inputs begin .. end.
+inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
+                         Ahead& ahead) {
+  int64_t step = begin / kStepInt, steps = (end - begin) / kStepInt;
+  int64_t above = rows < kBlockRows ? rows : kBlockRows;
+  TileRows upper{operand.at(first, step), above * 2 * kStepInt};
+  if (rows > kBlockRows) {
+    TileRows lower{operand.at(first + kBlockRows, step), (rows - above) * 2 * kStepInt};
+    if (ahead.lines > 0) {
+      byte_products<true, true>(upper, lower, tiles, steps, ints, ahead);
+    } else {
+      byte_products<true, false>(upper, lower, tiles, steps, ints, ahead);
+    }
+  } else {
+    byte_products<false, false>(upper, upper, tiles, steps, ints, ahead);
+  }
+}
+
+inline void configure_int(int64_t rows) {
+  int64_t upper = rows < kBlockRows ? rows : kBlockRows;
+  configure(product_tiles(static_cast<int>(2 * upper), static_cast<int>(2 * (rows - upper))));
+}
+
+#else
+
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t lines;
+};
+
+#if KVEIK_VNNI
+
+constexpr int kIntRows = 4, kIntTiles = 2;
+
+// Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
+// is shifted by 128, which `offset` takes back.
+struct Fours {
+  __m512i shifted;
+  explicit Fours(const int8_t* tile_row)
+      : shifted(_mm512_xor_si512(_mm512_loadu_si512(tile_row), _mm512_set1_epi8(-128))) {}
+};
+
+inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, sizeof four);
+  return (I32)_mm512_dpbusd_epi32((__m512i)sum, weights.shifted, _mm512_set1_epi32(four));
+}
+
+// -128 * sum of x
+inline int32_t offset(const int8_t* x, int64_t count) {
+  __m512i sums = _mm512_setzero_si512();
+  for (int64_t i = 0; i < count; i += 64) {
+    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
+  }
+  int32_t total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += ((I32)sums)[lane];
+  return -128 * total;
+}
+
+#else
+
+constexpr int kIntRows = 2, kIntTiles = 1;
+
+struct Fours {  // as 16 bits: inputs 0 and 2, 1 and 3
+  I16 even, odd;
+  explicit Fours(const int8_t* tile_row) {
+    I16 both;
+    std::memcpy(&both, tile_row, sizeof both);
+    even = (both << 8) >> 8;
+    odd = both >> 8;
+  }
+};
+
+// Sums of two neighbouring products.
+inline I32 neighbour_products(I16 a, I16 b) {
+#if defined(__AVX2__)
+  __m256i a_half[2], b_half[2];
+  std::memcpy(a_half, &a, sizeof a);
+  std::memcpy(b_half, &b, sizeof b);
+  for (int half = 0; half < 2; ++half) {
+    a_half[half] = _mm256_madd_epi16(a_half[half], b_half[half]);
+  }
+  I32 sums;
+  std::memcpy(&sums, a_half, sizeof sums);
+  return sums;
+#elif defined(__SSE2__)
+  __m128i a_part[4], b_part[4];
+  std::memcpy(a_part, &a, sizeof a);
+  std::memcpy(b_part, &b, sizeof b);
+  for (int part = 0; part < 4; ++part) a_part[part] = _mm_madd_epi16(a_part[part], b_part[part]);
+  I32 sums;
+  std::memcpy(&sums, a_part, sizeof sums);
+  return sums;
+#else
+  I32 a_wide = (I32)a, b_wide = (I32)b;  // little-endian: the first of a pair is the lower half
+  return ((a_wide << 16) >> 16) * ((b_wide << 16) >> 16) + (a_wide >> 16) * (b_wide >> 16);
+#endif
+}
+
+inline I32 add_products(I32 sum, const Fours& weights, const int16_t* x) {
+  int32_t pairs[2];  // x 0 and 2, 1 and 3
+  std::memcpy(pairs, x, sizeof pairs);
+  sum += neighbour_products(weights.even, (I16)(I32{} + pairs[0]));
+  return sum + neighbour_products(weights.odd, (I16)(I32{} + pairs[1]));
+}
+
+inline int32_t offset(const int16_t*, int64_t) { return 0; }
+
+#endif
+
+// `count` rows x `tile_count` tiles from column `column` of the panel on.
+template <int count, int tile_count>
+inline void int_row_products(const IntOperand& operand, int64_t first, int64_t row, int64_t column,
+                             const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints) {
+  const Value* x[2 * count];
+  I32 sums[2 * count][tile_count];
+  for (int i = 0; i < 2 * count; ++i) {
+    x[i] = operand.at(first + row + i / 2, begin / kStepInt) + i % 2 * operand.lo_distance();
+    int32_t start = offset(x[i], end - begin);
+    for (int tile = 0; tile < tile_count; ++tile) sums[i][tile] = I32{} + start;
+  }
+  tiles += column / kLanes * kTileInt;
+  for (int64_t k = 0; k < end - begin; k += 4) {
+    const int8_t* line = tiles + k / kStepInt * 2 * kTileInt + k % kStepInt * kLanes;
+    for (int tile = 0; tile < tile_count; ++tile) {
+      Fours weights(line + tile * kTileInt);
+      for (int i = 0; i < 2 * count; ++i) {
+        sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k);
+      }
+    }
+  }
+  for (int i = 0; i < 2 * count; ++i) {
+    std::memcpy(ints.sums[2 * row + i] + column, sums[i], sizeof sums[i]);
+  }
+}
+
+inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints, Ahead&) {
+  int64_t row = 0;
+  for (; row + kIntRows <= rows; row += kIntRows) {
+    for (int64_t column = 0; column < kPanel; column += kIntTiles * kLanes) {
+      int_row_products<kIntRows, kIntTiles>(operand, first, row, column, tiles, begin, end, ints);
+    }
+  }
+  for (; row < rows; ++row) {
+    int_row_products<1, 2>(operand, first, row, 0, tiles, begin, end, ints);
+  }
+}
+
+inline void configure_int(int64_t) {}
+
+#endif
+
+}  // namespace KVEIK_LEVEL
+}  // namespace kveik
