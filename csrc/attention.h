@@ -3,7 +3,8 @@
 //   attention_planes.h    where keys and values lie; rotary embedding and writing
 //   attention_slots.h     the keys and values of one visit
 //   attention_softmax.h   scores become weights
-//   attention_lanes.h     products in vectors
+//   attention_lanes.h     products in vectors of float32
+//   attention_pairs.h     products of pairs of bfloat16
 //   attention_tiles.h     products in tiles
 //
 // A visit (attention_plan.h) brings rows of queries together with the 256 slots of a piece:
@@ -40,6 +41,8 @@
 #include "attention_softmax.h"
 #if KVEIK_AMX
 #include "attention_tiles.h"
+#elif KVEIK_PAIRS
+#include "attention_pairs.h"
 #endif
 #include "simd.h"
 
@@ -272,6 +275,8 @@ inline void attention(const float* q, const Arena& arena, int64_t layer, const A
                       float* y, Worker& w) {
 #if KVEIK_AMX
   if (arena.type == KvType::bf16) return attend<TileProducts>(q, arena, layer, plan, y, w);
+#elif KVEIK_PAIRS
+  if (arena.type == KvType::bf16) return attend<PairProducts>(q, arena, layer, plan, y, w);
 #endif
   attend<VectorProducts>(q, arena, layer, plan, y, w);
 }

@@ -1,5 +1,5 @@
 // Products of attention in vectors of float32: every level, keys and values of either type. One of
-// the two `Products` that attention.h describes.
+// the `Products` that attention.h describes.
 //
 // A lane of a score is a slot and its sum runs along the dimensions; a lane of a partial result is
 // a dimension and its sum runs along the slots. Four rows share what is loaded; each has sums of

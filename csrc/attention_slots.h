@@ -6,7 +6,7 @@
 //                 an infinite number or NaN. `broken` names those, and the caller makes the result
 //                 NaN for the rows that see one
 //
-// T is what the products multiply: float, or bfloat16 in tiles. Slots outside low .. high of the
+// T is what the products multiply: float or bfloat16. Slots outside low .. high of the
 // visit may hold anything in the keys (their scores are hidden) and are zero in the values, up to
 // the borders of the steps first .. end; beyond these nothing is set, and nobody reads.
 #pragma once
@@ -23,7 +23,7 @@ namespace KVEIK_LEVEL {
 constexpr int kStep = 32;                  // slots of one step of weights x values
 constexpr int kColumns = kSplit / kLanes;  // of scores; a column is 16 slots
 
-// Where the 256 slots of a visit are read. T: float, or bfloat16 in tile products.
+// Where the 256 slots of a visit are read. T: float or bfloat16.
 //   float     column [width][stride], values [256][width]
 //   bfloat16  column [width / 2][stride][2], values [128][width][2]
 template <class T>

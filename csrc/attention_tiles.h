@@ -1,5 +1,5 @@
 // Products of attention in tile registers, bfloat16: level amx with keys and values in bfloat16.
-// One of the two `Products` that attention.h describes.
+// One of the `Products` that attention.h describes.
 //
 // Rows beyond the last one are multiplied and not read. Keys and values are loaded past the
 // first-level cache, which the scores fill.

@@ -41,9 +41,17 @@ bool has_avx512() {
 #endif
 }
 
+bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
 bool has_amx() {
 #if defined(__x86_64__)
-  if (!has_avx512() || !__builtin_cpu_supports("avx512bf16")) return false;
+  if (!has_avx512_bf16()) return false;
   static const uint32_t features = [] {  // asked once: a virtual machine traps CPUID
     uint32_t a = 7, b = 0, c = 0, d = 0;
     asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
@@ -63,6 +71,7 @@ struct Level {
 
 const Level kLevels[] = {
     {amx_kernels, has_amx},
+    {avx512_bf16_kernels, has_avx512_bf16},
     {avx512_kernels, has_avx512},
     {avx2_kernels, has_avx2},
     {portable_kernels, [] { return true; }},

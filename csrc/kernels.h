@@ -101,7 +101,7 @@ struct AttentionPlan;  // attention_plan.h: what is derived once per step from (
 // ---- the table ----------------------------------------------------------------------------------
 
 struct Kernels {
-  const char* name;  // "amx", "avx512", "avx2", "portable", "scalar"
+  const char* name;  // "amx", "avx512_bf16", "avx512", "avx2", "portable", "scalar"
 
   // Products. `operand` holds the rows of x as the level multiplies them with this type of weight:
   // convert first (all rows), barrier, then multiply. Several weights of one type may share it.
@@ -144,6 +144,7 @@ struct Kernels {
 
 // null where this machine or this build does not have the level
 const Kernels* amx_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx2_kernels();
 const Kernels* portable_kernels();

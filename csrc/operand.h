@@ -2,10 +2,10 @@
 //
 // The operand is x rounded to bfloat16, padded with zeros to a multiple of 128 inputs:
 //
-//   level amx   in tile order, one operand A of a tile product after the other; bfloat16
-//               rows <= 16:  [in_padded / 32][rows][32]
-//               else         [rows / 16, rounded up][in_padded / 32][16][32]
-//   elsewhere   [rows][in_padded], the same values as float32
+//   amx, avx512_bf16   in tile order, one operand A of a tile product after the other; bfloat16
+//                      rows <= 16:  [in_padded / 32][rows][32]
+//                      else         [rows / 16, rounded up][in_padded / 32][16][32]
+//   elsewhere          [rows][in_padded], the same values as float32
 #pragma once
 
 #include "simd.h"
@@ -13,7 +13,7 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-#if KVEIK_AMX
+#if KVEIK_AMX || KVEIK_PAIRS
 using Operand = bf16;
 #else
 using Operand = float;
@@ -28,7 +28,7 @@ inline size_t operand_bytes_bf16(int64_t rows, int64_t in) {
 // Where row `row` has input i; those up to the next multiple of 32 follow.
 inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t row, int64_t i) {
   auto* start = static_cast<Operand*>(operand);
-#if KVEIK_AMX
+#if KVEIK_AMX || KVEIK_PAIRS
   int64_t lines = rows < 16 ? rows : 16;
   return start + row / 16 * 16 * width + (i / 32 * lines + row % 16) * 32 + i % 32;
 #else
@@ -38,12 +38,26 @@ inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t r
 }
 
 inline void put_operand(Operand* out, F32 v) {
-#if KVEIK_AMX
+#if KVEIK_AMX || KVEIK_PAIRS
   store(out, v);
 #else
   store(out, through_bf16(v));
 #endif
 }
+
+// ---- what products are cut into ----------------------------------------------------------------
+
+constexpr int64_t kPanel = 32;     // columns
+constexpr int64_t kStepBf16 = 32;  // inputs of one tile of bfloat16
+constexpr int64_t kTile = 512;     // bfloat16 values
+
+// Sums of some rows x one panel: [rows][32] float32 in a worker's scratch.
+using Sums = float*;
+
+// Rows row .. row + count x one panel, over inputs from .. to (multiples of 32).
+struct Part {
+  int64_t row, count, from, to;
+};
 
 }  // namespace KVEIK_LEVEL
 }  // namespace kveik

@@ -79,8 +79,8 @@ inline U32 rounded_bits(F32 x) {
 }
 inline U16 narrow(F32 x) {
 #if defined(__AVX512BF16__)
-  // The instruction takes subnormal numbers for zero; they round to nothing that matters, but only
-  // level amx has it, so bits are equal within a level.
+  // The instruction takes subnormal numbers for zero; they round to nothing that matters, and all
+  // of a level has it, so bits are equal within a level.
   return (U16)_mm512_cvtneps_pbh((__m512)x);
 #else
   return __builtin_convertvector(rounded_bits(x), U16);
@@ -101,6 +101,26 @@ inline void store(bf16* p, F32 left, F32 right) {
 #endif
 }
 inline F32 through_bf16(F32 x) { return as_float(rounded_bits(x) << 16); }
+
+#if KVEIK_PAIRS
+// Sixteen pairs of bfloat16.
+struct Pairs {
+  __m512bh values;
+  explicit Pairs(const bf16* p) { std::memcpy(&values, p, sizeof values); }
+  explicit Pairs(__m512i both) : values((__m512bh)both) {}
+  // sixteen times the pair at p
+  static Pairs all(const bf16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return Pairs(_mm512_set1_epi32(pair));
+  }
+};
+
+// Each lane: sum + the products of its pair, the second one first, each addition rounded.
+inline F32 add_pairs(F32 sum, const Pairs& a, const Pairs& b) {
+  return (F32)_mm512_dpbf16_ps((__m512)sum, a.values, b.values);
+}
+#endif
 
 inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
 

@@ -93,7 +93,9 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     weights: Literal["auto", "bf16", "int8", "int4"] = "auto"  # how matrices are kept
-    kernels: Literal["auto", "reference", "portable", "avx2", "avx512", "amx"] = "auto"
+    kernels: Literal["auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx"] = (
+        "auto"
+    )
     threads: int | None = None  # of the native kernels; None: the cores this process may use
     max_model_len: int | None = None  # tokens
     block_size: int = 16  # tokens; a divisor of 64 (the KV tile of the kernels)
@@ -203,7 +205,7 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         "kernels",
         "text",
         "Kernels to compute with; default: the fastest that this machine has",
-        ("auto", "reference", "portable", "avx2", "avx512", "amx"),
+        ("auto", "reference", "portable", "avx2", "avx512", "avx512_bf16", "amx"),
     ),
     Option("threads", "integer", "Threads of the kernels; default: the cores it may use"),
     Option("max_model_len", "integer", "Longest sequence in tokens; default: the model's"),

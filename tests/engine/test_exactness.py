@@ -42,6 +42,7 @@ SUBJECTS = {  # (checkpoint, configuration)
     "native, float32 KV": ("llama", {"kv_dtype": "float32"}),
     "native, int8": ("two groups", {"weights": "int8"}),
     "native, int4": ("llama", {"weights": "int4"}),
+    "avx512_bf16": ("llama", {"kernels": "avx512_bf16"}),
     "avx512": ("two groups", {"kernels": "avx512"}),
     "avx2": ("llama", {"kernels": "avx2"}),
     "portable": ("llama", {"kernels": "portable"}),

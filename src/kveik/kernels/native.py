@@ -76,7 +76,8 @@ def native_ops(
 ) -> Ops:
     """The backend of one engine, with threads of its own.
 
-    level: "amx", "avx512", "avx2", "portable" or "scalar"; None: the best of this machine.
+    level: "amx", "avx512_bf16", "avx512", "avx2", "portable" or "scalar"; None: the best of this
+    machine.
     threads: None: as many as cores that this process may use.
     weights: how matrices are kept; what a checkpoint stores quantised stays as it is.
     Raises ValueError for a level that this machine or this build does not have."""
