@@ -25,12 +25,14 @@ struct PairProducts {
       const bf16 *left = s.column[c], *right = s.column[c + 1];
       for (int64_t i = 0; i < width; i += 2) {
         Pairs keys[2] = {Pairs(left + i * s.stride), Pairs(right + i * s.stride)};
+#pragma GCC unroll 8
         for (int row = 0; row < count; ++row) {
           Pairs query = Pairs::all(queries + row * width + i);
           sums[0][row] = add_pairs(sums[0][row], keys[0], query);
           sums[1][row] = add_pairs(sums[1][row], keys[1], query);
         }
       }
+#pragma GCC unroll 8
       for (int row = 0; row < count; ++row) {
         store(out + c * kLine + row * kLanes, sums[0][row]);
         store(out + (c + 1) * kLine + row * kLanes, sums[1][row]);
@@ -53,6 +55,7 @@ struct PairProducts {
         const bf16* values = s.values + slot * width + 2 * i;
         Pairs both[2] = {Pairs(values), Pairs(values + 2 * kLanes)};
         const float* own = weights + slot / kStep * 2 * kLine;
+#pragma GCC unroll 8
         for (int row = 0; row < count; ++row) {
           const auto* line = reinterpret_cast<const bf16*>(own + row * kLanes);
           Pairs weight = Pairs::all(line + slot % kStep);
@@ -60,6 +63,7 @@ struct PairProducts {
           sums[1][row] = add_pairs(sums[1][row], both[1], weight);
         }
       }
+#pragma GCC unroll 8
       for (int row = 0; row < count; ++row) {
         store(out + row * width + i, sums[0][row]);
         store(out + row * width + i + kLanes, sums[1][row]);

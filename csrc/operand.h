@@ -54,6 +54,19 @@ constexpr int64_t kTile = 512;     // bfloat16 values
 // Sums of some rows x one panel: [rows][32] float32 in a worker's scratch.
 using Sums = float*;
 
+// What follows in memory, fetched to the second-level cache a few lines at a time.
+struct Ahead {
+  const char* next;
+  const char* end;
+  int64_t lines;  // per step
+
+  void fetch() {
+    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) {
+      __builtin_prefetch(next, 0, 2);
+    }
+  }
+};
+
 // Rows row .. row + count x one panel, over inputs from .. to (multiples of 32).
 struct Part {
   int64_t row, count, from, to;

@@ -95,12 +95,6 @@ inline void configure_int(int64_t rows) {
 
 #else
 
-struct Ahead {
-  const char* next;
-  const char* end;
-  int64_t lines;
-};
-
 #if KVEIK_VNNI
 
 constexpr int kIntRows = 4, kIntTiles = 2;
@@ -187,21 +181,26 @@ inline void int_row_products(const IntOperand& operand, int64_t first, int64_t r
                              const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints) {
   const Value* x[2 * count];
   I32 sums[2 * count][tile_count];
+#pragma GCC unroll 8
   for (int i = 0; i < 2 * count; ++i) {
     x[i] = operand.at(first + row + i / 2, begin / kStepInt) + i % 2 * operand.lo_distance();
     int32_t start = offset(x[i], end - begin);
+#pragma GCC unroll 2
     for (int tile = 0; tile < tile_count; ++tile) sums[i][tile] = I32{} + start;
   }
   tiles += column / kLanes * kTileInt;
   for (int64_t k = 0; k < end - begin; k += 4) {
     const int8_t* line = tiles + k / kStepInt * 2 * kTileInt + k % kStepInt * kLanes;
+#pragma GCC unroll 2
     for (int tile = 0; tile < tile_count; ++tile) {
       Fours weights(line + tile * kTileInt);
+#pragma GCC unroll 8
       for (int i = 0; i < 2 * count; ++i) {
         sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k);
       }
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < 2 * count; ++i) {
     std::memcpy(ints.sums[2 * row + i] + column, sums[i], sizeof sums[i]);
   }

@@ -10,7 +10,7 @@ namespace KVEIK_LEVEL {
 
 // Rows that one pass over a panel multiplies: their operand stays in the second-level cache, while
 // panel after panel goes by.
-constexpr int64_t kPassRows = 128;
+constexpr int64_t kPassRows = 256;
 constexpr int64_t kPassInputs = 2048;
 // Panels of a group, and of one whose sums are kept while inputs are walked in several parts.
 constexpr int64_t kPassPanels = 16;
@@ -22,50 +22,39 @@ constexpr int64_t kNearInputs = 256;
 inline void configure_rows(int64_t) {}
 
 // `count` rows x one panel, over `steps` steps of 32 inputs. A lane of a sum is one column. a: the
-// rows' part of a block of `lines` rows. next: fetched meanwhile, as long as what b has here.
-template <int count, bool fetch>
+// rows' part of a block of `lines` rows.
+template <int count>
 inline void pair_products(const bf16* a, int64_t lines, const bf16* b, int64_t steps, bool first,
-                          Sums out, const char* next) {
-  F32 sums[count][2];
-  for (int row = 0; row < count; ++row) {
-    for (int side = 0; side < 2; ++side) {
-      sums[row][side] = first ? F32{} : load(out + row * kPanel + side * kLanes);
-    }
-  }
+                          Sums out, Ahead& ahead) {
+  F32 sums[2 * count];  // of the left and the right side of each row
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * count; ++i) sums[i] = first ? F32{} : load(out + i * kLanes);
+  Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t step = 0; step < steps; ++step, a += lines * kStepBf16, b += 2 * kTile) {
+    own.fetch();
     for (int64_t pair = 0; pair < kStepBf16 / 2; ++pair) {
       Pairs left(b + pair * 32), right(b + kTile + pair * 32);
-      if constexpr (fetch) {
-        _mm_prefetch(next, _MM_HINT_T0);
-        _mm_prefetch(next + 64, _MM_HINT_T0);
-        next += 128;
-      }
+#pragma GCC unroll 8
       for (int row = 0; row < count; ++row) {
         Pairs x = Pairs::all(a + row * kStepBf16 + 2 * pair);
-        sums[row][0] = add_pairs(sums[row][0], left, x);
-        sums[row][1] = add_pairs(sums[row][1], right, x);
+        sums[2 * row] = add_pairs(sums[2 * row], left, x);
+        sums[2 * row + 1] = add_pairs(sums[2 * row + 1], right, x);
       }
     }
   }
-  for (int row = 0; row < count; ++row) {
-    store(out + row * kPanel, sums[row][0]);
-    store(out + row * kPanel + kLanes, sums[row][1]);
-  }
+  ahead = own;
+#pragma GCC unroll 16
+  for (int i = 0; i < 2 * count; ++i) store(out + i * kLanes, sums[i]);
 }
 
-// The same for up to 16 rows of one block; the last of them fetch what is next, if that is given.
+// The same for up to 16 rows of one block.
 inline void block_products(const bf16* a, int64_t lines, int64_t rows, const bf16* b, int64_t steps,
-                           bool first, Sums sums, const char* next) {
+                           bool first, Sums sums, Ahead& ahead) {
   int64_t row = 0;
   auto multiply = [&](auto count) {
     for (; row + count <= rows; row += count) {
       const bf16* own = a + row * kStepBf16;
-      Sums to = sums + row * kPanel;
-      if (next != nullptr && row + count == rows) {
-        pair_products<count, true>(own, lines, b, steps, first, to, next);
-      } else {
-        pair_products<count, false>(own, lines, b, steps, first, to, nullptr);
-      }
+      pair_products<count>(own, lines, b, steps, first, sums + row * kPanel, ahead);
     }
   };
   multiply(std::integral_constant<int, 8>());
@@ -78,16 +67,20 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
                           const Part& part, Sums sums) {
   int64_t lines = rows < 16 ? rows : 16, block = 16 * weight.in_padded;
   const auto* data = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
-  int64_t near = part.count <= 8 ? part.to - part.from : kNearInputs;
+  bool few = part.count <= 8;  // the panel goes by once
+  int64_t near = few ? part.to - part.from : kNearInputs;
+  const auto* end = reinterpret_cast<const char*>(data + kPanel * weight.in_padded);
+  if ((panel + 1) * kPanel < weight.out_padded) end += kPanel * kNearInputs * sizeof(bf16);
+  // as many inputs as are multiplied now, a line of 64 bytes each, while all rows go by
+  Ahead ahead{nullptr, end, few ? 0 : (kStepBf16 * 8 + part.count - 1) / part.count};
   for (int64_t from = part.from; from < part.to; from += near) {
     const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
     int64_t steps = (part.to - from < near ? part.to - from : near) / kStepBf16;
     const bf16* b = data + from * kPanel;
-    const auto* following = reinterpret_cast<const char*>(b + steps * 2 * kTile);
+    ahead.next = reinterpret_cast<const char*>(b + steps * 2 * kTile);
     for (int64_t row = 0; row < part.count; row += 16, a += block) {
-      int64_t left = part.count - row, now = left < 16 ? left : 16;
-      const char* next = part.count > 8 && left <= 16 ? following : nullptr;
-      block_products(a, lines, now, b, steps, from == 0, sums + row * kPanel, next);
+      int64_t now = part.count - row < 16 ? part.count - row : 16;
+      block_products(a, lines, now, b, steps, from == 0, sums + row * kPanel, ahead);
     }
   }
 }

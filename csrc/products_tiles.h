@@ -22,19 +22,6 @@ inline void configure_rows(int64_t rows) {
   configure(config);
 }
 
-// What follows in memory, fetched to the second-level cache a few lines at a time.
-struct Ahead {
-  const char* next;
-  const char* end;
-  int64_t lines;  // per step
-
-  void fetch() {
-    for (int64_t i = 0; i < lines && next < end; ++i, next += 64) {
-      _mm_prefetch(next, _MM_HINT_T1);
-    }
-  }
-};
-
 // `blocks` (1, 2) blocks of rows x one panel, over `steps` steps of 32 inputs. a: the operand's
 // first block; a_block: values from block to block; lines: rows of a block. Tiles 0..3 sum. The
 // operand streams past the first-level cache, where the steps of the panel stay for the next rows.
