@@ -79,12 +79,12 @@ struct PanelTiles {
 
   PanelTiles(const Linear* of, int64_t number, int64_t all_rows, int8_t* unpacked)
       : weight(of), panel(number), rows(all_rows), memory(unpacked) {
-    if (weight == nullptr || rows <= kPairRows) return;
+    if (weight == nullptr || rows <= kIntRows) return;
     int64_t bytes = weight->in_padded * kPanel / (weight->type == WeightType::int4 ? 2 : 1);
     if (panel + 1 == weight->out_padded / kPanel) return;
     ahead.next = static_cast<const char*>(weight->data) + (panel + 1) * bytes;
     ahead.end = ahead.next + bytes;
-    int64_t steps = (rows + kPairRows - 1) / kPairRows * (weight->in_padded / kStepInt);
+    int64_t steps = (rows + kIntRows - 1) / kIntRows * (weight->in_padded / kStepInt);
     ahead.lines = (bytes / 64 + steps - 1) / steps;
   }
 
@@ -180,11 +180,10 @@ inline void panel_products(const PanelProduct& product, const IntOperand& operan
 }
 
 // put_rows for sums straight from nibbles.
-inline void few_rows(const PanelProduct& product, const IntOperand& operand,
-                     const int32_t* x_sums) {
+inline void few_rows(const PanelProduct& product, const IntOperand& operand) {
   F32 totals[kFewRows][2], ups[kFewRows][2];
-  nibble_panel(*product.weight, product.panel, operand, x_sums, totals);
-  if (product.up != nullptr) nibble_panel(*product.up, product.panel, operand, x_sums, ups);
+  nibble_panel(*product.weight, product.panel, operand, totals);
+  if (product.up != nullptr) nibble_panel(*product.up, product.panel, operand, ups);
   for (int64_t part = 0; part < 2; ++part) {
     int64_t column = product.panel * kPanel + part * kLanes;
     int64_t columns = product.weight->out - column;
@@ -227,33 +226,22 @@ inline void each_piece(int64_t panels, int64_t rows, int64_t width, Worker& w, B
   }
 }
 
-// A worker's memory in front of unpacked tiles: sums of the operand, where some weight wants them.
-inline const int32_t* operand_sums(const IntOperand& operand, bool wanted, void* memory) {
-  auto* sums = static_cast<int32_t*>(memory);
-  if (wanted) sum_operand(operand, sums);
-  return sums;
-}
-
 inline void multiply_int(const Linear* const* weights, float* const* y, const int64_t* y_strides,
                          int64_t count, const void* memory, int64_t rows, Worker& w) {
   IntOperand operand(memory, rows, weights[0]->in_padded);
   int64_t panels = 0;
   size_t unpacked = 0;
-  bool few = false;
   for (int64_t i = 0; i < count; ++i) {
     panels += weights[i]->out_padded / kPanel;
     size_t wanted = unpacked_bytes(*weights[i], rows);
     unpacked = wanted > unpacked ? wanted : unpacked;
-    few = few || from_nibbles(*weights[i], rows);
   }
-  size_t sums_bytes = few ? padded(operand_sums_bytes(rows, operand.width), 64) : 0;
-  auto* scratch = static_cast<int8_t*>(w.scratch(sums_bytes + unpacked));
-  const int32_t* x_sums = operand_sums(operand, few, scratch);
+  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
   each_piece(panels, rows, operand.width, w, [&](int64_t panel, const Section& section) {
     int64_t own = panel, i = matrix_of(weights, own);
     PanelProduct product{weights[i], nullptr, own, y[i], y_strides[i]};
-    if (from_nibbles(*weights[i], rows)) return few_rows(product, operand, x_sums);
-    panel_products(product, operand, section, scratch + sums_bytes);
+    if (from_nibbles(*weights[i], rows)) return few_rows(product, operand);
+    panel_products(product, operand, section, scratch);
   });
 }
 
@@ -261,14 +249,12 @@ inline void multiply_gated_int(const Linear& gate, const Linear& up, const void*
                                int64_t rows, float* y, int64_t y_stride, Worker& w) {
   IntOperand operand(memory, rows, gate.in_padded);
   bool few = from_nibbles(gate, rows) && from_nibbles(up, rows);
-  size_t sums_bytes = few ? padded(operand_sums_bytes(rows, operand.width), 64) : 0;
   size_t unpacked = few ? 0 : unpacked_bytes(gate, rows) + unpacked_bytes(up, rows);
-  auto* scratch = static_cast<int8_t*>(w.scratch(sums_bytes + unpacked));
-  const int32_t* x_sums = operand_sums(operand, few, scratch);
+  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
   each_piece(gate.out_padded / kPanel, rows, operand.width, w,
              [&](int64_t panel, const Section& section) {
                PanelProduct product{&gate, &up, panel, y, y_stride};
-               if (few) return few_rows(product, operand, x_sums);
+               if (few) return few_rows(product, operand);
                panel_products(product, operand, section, scratch);
              });
 }

@@ -61,26 +61,6 @@ inline bool from_nibbles(const Linear& weight, int64_t rows) {
   return weight.type == WeightType::int4 && rows <= kFewRows && weight.group % kPackedInputs == 0;
 }
 
-// Sums of the operand over every 128 inputs: [rows][hi, lo][in_padded / 128].
-inline size_t operand_sums_bytes(int64_t rows, int64_t width) {
-  return rows * 2 * (width / kPackedInputs) * sizeof(int32_t);
-}
-
-inline void sum_operand(const IntOperand& operand, int32_t* sums) {
-  for (int64_t i = 0; i < 2 * operand.rows; ++i) {
-    for (int64_t step = 0; step < operand.width / kStepInt; step += 2) {
-      __m512i total = _mm512_setzero_si512();
-      for (int64_t half = 0; half < 2; ++half) {
-        const int8_t* x = operand.at(i / 2, step + half) + i % 2 * operand.lo_distance();
-        total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_loadu_si512(x));
-      }
-      int32_t sum = 0;
-      for (int lane = 0; lane < kLanes; ++lane) sum += ((I32)total)[lane];
-      *sums++ = sum;
-    }
-  }
-}
-
 inline __m512i four_inputs(const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
@@ -122,12 +102,12 @@ inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t ste
   }
 }
 
-// The first `count` rows x one panel, without the scales of rows. x_sums: from sum_operand.
+// The first `count` rows x one panel, without the scales of rows.
 template <int count>
 inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& operand,
-                        const int32_t* x_sums, F32 (*totals)[2]) {
+                        F32 (*totals)[2]) {
   const auto* data = static_cast<const uint8_t*>(weight.data);
-  int64_t groups = weight.in_padded / weight.group, chunks = weight.in_padded / kPackedInputs;
+  int64_t groups = weight.in_padded / weight.group;
   for (int64_t group = 0; group < groups; ++group) {
     // low and high nibbles apart, so that a sum need not wait for the one before
     I32 low_sums[2][2 * count] = {}, high_sums[2][2 * count] = {};
@@ -137,7 +117,7 @@ inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& o
       for (int tile = 0; tile < 2; ++tile, from += kTileInt) {
         I32 zeros = zeros_of(weight, panel * 2 + tile, group);
         for (int i = 0; i < 2 * count; ++i) {
-          low_sums[tile][i] -= zeros * x_sums[i * chunks + k / kPackedInputs];
+          low_sums[tile][i] -= zeros * sum_of(operand, i / 2, i % 2, k, k + kPackedInputs);
         }
         add_tile<count>(from, operand, k / kStepInt, low_sums[tile], high_sums[tile]);
       }
@@ -156,11 +136,11 @@ inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& o
 
 // All rows of the operand (at most kFewRows) x one panel: totals [rows][2].
 inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand& operand,
-                         const int32_t* x_sums, F32 (*totals)[2]) {
+                         F32 (*totals)[2]) {
   if (operand.rows == 1) {
-    nibble_sums<1>(weight, panel, operand, x_sums, totals);
+    nibble_sums<1>(weight, panel, operand, totals);
   } else {
-    nibble_sums<2>(weight, panel, operand, x_sums, totals);
+    nibble_sums<2>(weight, panel, operand, totals);
   }
 }
 
@@ -169,9 +149,7 @@ inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand& 
 constexpr int64_t kFewRows = 1;
 
 inline bool from_nibbles(const Linear&, int64_t) { return false; }
-inline size_t operand_sums_bytes(int64_t, int64_t) { return 0; }
-inline void sum_operand(const IntOperand&, int32_t*) {}
-inline void nibble_panel(const Linear&, int64_t, const IntOperand&, const int32_t*, F32 (*)[2]) {}
+inline void nibble_panel(const Linear&, int64_t, const IntOperand&, F32 (*)[2]) {}
 
 #endif
 

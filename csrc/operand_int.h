@@ -48,27 +48,35 @@ inline F32 hi_and_lo(I32 hi, I32 lo) {
 //                 int8: what one tile of A holds lies together, hi before lo
 //   with VNNI     [rows][2][in_padded] int8
 //   elsewhere     [rows][2][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
+//
+// and with VNNI, whose instruction wants unsigned weights: int32 sums[rows][2][in_padded / 64] of
+// hi and lo over every 64 inputs, which take back what the weights are shifted by.
 
 #if KVEIK_VNNI
 using Value = int8_t;
+constexpr bool kSums = true;
 #else
 using Value = int16_t;
+constexpr bool kSums = false;
 #endif
 
 inline size_t scales_bytes(int64_t rows) { return padded(rows, kLanes) * sizeof(float); }
 
 inline size_t operand_bytes_int(int64_t rows, int64_t in) {
-  return scales_bytes(rows) + rows * 2 * padded(in, 128) * sizeof(Value);
+  int64_t width = padded(in, 128), sums = kSums ? width / kStepInt * sizeof(int32_t) : 0;
+  return scales_bytes(rows) + rows * 2 * (width * sizeof(Value) + sums);
 }
 
 struct IntOperand {
   float* scales;
   Value* values;
+  int32_t* sums;
   int64_t rows, width;
 
   IntOperand(const void* operand, int64_t row_count, int64_t in_padded)
       : scales(static_cast<float*>(const_cast<void*>(operand))),
         values(reinterpret_cast<Value*>(scales + padded(row_count, kLanes))),
+        sums(reinterpret_cast<int32_t*>(values + row_count * 2 * in_padded)),
         rows(row_count),
         width(in_padded) {}
 
@@ -85,6 +93,21 @@ struct IntOperand {
   int64_t lo_distance() const { return width; }
 #endif
 };
+
+// of hi (which 0) or lo (1) of a row, over inputs begin .. end (multiples of 64)
+inline int32_t sum_of(const IntOperand& operand, int64_t row, int64_t which, int64_t begin,
+                      int64_t end) {
+  const int32_t* sums = operand.sums + (2 * row + which) * (operand.width / kStepInt);
+  int32_t total = 0;
+  for (int64_t i = begin / kStepInt; i < end / kStepInt; ++i) total += sums[i];
+  return total;
+}
+
+inline int32_t sum(I32 v) {
+  int32_t total = 0;
+  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
+  return total;
+}
 
 // max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
 inline uint32_t largest_magnitude(const float* x, int64_t in) {
@@ -119,7 +142,10 @@ inline void convert_row(const float* x, int64_t in, const IntOperand& operand, i
   bool zero = !finite || most < kSmallestMax;
   float factor = zero ? 0.0f : kLargest16 / most;
   const F32 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  for (int64_t step = 0; step < operand.width / kStepInt; ++step) {
+  int64_t steps = operand.width / kStepInt;
+  int32_t* sums = operand.sums + 2 * row * steps;
+  for (int64_t step = 0; step < steps; ++step) {
+    I32 upper_sum = {}, lower_sum = {};
     Value* hi = operand.at(row, step);
     Value* lo = hi + operand.lo_distance();
     for (int64_t part = 0; part < kStepInt; part += kLanes) {
@@ -128,8 +154,15 @@ inline void convert_row(const float* x, int64_t in, const IntOperand& operand, i
       F32 shifted = fused(v, all(factor), magic);
       I32 whole = (I32)(as_bits(shifted) - as_bits(magic));
       I32 upper = (whole + 128) >> 8;
+      I32 lower = whole - (upper << 8);
       put_values(hi + part, upper);
-      put_values(lo + part, whole - (upper << 8));
+      put_values(lo + part, lower);
+      upper_sum += upper;
+      lower_sum += lower;
+    }
+    if constexpr (kSums) {
+      sums[step] = sum(upper_sum);
+      sums[steps + step] = sum(lower_sum);
     }
   }
 }

@@ -21,6 +21,8 @@ struct alignas(64) IntBlock {
 
 #if KVEIK_AMX
 
+constexpr int kIntRows = kPairRows;  // that one pass over the weights multiplies
+
 struct TileRows {  // of A: steps of `step` bytes
   const int8_t* at;
   int64_t step;
@@ -100,7 +102,7 @@ inline void configure_int(int64_t rows) {
 constexpr int kIntRows = 4, kIntTiles = 2;
 
 // Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
-// is shifted by 128, which `offset` takes back.
+// is shifted by 128, which the sums of the operand take back.
 struct Fours {
   __m512i shifted;
   explicit Fours(const int8_t* tile_row)
@@ -111,17 +113,6 @@ inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
   int32_t four;
   std::memcpy(&four, x, sizeof four);
   return (I32)_mm512_dpbusd_epi32((__m512i)sum, weights.shifted, _mm512_set1_epi32(four));
-}
-
-// -128 * sum of x
-inline int32_t offset(const int8_t* x, int64_t count) {
-  __m512i sums = _mm512_setzero_si512();
-  for (int64_t i = 0; i < count; i += 64) {
-    sums = _mm512_dpbusd_epi32(sums, _mm512_set1_epi8(1), _mm512_loadu_si512(x + i));
-  }
-  int32_t total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += ((I32)sums)[lane];
-  return -128 * total;
 }
 
 #else
@@ -171,35 +162,39 @@ inline I32 add_products(I32 sum, const Fours& weights, const int16_t* x) {
   return sum + neighbour_products(weights.odd, (I16)(I32{} + pairs[1]));
 }
 
-inline int32_t offset(const int16_t*, int64_t) { return 0; }
-
 #endif
 
 // `count` rows x `tile_count` tiles from column `column` of the panel on.
 template <int count, int tile_count>
 inline void int_row_products(const IntOperand& operand, int64_t first, int64_t row, int64_t column,
-                             const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints) {
+                             const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
+                             Ahead& ahead) {
   const Value* x[2 * count];
   I32 sums[2 * count][tile_count];
 #pragma GCC unroll 8
   for (int i = 0; i < 2 * count; ++i) {
     x[i] = operand.at(first + row + i / 2, begin / kStepInt) + i % 2 * operand.lo_distance();
-    int32_t start = offset(x[i], end - begin);
+    int32_t start = 0;
+    if constexpr (kSums) start = -128 * sum_of(operand, first + row + i / 2, i % 2, begin, end);
 #pragma GCC unroll 2
     for (int tile = 0; tile < tile_count; ++tile) sums[i][tile] = I32{} + start;
   }
   tiles += column / kLanes * kTileInt;
-  for (int64_t k = 0; k < end - begin; k += 4) {
-    const int8_t* line = tiles + k / kStepInt * 2 * kTileInt + k % kStepInt * kLanes;
+  Ahead own = ahead;  // a copy, so that sums stay in registers
+  for (int64_t k = 0; k < end - begin; k += kStepInt, tiles += 2 * kTileInt) {
+    own.fetch();
+    for (int64_t four = 0; four < kStepInt; four += 4) {
 #pragma GCC unroll 2
-    for (int tile = 0; tile < tile_count; ++tile) {
-      Fours weights(line + tile * kTileInt);
+      for (int tile = 0; tile < tile_count; ++tile) {
+        Fours weights(tiles + tile * kTileInt + four * kLanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < 2 * count; ++i) {
-        sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k);
+        for (int i = 0; i < 2 * count; ++i) {
+          sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k + four);
+        }
       }
     }
   }
+  ahead = own;
 #pragma GCC unroll 8
   for (int i = 0; i < 2 * count; ++i) {
     std::memcpy(ints.sums[2 * row + i] + column, sums[i], sizeof sums[i]);
@@ -207,15 +202,17 @@ inline void int_row_products(const IntOperand& operand, int64_t first, int64_t r
 }
 
 inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
-                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints, Ahead&) {
+                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
+                         Ahead& ahead) {
   int64_t row = 0;
   for (; row + kIntRows <= rows; row += kIntRows) {
     for (int64_t column = 0; column < kPanel; column += kIntTiles * kLanes) {
-      int_row_products<kIntRows, kIntTiles>(operand, first, row, column, tiles, begin, end, ints);
+      int_row_products<kIntRows, kIntTiles>(operand, first, row, column, tiles, begin, end, ints,
+                                            ahead);
     }
   }
   for (; row < rows; ++row) {
-    int_row_products<1, 2>(operand, first, row, 0, tiles, begin, end, ints);
+    int_row_products<1, 2>(operand, first, row, 0, tiles, begin, end, ints, ahead);
   }
 }
 
