@@ -74,18 +74,24 @@ struct PanelTiles {
   const Linear* weight;
   int64_t panel, rows;
   int8_t* memory;
-  Ahead ahead{nullptr, nullptr, 0};  // the next panel, while many rows are multiplied with this
+  Ahead ahead{nullptr, nullptr, 0};  // while many rows are multiplied, the next panel
   int64_t begin = 0, end = 0;        // inputs that are unpacked now
 
   PanelTiles(const Linear* of, int64_t number, int64_t all_rows, int8_t* unpacked)
       : weight(of), panel(number), rows(all_rows), memory(unpacked) {
-    if (weight == nullptr || rows <= kIntRows) return;
+    if (weight == nullptr) return;
     int64_t bytes = weight->in_padded * kPanel / (weight->type == WeightType::int4 ? 2 : 1);
+    const auto* data = static_cast<const char*>(weight->data);
+    if (rows <= kIntRows) {
+      if (weight->type == WeightType::int4 || kFewAhead == 0) return;
+      ahead = {data + panel * bytes + kFewAhead, data + weight->out_padded / kPanel * bytes,
+               kStepInt * kPanel / 64 / kFetches};
+      return;
+    }
     if (panel + 1 == weight->out_padded / kPanel) return;
-    ahead.next = static_cast<const char*>(weight->data) + (panel + 1) * bytes;
-    ahead.end = ahead.next + bytes;
-    int64_t steps = (rows + kIntRows - 1) / kIntRows * (weight->in_padded / kStepInt);
-    ahead.lines = (bytes / 64 + steps - 1) / steps;
+    int64_t fetches = (rows + kIntRows - 1) / kIntRows * (weight->in_padded / kStepInt) * kFetches;
+    ahead = {data + (panel + 1) * bytes, data + (panel + 2) * bytes,
+             (bytes / 64 + fetches - 1) / fetches};
   }
 
   static int64_t chunk(const Linear& weight, int64_t rows) {

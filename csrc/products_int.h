@@ -22,6 +22,8 @@ struct alignas(64) IntBlock {
 #if KVEIK_AMX
 
 constexpr int kIntRows = kPairRows;  // that one pass over the weights multiplies
+constexpr int64_t kFetches = 1;      // of what follows, in a step of 64 inputs
+constexpr int64_t kFewAhead = 0;     // bytes of int8 that rows of one pass fetch ahead
 
 struct TileRows {  // of A: steps of `step` bytes
   const int8_t* at;
@@ -96,6 +98,9 @@ inline void configure_int(int64_t rows) {
 }
 
 #else
+
+constexpr int64_t kFetches = 4;
+constexpr int64_t kFewAhead = 8192;
 
 #if KVEIK_VNNI
 
@@ -182,8 +187,8 @@ inline void int_row_products(const IntOperand& operand, int64_t first, int64_t r
   tiles += column / kLanes * kTileInt;
   Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t k = 0; k < end - begin; k += kStepInt, tiles += 2 * kTileInt) {
-    own.fetch();
     for (int64_t four = 0; four < kStepInt; four += 4) {
+      if (four % (kStepInt / kFetches) == 0) own.fetch();
 #pragma GCC unroll 2
       for (int tile = 0; tile < tile_count; ++tile) {
         Fours weights(tiles + tile * kTileInt + four * kLanes);

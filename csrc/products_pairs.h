@@ -2,6 +2,8 @@
 // later).
 #pragma once
 
+#include <bit>
+
 #include "operand.h"
 #include "simd.h"
 
@@ -17,7 +19,9 @@ constexpr int64_t kPassPanels = 16;
 constexpr int64_t kPartPanels = 16;
 
 // Inputs of a panel that stay in the first-level cache while the rows of a pass go by.
+// Of up to 16 rows fewer, because that is how far ahead the next ones are fetched: from memory.
 constexpr int64_t kNearInputs = 256;
+constexpr int64_t kNearOfFew = 128;
 
 inline void configure_rows(int64_t) {}
 
@@ -31,8 +35,8 @@ inline void pair_products(const bf16* a, int64_t lines, const bf16* b, int64_t s
   for (int i = 0; i < 2 * count; ++i) sums[i] = first ? F32{} : load(out + i * kLanes);
   Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t step = 0; step < steps; ++step, a += lines * kStepBf16, b += 2 * kTile) {
-    own.fetch();
     for (int64_t pair = 0; pair < kStepBf16 / 2; ++pair) {
+      if (pair % 4 == 0) own.fetch();
       Pairs left(b + pair * 32), right(b + kTile + pair * 32);
 #pragma GCC unroll 8
       for (int row = 0; row < count; ++row) {
@@ -67,15 +71,16 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
                           const Part& part, Sums sums) {
   int64_t lines = rows < 16 ? rows : 16, block = 16 * weight.in_padded;
   const auto* data = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
-  bool few = part.count <= 8;  // the panel goes by once
-  int64_t near = few ? part.to - part.from : kNearInputs;
   const auto* end = reinterpret_cast<const char*>(data + kPanel * weight.in_padded);
-  if ((panel + 1) * kPanel < weight.out_padded) end += kPanel * kNearInputs * sizeof(bf16);
-  // as many inputs as are multiplied now, a line of 64 bytes each, while all rows go by
-  Ahead ahead{nullptr, end, few ? 0 : (kStepBf16 * 8 + part.count - 1) / part.count};
+  int64_t near = part.count <= 16 ? kNearOfFew : kNearInputs;
+  if ((panel + 1) * kPanel < weight.out_padded) end += kPanel * near * sizeof(bf16);
+  // as many inputs as are multiplied now, a line of 64 bytes each, while all rows go by: a part of
+  // them with every four pairs
+  int64_t passes = part.count / 8 + std::popcount(static_cast<uint64_t>(part.count % 8));
+  Ahead ahead{nullptr, end, (kStepBf16 / 4 + passes - 1) / passes};
   for (int64_t from = part.from; from < part.to; from += near) {
     const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
-    int64_t steps = (part.to - from < near ? part.to - from : near) / kStepBf16;
+    int64_t left = part.to - from, steps = (left < near ? left : near) / kStepBf16;
     const bf16* b = data + from * kPanel;
     ahead.next = reinterpret_cast<const char*>(b + steps * 2 * kTile);
     for (int64_t row = 0; row < part.count; row += 16, a += block) {
