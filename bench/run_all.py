@@ -18,6 +18,7 @@ NOT_BENCHMARKS = {
     "report",
     "rounds",
     "random_model",
+    "kernel_chains",
     "table",
     "conversations",
     "relevance_fit",
