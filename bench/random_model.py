@@ -82,10 +82,15 @@ def kv_spec(architecture: Architecture, blocks: int, block_size: int, ops: Ops) 
 
 
 def filled(ops: Ops, spec: KvSpec) -> Arena:
-    """An arena with random K and V in every slot.
+    arena = ops.allocate_kv(spec)
+    fill(ops, arena, spec)
+    return arena
+
+
+def fill(ops: Ops, arena: Arena, spec: KvSpec) -> None:
+    """Random K and V in every slot.
 
     Memory that nobody wrote to is one page of zeros, which stays in the first-level cache."""
-    arena = ops.allocate_kv(spec)
     attention = AttentionSpec(spec.num_kv_heads, spec.num_kv_heads, spec.head_dim, 1.0)
     width, slots = spec.num_kv_heads * spec.head_dim, spec.num_blocks * spec.block_size
     shape = (2, min(FILLED, slots), width)
@@ -95,7 +100,6 @@ def filled(ops: Ops, spec: KvSpec) -> Arena:
         group = _writes(ops, range(first, first + count), spec.block_size)
         for layer in range(spec.num_layers):
             ops.rope_write_kv(keys[:count], values[:count], arena, layer, group, attention)
-    return arena
 
 
 def _writes(ops: Ops, slots: Sequence[int], block_size: int) -> GroupBatch:
