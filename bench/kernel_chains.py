@@ -30,6 +30,7 @@ from kveik.kernels.ops import (
 HIDDEN, INNER, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 2048, 5632, 32, 4, 64, 32000
 QUERY, KEY = HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM
 BLOCK, CONTEXT = 16, 1024
+KV_BYTES = 2  # of a number in the cache of the native kernels
 LAYERS = 22  # of chains without weights
 BEYOND_CACHE = 320_000_000  # bytes that the chain of few rows reads at least
 MANY = 512  # rows from which on arithmetic counts, not bytes
@@ -94,12 +95,22 @@ PRODUCTS = (
 
 @dataclass(frozen=True)
 class Chain:
-    """A forward pass that does one thing `times` times. bytes: of weights read each time."""
+    """A forward pass that does one thing `times` times; bytes (of weights, keys and values) and
+    operations of one time, 0 where neither is what it costs."""
 
     forward: Forward
     times: int
-    bytes: float = 0.0
+    bytes: int = 0
+    operations: int = 0
     arena: Arena | None = None
+
+    def rate(self, seconds: float, rows: int) -> tuple[float, str]:
+        """Of one time that took so long: what limits so many rows, and its unit."""
+        if self.operations and rows >= MANY:
+            return self.operations / seconds / 1e12, "TFLOP/s"
+        if self.bytes and rows < MANY:
+            return self.bytes / seconds / 1e9, "GB/s"
+        return 1e6 * seconds, "us"
 
 
 def product_chain(product: Product, ops: Ops, rows: int) -> Chain:
@@ -122,7 +133,7 @@ def product_chain(product: Product, ops: Ops, rows: int) -> Chain:
             x, other = (y, other) if product.chained else (other, x)
         return ops.take_rows(y, batch.logit_rows)
 
-    return Chain(ops.capture(forward, 0), times, size)
+    return Chain(ops.capture(forward, 0), times, size, 2 * product.numbers * rows)
 
 
 def _pack(ops: Ops, product: Product, arrays: Sequence[Any]) -> list[Any]:
@@ -179,7 +190,15 @@ def attention_chain(ops: Ops, rows: int) -> Chain:
             x = ops.paged_attention(x, arenas[0], layer, batch.groups[0], SPEC)
         return ops.take_rows(x, batch.logit_rows)
 
-    return Chain(ops.capture(forward, 0), LAYERS, arena=_arena(ops, rows))
+    each = rows // sequences(rows)
+    seen = sequences(rows) * sum(range(CONTEXT - each + 1, CONTEXT + 1))  # by all rows together
+    return Chain(
+        ops.capture(forward, 0),
+        LAYERS,
+        bytes=sequences(rows) * CONTEXT * 2 * KEY * KV_BYTES,
+        operations=4 * seen * QUERY,
+        arena=_arena(ops, rows),
+    )
 
 
 def sample_chain(ops: Ops, rows: int) -> Chain:

@@ -5,8 +5,8 @@
             over all its calls in one step (median of steps); each step also has its total
     ops     the native kernels at the 1.1B shape, for 1, 16 and 1024 rows and every way of keeping
             weights, beside the reference on the same op and rows: GB/s of weights where rows are
-            few, TFLOP/s where they are many, else microseconds. Weights of few rows come from
-            memory (kernel_chains.py)
+            few (attention: of keys and values), TFLOP/s where they are many, else microseconds.
+            Weights of few rows come from memory (kernel_chains.py)
 
 Random weights, no scheduler, no tokenizer: what is left to tokens/s is the engine's own time.
 
@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from kernel_chains import MANY, OTHERS, PRODUCTS, Chain, Other, Product, batch, product_chain
+from kernel_chains import OTHERS, PRODUCTS, Chain, Other, Product, batch, product_chain
 from report import Report, arguments
 from rounds import interleaved
 
@@ -162,7 +162,12 @@ class NativeOps:
         self._report, self._quick = report, quick
         self._reference = reference_ops()
         self._native: dict[str, Ops] = {width: native_ops(level, None, width) for width in WIDTHS}
-        report.note(f"ops: native kernels, {self._native['bf16'].level}; reference: float32")
+        level = self._native["bf16"].level
+        self._level = level.partition(",")[0]
+        report.note(
+            f"The 1.1B shape: native kernels, {level}, beside the reference in float32; both sides "
+            "are milliseconds."
+        )
 
     def measure(self) -> None:
         for rows in ROWS:
@@ -177,15 +182,12 @@ class NativeOps:
         chains = {w: product_chain(product, self._native[w], rows) for w in product.widths}
         found = self._seconds(chains, product_chain(product, self._reference, rows), rows)
         for width in product.widths:
-            rate, unit = chains[width].bytes / found[width] / 1e9, "GB/s"
-            if rows >= MANY:
-                rate, unit = 2 * product.numbers * rows / found[width] / 1e12, "TFLOP/s"
-            self._figure(f"{product.name}, {width}", rows, rate, unit, found, width)
+            self._figure(f"{product.name}, {width}", rows, chains[width], found, width)
 
     def _other(self, other: Other, rows: int) -> None:
         chains = {"bf16": other.make(self._native["bf16"], rows)}
         found = self._seconds(chains, other.make(self._reference, rows), rows)
-        self._figure(other.name, rows, 1e6 * found["bf16"], "us", found, "bf16")
+        self._figure(other.name, rows, chains["bf16"], found, "bf16")
 
     def _seconds(self, native: dict[str, Chain], reference: Chain, rows: int) -> dict[str, float]:
         """Of one link of each chain: the median of the rounds. The native ones take turns; then
@@ -207,14 +209,13 @@ class NativeOps:
         }
 
     def _figure(
-        self, name: str, rows: int, value: float, unit: str, found: dict[str, float], width: str
+        self, name: str, rows: int, chain: Chain, found: dict[str, float], width: str
     ) -> None:
         """ours, other: milliseconds of the native kernels, of the reference."""
+        value, unit = chain.rate(found[width], rows)
         ours, other = 1e3 * found[width], 1e3 * found["reference"]
-        what = "1 row" if rows == 1 else f"{rows} rows"
-        self._report.figure(
-            f"native, {what}: {name}", value, unit, ours=ours, other=other, faster=other / ours
-        )
+        what = f"{self._level}, {rows} row{'s' * (rows > 1)}: {name}"
+        self._report.figure(what, value, unit, ours=ours, other=other, faster=other / ours)
 
 
 def main() -> None:
@@ -228,7 +229,6 @@ def main() -> None:
         report.note(f"no native kernels: {missing}")
     else:
         NativeOps(report, options.kernels, options.quick).measure()
-        report.note("Both sides of a native op are milliseconds: native kernels, reference.")
     report.finish()
 
 
