@@ -1,10 +1,16 @@
-"""The reference kernels alone: milliseconds per op and step at the embedded model's shape.
+"""The kernels alone: the reference's ops of a step, and the native kernels against them, op by op.
 
-Decode at batch 1 (three context lengths) and 16, and prefill of 512 rows, on random weights. An
-op's figure is the sum over all its calls in one step (median of steps); each step also has its
-total. No scheduler, no tokenizer: what is left to tokens/s is the engine's own time.
+    steps   milliseconds per op and step of the reference at the embedded model's shape: decode at
+            batch 1 (three context lengths) and 16, prefill of 512 rows. An op's figure is the sum
+            over all its calls in one step (median of steps); each step also has its total
+    ops     the native kernels at the 1.1B shape, for 1, 16 and 1024 rows and every way of keeping
+            weights, beside the reference on the same op and rows: GB/s of weights where rows are
+            few (attention: of keys and values), TFLOP/s where they are many, else microseconds.
+            Weights of few rows come from memory (kernel_chains.py)
 
-Usage: python bench/kernels.py [--quick]
+Random weights, no scheduler, no tokenizer: what is left to tokens/s is the engine's own time.
+
+Usage: python bench/kernels.py [--quick] [--kernels LEVEL]
 """
 
 from __future__ import annotations
@@ -14,11 +20,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from kernel_chains import OTHERS, PRODUCTS, Chain, Other, Product, batch, product_chain
 from report import Report, arguments
+from rounds import interleaved
 
+from kveik.kernels.extension import native_extension
 from kveik.kernels.ops import AttentionSpec, GroupBatch, KvSpec, Ops, RopeSpec, SampleRow
 from kveik.kernels.reference import reference_ops
 
@@ -33,6 +42,9 @@ STEPS = (  # name, sequences, tokens in the cache, new rows per sequence, repeti
     ("prefill 512 rows", 1, 0, 512, 7),
     ("prefill 512 rows behind 512", 1, 512, 512, 7),
 )
+ROWS = (1, 16, 1024)
+BLAS_SPINS = 0.3  # seconds, more than its threads do
+WIDTHS: tuple[Literal["bf16", "int8", "int4"], ...] = ("bf16", "int8", "int4")
 
 
 @dataclass
@@ -126,9 +138,8 @@ def metadata(sequences: int, cached: int, rows: int) -> GroupBatch:
     )
 
 
-def main() -> None:
-    quick = arguments(__doc__).parse_args().quick
-    report = Report("kernels")
+def measure_steps(report: Report, quick: bool) -> None:
+    """The reference, op by op, at the embedded model's shape."""
     ops = reference_ops()
     decoder = Decoder(ops)
     for name, sequences, cached, rows, repetitions in STEPS:
@@ -140,6 +151,84 @@ def main() -> None:
             report.figure(f"{name}: {op}", 1e3 * statistics.median(seconds), "ms")
     report.note(f"{ops.name} {ops.level}, numerics {ops.numerics_version}")
     report.note(f"{LAYERS} layers, hidden {HIDDEN}, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}")
+
+
+class NativeOps:
+    """The native kernels of one level beside the reference."""
+
+    def __init__(self, report: Report, level: str | None, quick: bool) -> None:
+        from kveik.kernels.native import native_ops  # only where the extension is
+
+        self._report, self._quick = report, quick
+        self._reference = reference_ops()
+        self._native: dict[str, Ops] = {width: native_ops(level, None, width) for width in WIDTHS}
+        level = self._native["bf16"].level
+        self._level = level.partition(",")[0]
+        report.note(
+            f"The 1.1B shape: native kernels, {level}, beside the reference in float32; both sides "
+            "are milliseconds."
+        )
+
+    def measure(self) -> None:
+        for rows in ROWS:
+            for product in PRODUCTS[-2:] if self._quick else PRODUCTS:
+                if rows <= product.most_rows:
+                    self._products(product, rows)
+            for other in OTHERS:
+                if rows <= other.most_rows:
+                    self._other(other, rows)
+
+    def _products(self, product: Product, rows: int) -> None:
+        chains = {w: product_chain(product, self._native[w], rows) for w in product.widths}
+        found = self._seconds(chains, product_chain(product, self._reference, rows), rows)
+        for width in product.widths:
+            self._figure(f"{product.name}, {width}", rows, chains[width], found, width)
+
+    def _other(self, other: Other, rows: int) -> None:
+        chains = {"bf16": other.make(self._native["bf16"], rows)}
+        found = self._seconds(chains, other.make(self._reference, rows), rows)
+        self._figure(other.name, rows, chains["bf16"], found, "bf16")
+
+    def _seconds(self, native: dict[str, Chain], reference: Chain, rows: int) -> dict[str, float]:
+        """Of one link of each chain: the median of the rounds. The native ones take turns; then
+        the reference, alone: the threads of a BLAS spin for a while when they have finished."""
+        found = self._medians(native, rows) | self._medians({"reference": reference}, rows)
+        time.sleep(BLAS_SPINS)
+        return found
+
+    def _medians(self, chains: dict[str, Chain], rows: int) -> dict[str, float]:
+        def call(name: str, chain: Chain) -> Callable[[], object]:
+            ops = self._reference if name == "reference" else self._native[name]
+            one = batch(ops, rows, metadata)
+            return lambda: chain.forward(one, [] if chain.arena is None else [chain.arena])
+
+        sides = {name: call(name, chain) for name, chain in chains.items()}
+        found = interleaved(sides, 2 if self._quick else 7, 0.005)
+        return {
+            name: statistics.median(times) / chains[name].times for name, times in found.items()
+        }
+
+    def _figure(
+        self, name: str, rows: int, chain: Chain, found: dict[str, float], width: str
+    ) -> None:
+        """ours, other: milliseconds of the native kernels, of the reference."""
+        value, unit = chain.rate(found[width], rows)
+        ours, other = 1e3 * found[width], 1e3 * found["reference"]
+        what = f"{self._level}, {rows} row{'s' * (rows > 1)}: {name}"
+        self._report.figure(what, value, unit, ours=ours, other=other, faster=other / ours)
+
+
+def main() -> None:
+    parser = arguments(__doc__)
+    parser.add_argument("--kernels", metavar="LEVEL", help="of the native ones; default: the best")
+    options = parser.parse_args()
+    report = Report("kernels")
+    measure_steps(report, options.quick)
+    module, missing = native_extension()
+    if module is None:
+        report.note(f"no native kernels: {missing}")
+    else:
+        NativeOps(report, options.kernels, options.quick).measure()
     report.finish()
 
 

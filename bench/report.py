@@ -1,7 +1,8 @@
 """What every benchmark prints: machine, commit, figures with their bars; JSON to a file.
 
 A figure is a dictionary: name, value, unit, and where there is one a bar and whether it holds.
-`Report.ratio` keeps both sides of a ratio, measured in one run.
+`Report.ratio` keeps both sides of a ratio, measured in one run; `Report.rounds` is for two sides
+that took turns (rounds.py): the median of the ratios of the rounds.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -50,6 +53,14 @@ def commit() -> str:
 
     dirty = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + dirty
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """With linear interpolation; of one value, that value."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return lower, median, upper
 
 
 @dataclass
@@ -91,6 +102,35 @@ class Report:
     ) -> None:
         """ours / other, both sides kept."""
         self.figure(name, ours / other, "x", bar=bar, sense=sense, ours=ours, other=other, **facts)
+
+    def rounds(
+        self,
+        name: str,
+        ours: Sequence[float],
+        other: Sequence[float],
+        *,
+        bar: float | None = None,
+        sense: Literal["<=", ">="] = ">=",
+        **facts: Any,
+    ) -> None:
+        """ours[round] / other[round]: the median over the rounds, with its quartiles.
+
+        What slows a whole round down is in both of its sides and leaves the ratio alone."""
+        found = [mine / theirs for mine, theirs in zip(ours, other, strict=True)]
+        lower, median, upper = quartiles(found)
+        self.figure(
+            name,
+            median,
+            "x",
+            bar=bar,
+            sense=sense,
+            ours=statistics.median(ours),
+            other=statistics.median(other),
+            lower_quartile=lower,
+            upper_quartile=upper,
+            rounds=len(found),
+            **facts,
+        )
 
     def note(self, text: str) -> None:
         self.notes.append(text)

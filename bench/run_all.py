@@ -13,7 +13,16 @@ from pathlib import Path
 from report import RESULTS, arguments
 
 FOLDER = Path(__file__).parent
-NOT_BENCHMARKS = {"run_all", "report", "table", "conversations", "relevance_fit"}
+NOT_BENCHMARKS = {
+    "run_all",
+    "report",
+    "rounds",
+    "random_model",
+    "kernel_chains",
+    "table",
+    "conversations",
+    "relevance_fit",
+}
 
 
 def main() -> int:

@@ -1,14 +1,15 @@
 """What 16 streams over HTTP cost: tokens/s of server-sent events against the offline door.
 
 Both doors have an engine of their own in one process; the same 16 prompts go to `LLM.generate` and
-to `POST /v1/completions` with stream: true on loopback, in turns. The client is another process
-that only counts bytes. The best round of each door counts.
+to `POST /v1/completions` with stream: true on loopback, in turns, and every round begins with the
+other door. The client is another process that only counts bytes. The figure is the median of the
+ratios of the rounds.
 
-Models: the embedded one, a checkpoint of one's own (--model), and a toy whose step keeps every core
-busy for a given time without the interpreter lock, as native kernels do (the share that HTTP costs
-depends on how long a step is).
+Models: the embedded one, a checkpoint of one's own (--model) or a random one (--shape 1.1b, written
+to a temporary folder), and a toy whose step keeps every core busy for a given time without the
+interpreter lock, as native kernels do (the share that HTTP costs depends on how long a step is).
 
-Usage: python bench/streams.py [--quick] [--model FOLDER]
+Usage: python bench/streams.py [--quick] [--model FOLDER] [--shape NAME] [--only-checkpoints]
 """
 
 from __future__ import annotations
@@ -18,19 +19,26 @@ import json
 import random
 import selectors
 import socket
+import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import pbkdf2_hmac
+from pathlib import Path
 
 from overheads import free_engine
 from report import Report, arguments
+
+sys.path.insert(0, str(Path(__file__).parent / "peers"))
+
+import checkpoints
 
 from kveik import LLM, SamplingParams
 from kveik.config import EngineConfig, ServerConfig
@@ -168,45 +176,80 @@ def compare(
 ) -> None:
     llm, engine = LLM.from_engine(make()), make()
     model, vocabulary = engine.info.model_id, engine.info.vocab_size
-    ours, other = [], []
     loop = []  # processor seconds of the event loop
     with served(engine) as door:
-        for seed in range(rounds + 1):
-            ids = prompts(seed, vocabulary)
-            other.append(offline(llm, ids, tokens))
+
+        def through_http(ids: Prompts) -> float:
             before = door.seconds()
-            ours.append(online(door.port, model, ids, tokens))
+            seconds = online(door.port, model, ids, tokens)
             loop.append(door.seconds() - before)
+            return seconds
+
+        ours, other = alternating(
+            through_http,
+            lambda ids: offline(llm, ids, tokens),
+            [prompts(seed, vocabulary) for seed in range(rounds + 1)],
+        )
+    llm.close()
     total = STREAMS * tokens
-    best_ours, best_other = total / min(ours[1:]), total / min(other[1:])  # without the warm-up
-    report.ratio(
+    report.rounds(
         f"{name}: {STREAMS} streams against offline",
-        best_ours,
-        best_other,
+        [total / seconds for seconds in ours],
+        [total / seconds for seconds in other],
         bar=BAR,
-        offline_step_ms=1e3 * min(other[1:]) / tokens,
-        event_loop_ms_per_step=1e3 * min(loop[1:]) / tokens,
+        computed_by=engine.info.kernel,
+        offline_step_ms=1e3 * statistics.median(other) / tokens,
+        event_loop_ms_per_step=1e3 * statistics.median(loop[1:]) / tokens,
     )
+
+
+def alternating(
+    ours: Callable[[Prompts], float],
+    other: Callable[[Prompts], float],
+    rounds: Sequence[Prompts],
+) -> tuple[list[float], list[float]]:
+    """Seconds of both for the prompts of every round but the first, which warms them up. Who begins
+    changes from round to round."""
+    found: tuple[list[float], list[float]] = ([], [])
+    for number, ids in enumerate(rounds):
+        for side in (0, 1) if number % 2 else (1, 0):
+            found[side].append((ours, other)[side](ids))
+    return found[0][1:], found[1][1:]
+
+
+def measure_checkpoint(report: Report, name: str, folder: str, rounds: int) -> None:
+    config = EngineConfig(model=folder, kv_memory=256 * 2**20)
+    compare(report, name, lambda: Engine.load(config), 64, rounds)
+
+
+def measure_small(report: Report, rounds: int) -> None:
+    embedded = EngineConfig(kv_memory=64 * 2**20)
+    compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
+    for milliseconds in STEPS_MS:
+        work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
+        make = partial(free_engine, work)
+        compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
 
 
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--model", metavar="FOLDER", help="measure this checkpoint as well")
+    parser.add_argument("--shape", choices=sorted(checkpoints.SHAPES), help="and random weights")
+    parser.add_argument("--only-checkpoints", action="store_true", help="of --model and --shape")
     parser.add_argument("--client", nargs=2, type=int, help="PORT TOKENS: what this script starts")
     options = parser.parse_args()
     if options.client:
         client(*options.client)
         return
-    report, rounds = Report("streams"), 2 if options.quick else 5
-    embedded = EngineConfig(kv_memory=64 * 2**20)
-    compare(report, "embedded model", lambda: Engine.load(embedded), 128, rounds)
+    report, rounds = Report("streams"), 2 if options.quick else 7
     if options.model:
-        own = EngineConfig(model=options.model, kv_memory=256 * 2**20)
-        compare(report, "the checkpoint of --model", lambda: Engine.load(own), 64, rounds)
-    for milliseconds in STEPS_MS:
-        work, tokens = busy(1e-3 * milliseconds), 2000 // milliseconds + 80
-        make = partial(free_engine, work)
-        compare(report, f"toy of {milliseconds} ms a step", make, tokens, rounds)
+        measure_checkpoint(report, "the checkpoint of --model", options.model, rounds)
+    if options.shape:
+        with tempfile.TemporaryDirectory() as parent:
+            folder = checkpoints.write(options.shape, Path(parent) / options.shape)
+            measure_checkpoint(report, f"{options.shape} shape", str(folder), rounds)
+    if not options.only_checkpoints:
+        measure_small(report, rounds)
     report.note(
         "A token over HTTP takes some time of the event loop and of the kernel's network code "
         "(event_loop_ms_per_step in the JSON), whatever the model: the shorter a step, the larger "

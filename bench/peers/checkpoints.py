@@ -76,6 +76,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 
 
+_NORMS = ("norm.weight", "ln_1.weight", "ln_2.weight", "ln_f.weight")
+
+
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of the checkpoint and its shape."""
     hidden, inner = config["hidden_size"], config["intermediate_size"]
@@ -126,8 +129,9 @@ def write(shape: str, folder: Path) -> Path:
     config = SHAPES[shape]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    _write_weights(folder / "model.safetensors", config)
-    _write_tokenizer(folder, config["vocab_size"])
+    tied = config["tie_word_embeddings"]
+    write_tensors(folder / "model.safetensors", shapes(config), tied=tied)
+    write_tokenizer(folder, config["vocab_size"])
     (folder / "complete").touch()
     return folder
 
@@ -138,7 +142,7 @@ def tensor(name: str, shape: tuple[int, ...], *, tied: bool) -> np.ndarray:
     token; a tied one cannot be that large (its own token would always win)."""
     generator = np.random.default_rng(zlib.crc32(name.encode()))
     values = generator.standard_normal(shape, dtype=np.float32)
-    if name.endswith("norm.weight"):
+    if name.endswith(_NORMS):
         values = 1.0 + 0.1 * values
     elif name.endswith("bias"):
         values *= 0.1
@@ -148,9 +152,8 @@ def tensor(name: str, shape: tuple[int, ...], *, tied: bool) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties even
 
 
-def _write_weights(path: Path, config: dict[str, Any]) -> None:
+def write_tensors(path: Path, tensors: dict[str, tuple[int, ...]], *, tied: bool) -> None:
     """A safetensors file, one tensor in memory at a time."""
-    tensors = shapes(config)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors.items():
@@ -161,10 +164,10 @@ def _write_weights(path: Path, config: dict[str, Any]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name, shape in tensors.items():
-            file.write(tensor(name, shape, tied=config["tie_word_embeddings"]).tobytes())
+            file.write(tensor(name, shape, tied=tied).tobytes())
 
 
-def _write_tokenizer(folder: Path, size: int) -> None:
+def write_tokenizer(folder: Path, size: int) -> None:
     """A byte-level BPE without merges: three special tokens, the 256 bytes, then filler."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = {byte: chr(byte) for byte in printable}
