@@ -20,10 +20,15 @@ struct PairProducts {
 
   template <int count>
   static void score_rows(const bf16* queries, int64_t width, const Slots<bf16>& s, float* out) {
-    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
+    int end = s.end / kLanes;
+    for (int c = s.first / kLanes; c < end; c += 2) {
       F32 sums[2][count] = {};
       const bf16 *left = s.column[c], *right = s.column[c + 1];
+      // the next two columns, which lie anywhere, on their way from memory meanwhile
+      const bf16* ahead[2] = {s.column[c + 2 < end ? c + 2 : c], s.column[c + 3 < end ? c + 3 : c]};
       for (int64_t i = 0; i < width; i += 2) {
+        __builtin_prefetch(ahead[0] + i * s.stride);
+        __builtin_prefetch(ahead[1] + i * s.stride);
         Pairs keys[2] = {Pairs(left + i * s.stride), Pairs(right + i * s.stride)};
 #pragma GCC unroll 8
         for (int row = 0; row < count; ++row) {
