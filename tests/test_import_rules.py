@@ -24,7 +24,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
-    "engine/history.py": (("cache.directive", "errors", "config"), ()),
+    "engine/history.py": (("cache.directive", "cache.window", "errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
     "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
     "models/": (

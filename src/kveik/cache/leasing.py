@@ -72,6 +72,8 @@ class Leasing:
         lease.miss = (
             self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
         )
+        if stream is not None and cached == stream.size - 1:  # the rest has another past
+            lease.miss = Miss(cached, "too_short")
         store = store and directive.write != "none"
         if not store and self.search.caching:
             self.publisher.note_unstored(lease, found, data)
@@ -171,6 +173,12 @@ class Leasing:
             self.holdings.name_blocks(lease)
         else:
             self.holdings.count_tokens(lease)
+
+    def rest(self, lease: Lease) -> None:
+        self._known(lease)
+        published = min(lease.sealed, self.publisher.most(lease)) * self._size
+        lease.stored = max(lease.stored, lease.cached_tokens, published)
+        self.turns.rest(lease)
 
     def release(self, lease: Lease, *, keep: bool, finished: bool | None) -> None:
         self._known(lease)

@@ -48,7 +48,7 @@ from kveik.cache.topics import MakeTracker, Topics
 from kveik.cache.turns import Turns
 from kveik.cache.upkeep import Upkeep
 from kveik.cache.window import StreamWindow
-from kveik.errors import PromptTooLarge, StreamBudgetExceeded
+from kveik.errors import InvalidRequest, PromptTooLarge, StreamBudgetExceeded
 
 __all__ = [
     "CacheManager",
@@ -288,6 +288,13 @@ class CacheManager:
     def check_stream(self, stream: StreamWindow, namespace: str, *, stays: bool) -> None:
         """Raise what keeps a stream from ever being opened (PromptTooLarge) or, if it `stays` open
         between requests, from being opened beside what is pinned (StreamBudgetExceeded)."""
+        for group in self.groups:
+            if group.window is not None and stream.size > group.window:
+                raise InvalidRequest(
+                    f"stream_window: sinks + window are {stream.size} tokens, and layers of this "
+                    f"model see {group.window} at most: ask for no more than that",
+                    param="stream_window",
+                )
         need = self.streams.blocks_for(stream)
         most = self.capacity_tokens(namespace) // self.block_size
         if need > most:
@@ -309,7 +316,11 @@ class CacheManager:
     def rest(self, lease: Lease, now: float = 0.0) -> None:
         """The turn of a stream has finished; its window stays for the next one."""
         self._at(now)
-        self.turns.rest(lease)
+        self.leasing.rest(lease)
+
+    def is_over(self, lease: Lease) -> bool:
+        """Has the session ended in which this stream rests?"""
+        return lease.rests_in is None or lease.rests_in.over
 
     def resume(self, lease: Lease, now: float = 0.0) -> bool:
         """The next turn of a stream that rests. False: its session has ended; release it."""
@@ -483,7 +494,8 @@ class CacheManager:
     def reset(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False (and nothing changed) while blocks are leased."""
         for lease in self.leases:
-            if namespace is None or lease.identity.namespace == namespace:
+            own = namespace is None or lease.identity.namespace == namespace
+            if own and lease.rests_in is None:  # a stream that rests is its caller's to end
                 return False
         names = {identity.namespace for identity in self.tree.roots}
         for name in names if namespace is None else names & {namespace}:

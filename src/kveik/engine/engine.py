@@ -20,7 +20,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -53,17 +53,26 @@ from kveik.engine.request import (
 )
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
-from kveik.engine.scheduler import Scheduler, SchedulerLimits
+from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
     PromptComputed,
     Queues,
+    RestingStream,
     TokenAccepted,
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
+from kveik.errors import (
+    Conflict,
+    InvalidRequest,
+    KveikError,
+    Overloaded,
+    Unavailable,
+    UnsupportedFeature,
+    fault,
+)
 from kveik.store.arena import KvStore
 
 _log = logging.getLogger(__name__)
@@ -128,6 +137,7 @@ class _Arrival(NamedTuple):
     handle: int
     delivery: Delivery
     seed: int
+    resting: RestingStream | None = None  # the open stream that it goes on from
 
 
 class _Abort(NamedTuple):
@@ -192,7 +202,12 @@ class Engine:
         self._runner = Runner(parts.model, parts.ops, store, parts.config.block_size)
         if progress is not None:
             progress("allocating the KV pool", 1.0)
-        self.history = Sessions(parts.config.session_idle, clock)
+        self._can_shift = parts.model.can_shift
+        self._end_ids = frozenset(parts.end_ids)
+        self._forgotten: deque[tuple[str, str]] = deque()  # sessions that history let go
+        self.history = Sessions(
+            parts.config.session_idle, clock, lambda *session: self._forgotten.append(session)
+        )
         self.token_memory = TokenMemory(
             parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
         )
@@ -240,10 +255,32 @@ class Engine:
 
     def submit(self, request: Request, sink: EventSink) -> int:
         """Check everything, then queue. Raises InvalidRequest, ContextLengthExceeded,
-        PromptTooLarge, PinBudgetExceeded, Overloaded or Unavailable before anything is allocated.
-        Returns a handle for `abort`. Events come as `EventSink` says."""
+        PromptTooLarge, PinBudgetExceeded, Overloaded, Conflict (the stream that it resumes is
+        gone) or Unavailable before anything is allocated. Returns a handle for `abort`. Events
+        come as `EventSink` says."""
         _check_ids(request, self.info.vocab_size)
-        self._scheduler.max_tokens_for(request)
+        if not request.resumes:
+            return self._submit(request, sink)
+        resting = self._take_stream(request)
+        try:
+            return self._submit(_behind(request, resting, self._end_ids), sink, resting)
+        except BaseException:
+            with self._state:
+                self._scheduler.put_back(request, resting, self._clock())
+            raise
+
+    def _submit(
+        self, request: Request, sink: EventSink, resting: RestingStream | None = None
+    ) -> int:
+        if request.stream is not None and not self._can_shift:
+            raise UnsupportedFeature(
+                "stream_window: positions of this model are part of its hidden state, or its "
+                "rotary base depends on the length, so that it cannot forget a middle: send no "
+                "stream_window, or serve a model with plain rotary embeddings",
+                param="stream_window",
+            )
+        with self._state:
+            self._scheduler.max_tokens_for(request)
         if request.directive.pin:
             with self._state:
                 self._cache.check_pin(len(request.prompt_token_ids))
@@ -255,10 +292,30 @@ class Engine:
             delivery.accepted()
             handle = next(self._handles)
             self._deliveries[handle] = delivery
-            self._inbox.append(_Arrival(handle, delivery, self._seed(request, handle)))
+            seed = self._seed(request, handle)
+            self._inbox.append(_Arrival(handle, delivery, seed, resting))
             self._queues.of(request).add(len(request.prompt_token_ids))
             self._inbox_changed.notify_all()
         return handle
+
+    def _take_stream(self, request: Request) -> RestingStream:
+        """The open stream that the request goes on from; Conflict where there is none."""
+        session = request.directive.session
+        with self._state:
+            resting = None
+            if session is not None:
+                resting = self._scheduler.take_stream(request.namespace, session)
+            if resting is not None and resting.salt != request.salt:
+                self._scheduler.put_back(request, resting, self._clock())
+                resting = None
+        if resting is None:
+            raise Conflict(
+                f"kveik.continue: the session {session!r} has no open stream: it ended, was cut "
+                "in the middle of an answer, or is answering now; begin another one without "
+                "continue",
+                param="kveik.continue",
+            )
+        return resting
 
     def abort(self, handle: int) -> None:
         """End a request: its blocks are free after the running step, its computed prefix stays
@@ -322,9 +379,10 @@ class Engine:
 
     def reset_cache(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False, and nothing changed, while requests hold blocks."""
-        with self._changing():
+        with self._changing() as now:
             done = self._cache.reset(namespace)
             if done:
+                self._scheduler.end_streams(lambda space, _: namespace in (None, space), now)
                 self.history.reset(namespace)
                 self.token_memory.forget(namespace)
             return done
@@ -445,6 +503,7 @@ class Engine:
             drained = self._drain_inbox(started)
             self.named.tick()
             self.history.tick()
+            self._end_forgotten(started)
             self.token_memory.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
@@ -464,6 +523,14 @@ class Engine:
         self._outbox.send()
         return True
 
+    def _end_forgotten(self, now: float) -> None:
+        """What history let go, by its time to live or an invalidation, has no open stream."""
+        gone = set()
+        while self._forgotten:
+            gone.add(self._forgotten.popleft())
+        if gone:
+            self._scheduler.end_streams(lambda *session: session in gone, now)
+
     def _drain_inbox(self, now: float) -> bool:
         """Hand arrivals to the scheduler. Each counts as queued until the scheduler counts it."""
         with self._inbox_changed:
@@ -473,7 +540,7 @@ class Engine:
             for entry in entries:
                 if isinstance(entry, _Arrival):
                     request = entry.delivery.request
-                    work = self._scheduler.add(entry.handle, request, entry.seed)
+                    work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
                     entry.delivery.work = work
         for entry in entries:
             if isinstance(entry, _Abort):
@@ -516,7 +583,8 @@ class Engine:
                 self._outbox.add(handle, delivery, output)
                 ended[handle] = None
             else:
-                self._outbox.add(handle, delivery, RequestFailed(KveikError(output.message)))
+                kind = Conflict if output.message == STREAM_GONE else KveikError
+                self._outbox.add(handle, delivery, RequestFailed(kind(output.message)))
         for handle in ended:
             self._collect_ending(handle)
 
@@ -678,6 +746,21 @@ def _as_told(error: Exception) -> KveikError:
     if isinstance(error, KveikError):
         return error
     return KveikError(f"the request failed ({type(error).__name__})")
+
+
+def _behind(request: Request, resting: RestingStream, end_ids: frozenset[int]) -> Request:
+    """The request in the window of the stream that it goes on from. An end of text that the model
+    sampled is not said twice. InvalidRequest where it asks for another window."""
+    if request.stream not in (None, resting.stream):
+        raise InvalidRequest(
+            f"stream_window: this stream keeps {resting.stream.sinks}+{resting.stream.window}, "
+            f"{resting.stream.evict} at a time; send the same, or none, with continue",
+            param="stream_window",
+        )
+    prompt, last = request.prompt_token_ids, resting.tokens[-1]
+    if last in end_ids and len(prompt) > 1 and prompt[0] == last:
+        prompt = prompt[1:]
+    return replace(request, stream=resting.stream, prompt_token_ids=prompt)
 
 
 def _check_ids(request: Request, vocab_size: int) -> None:
