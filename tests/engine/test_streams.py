@@ -207,6 +207,7 @@ def test_ids_of_what_was_forgotten_are_not_kept(plain: EngineParts) -> None:
         endless.step()
     [sequence] = endless._scheduler._running
     assert len(sequence.tokens) <= 3 * WINDOW.size
+    assert len(sequence.computed) < len(sequence.tokens)
     assert sequence.length >= 500
 
 

@@ -17,6 +17,7 @@ from kveik.cache.lease import Lease
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import FREE, SEALED, BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
+from kveik.cache.reclaim import Reclaimer
 
 
 class Books(Protocol):
@@ -27,6 +28,7 @@ class Books(Protocol):
     idle: tuple[IdleQueues, ...]
     tree: PrefixTree
     fence: StepFence
+    reclaim: Reclaimer
     reach: tuple[int, ...]
 
     @property
@@ -85,7 +87,8 @@ def _queues(books: Books, g: int) -> None:
     passed = Counter(
         block for lease in books.open_leases if lease.evicted for block in lease.every_block(g)
     )
-    passed.update(block for group, block in books.fence.held() if group == g)
+    if books.reclaim.passed_over:
+        passed.update(block for group, block in books.fence.held() if group == g)
     for block in expected:
         for child in tree.each_child(pool.owner[block]):
             below = tree.payload[g][child]

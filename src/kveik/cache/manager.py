@@ -285,9 +285,12 @@ class CacheManager:
         self._at(now)
         self.leasing.append(lease, more)
 
-    def check_stream(self, stream: StreamWindow, namespace: str, *, stays: bool) -> None:
-        """Raise what keeps a stream from ever being opened (PromptTooLarge) or, if it `stays` open
-        between requests, from being opened beside what is pinned (StreamBudgetExceeded)."""
+    def check_stream(
+        self, stream: StreamWindow, namespace: str, *, stays: bool, waiting: int = 0
+    ) -> None:
+        """Raise what keeps a stream from ever being opened (InvalidRequest, PromptTooLarge) or, if
+        it `stays` open between requests, from being opened beside what is pinned
+        (StreamBudgetExceeded). waiting: blocks of other such streams that are not open yet."""
         for group in self.groups:
             if group.window is not None and stream.size > group.window:
                 raise InvalidRequest(
@@ -304,14 +307,19 @@ class CacheManager:
                 "or give the engine more --kv-memory",
                 param="stream_window",
             )
-        if stays and need > self.names.room_for_pins():
+        left = self.names.room_for_pins() - waiting
+        if stays and need > left:
             raise StreamBudgetExceeded(
                 f"stream_window: a session keeps its window of {need} blocks between requests, "
-                f"and {max(self.names.room_for_pins(), 0)} are left in the budget of pins and "
+                f"and {max(left, 0)} are left in the budget of pins and "
                 "open streams: end another session, or raise --pin-share or --kv-memory",
                 param="stream_window",
                 retry_after=30,
             )
+
+    def stream_blocks(self, stream: StreamWindow) -> int:
+        """Blocks that a stream is promised."""
+        return self.streams.blocks_for(stream)
 
     def rest(self, lease: Lease, now: float = 0.0) -> None:
         """The turn of a stream has finished; its window stays for the next one."""

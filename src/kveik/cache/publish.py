@@ -67,6 +67,7 @@ class Publisher:
         """A stream drops its first token: what it put into the tree stays there, and it publishes
         nothing more. It goes on holding what it sees of that, without what lies between."""
         self.restrictor.stop_leading(lease)
+        self.holdings.reclaim.passed_over = True
         lease.stored = min(lease.sealed, self.most(lease)) * self._size
         node = lease.node
         self.tree.pins[node] -= 1

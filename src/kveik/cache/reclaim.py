@@ -38,6 +38,7 @@ class Reclaimer:
         self.evicted = 0
         self.ages = Ages()
         self.victim: Callable[[int, int], int] = lambda group, account: 0
+        self.passed_over = False  # does anybody read nodes without those before them?
         self.careful = False  # was anything ever deleted, or given a deadline?
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
@@ -85,6 +86,8 @@ class Reclaimer:
     def _uncover(self, group: int) -> bool:
         """What could go waits for children that only streams read, which have let it go: such a
         leaf is left to its readers. False: there is none."""
+        if not self.passed_over:
+            return False
         idle, owner, tree = self.idle[group], self.pools[group].owner, self.tree
         for block in (*idle.parked, *idle.each_pinned()):
             node = owner[block]

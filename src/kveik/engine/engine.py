@@ -22,12 +22,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.cache.relevance import TopicTracker
-from kveik.config import EngineConfig
+from kveik.cache.window import StreamWindow
+from kveik.config import EngineConfig, parse_stream_window
 from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
@@ -50,10 +51,11 @@ from kveik.engine.request import (
     RequestAborted,
     RequestFailed,
     RequestFinished,
+    SamplingParams,
 )
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
-from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits
+from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits, within
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
@@ -65,6 +67,7 @@ from kveik.engine.sequence import (
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import (
+    ConfigError,
     Conflict,
     InvalidRequest,
     KveikError,
@@ -81,6 +84,9 @@ Clock = Callable[[], float]
 
 CHECK_INTERVAL = 10.0
 """Seconds between two self-checks of an idle engine."""
+
+_END_WITHIN = 4
+"""Tokens of a new turn among which the end of the answer before is looked for."""
 
 MIN_SLEEP = 0.01
 """Seconds that an idle engine waits at least; a deadline is met that much late at most."""
@@ -102,6 +108,7 @@ class EngineStats:
     step_seconds: float
     stored_tokens: int  # prompt tokens that finished requests added to the cache
     named_caches: int
+    open_streams: int  # that wait for the next request of their session
     conversations: int  # finished turns are kept of so many sessions
     conversation_bytes: int
     seconds_saved: float  # by hits, estimated (engine/savings.py)
@@ -203,6 +210,9 @@ class Engine:
         if progress is not None:
             progress("allocating the KV pool", 1.0)
         self._can_shift = parts.model.can_shift
+        windows = [one.window for one in parts.model.groups if one.window]
+        self._sees = min([self.info.max_model_len, *windows])
+        self._window = _default_window(parts, self._sees)
         self._end_ids = frozenset(parts.end_ids)
         self._forgotten: deque[tuple[str, str]] = deque()  # sessions that history let go
         self.history = Sessions(
@@ -298,6 +308,26 @@ class Engine:
             self._inbox_changed.notify_all()
         return handle
 
+    def stream_for(
+        self, asked: StreamWindow | Literal[False] | None, params: SamplingParams
+    ) -> StreamWindow | None:
+        """The window of a request: what it asks for; where it says nothing (None) what the engine
+        was configured with, unless it wants what no stream can give; False: none."""
+        if asked is not None:
+            return asked or None
+        apt = params.n == 1 and params.use_cache and params.max_tokens != 0
+        return self._window if apt else None
+
+    @property
+    def longest_window(self) -> StreamWindow:
+        """The configured window, or 4 sinks and as much as the model sees at once."""
+        return self._window or StreamWindow(4, max(self._sees - 4, 1))
+
+    def has_stream(self, namespace: str, session: str | None) -> bool:
+        """Does the session have an open stream, to be gone on from?"""
+        with self._state:
+            return session is not None and self._scheduler.has_stream(namespace, session)
+
     def _take_stream(self, request: Request) -> RestingStream:
         """The open stream that the request goes on from; Conflict where there is none."""
         session = request.directive.session
@@ -344,6 +374,7 @@ class Engine:
                 step_seconds=totals.step_seconds,
                 stored_tokens=totals.stored_tokens,
                 named_caches=len(self.named),
+                open_streams=scheduler.open_streams,
                 conversations=conversations,
                 conversation_bytes=conversation_bytes,
                 seconds_saved=totals.seconds_saved,
@@ -365,16 +396,26 @@ class Engine:
             return self._cache.divergence(token_ids, namespace=namespace, salt=salt, now=now)
 
     def explain_prompt(
-        self, token_ids: Sequence[int], namespace: str = "", salt: str = "", remembered: int = 0
+        self,
+        token_ids: Sequence[int],
+        namespace: str = "",
+        salt: str = "",
+        remembered: int = 0,
+        stream: StreamWindow | None = None,
     ) -> Explanation:
         """Where this prompt would stop being cached, why, and what to do about it. remembered:
-        token ids that the token memory knew. The texts are read outside of the lock."""
+        token ids that the token memory knew; stream: the window in which it would be computed. The
+        texts are read outside of the lock."""
+        divergence = self.divergence(token_ids, namespace, salt)
+        if stream is not None:
+            divergence = within(divergence, stream)
         return explain(
-            self.divergence(token_ids, namespace, salt),
+            divergence,
             token_ids,
             self.tokenizer,
             remembered=remembered,
             block_size=self.info.block_size,
+            evicted=None if stream is None else stream.evicted(len(token_ids) - 1),
         )
 
     def reset_cache(self, namespace: str | None = None) -> bool:
@@ -748,6 +789,21 @@ def _as_told(error: Exception) -> KveikError:
     return KveikError(f"the request failed ({type(error).__name__})")
 
 
+def _default_window(parts: EngineParts, sees: int) -> StreamWindow | None:
+    """The configured window; ConfigError where a model that sees so much cannot stream in it."""
+    if parts.config.stream_window is None:
+        return None
+    window = StreamWindow(*parse_stream_window(parts.config.stream_window, "stream_window"))
+    if not parts.model.can_shift or window.size > sees:
+        raise ConfigError(
+            f"stream_window: this model cannot stream in {window.sinks}+{window.window} tokens: "
+            f"it sees {sees} at once"
+            + ("" if parts.model.can_shift else ", and its positions cannot shift"),
+            param="stream_window",
+        )
+    return window
+
+
 def _behind(request: Request, resting: RestingStream, end_ids: frozenset[int]) -> Request:
     """The request in the window of the stream that it goes on from. An end of text that the model
     sampled is not said twice. InvalidRequest where it asks for another window."""
@@ -758,8 +814,8 @@ def _behind(request: Request, resting: RestingStream, end_ids: frozenset[int]) -
             param="stream_window",
         )
     prompt, last = request.prompt_token_ids, resting.tokens[-1]
-    if last in end_ids and len(prompt) > 1 and prompt[0] == last:
-        prompt = prompt[1:]
+    if last in end_ids and last in prompt[:_END_WITHIN]:
+        prompt = prompt[prompt.index(last) + 1 :] or prompt
     return replace(request, stream=resting.stream, prompt_token_ids=prompt)
 
 

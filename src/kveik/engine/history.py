@@ -124,7 +124,13 @@ class Sessions:
             self._expire(now)
             shelf = self._shelves.get(namespace)
             turn = shelf.turns.get(session) if shelf is not None else None
-            if turn is None or shelf is None or turn.window is not None:
+            if turn is not None and turn.window is not None:
+                raise Conflict(
+                    f"kveik.continue: the stream of the session {session!r} is answering, or was "
+                    "cut in the middle of an answer; begin another one without continue",
+                    param="kveik.continue",
+                )
+            if turn is None or shelf is None:
                 raise Conflict(
                     f"kveik.continue: nothing is kept of the session {session!r}: it has no "
                     "finished turn, or it ended; send the whole conversation without continue",
@@ -133,17 +139,6 @@ class Sessions:
             turn.used = now
             shelf.turns[session] = shelf.turns.pop(session)
             return (*turn.messages, *turn.answer, *messages)
-
-    def stream(self, namespace: str, session: str) -> tuple[Message, ...] | None:
-        """The last message of an open stream and its answer, behind which the next one is put;
-        None: the session is no stream, or nothing is known of it."""
-        with self._lock:
-            self._expire(self._clock())
-            turn = self._known(namespace, session)
-            if turn is None or turn.window is None:
-                return None
-            turn.used = self._clock()
-            return (*turn.messages, *turn.answer)
 
     def begin(
         self,

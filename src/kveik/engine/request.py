@@ -173,12 +173,14 @@ class MissReason:
 @dataclass(frozen=True, slots=True)
 class PromptReady:
     """The prompt is computed (sent once, before the first ChoiceDelta). divergence: where it left
-    what was cached when it was admitted, for a request that asked to have it explained."""
+    what was cached when it was admitted, for a request that asked to have it explained.
+    evicted_tokens: forgotten by its stream so far; None: it is none."""
 
     cached_tokens: int
     miss: MissReason | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     divergence: Divergence | None = None
+    evicted_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

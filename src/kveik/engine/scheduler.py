@@ -204,9 +204,19 @@ class Scheduler:
                 param="stream_window",
             )
         if not request.resumes:
-            stays = request.directive.session is not None
-            self._cache.check_stream(stream, request.namespace, stays=stays)
+            session = request.directive.session
+            stays = session is not None and not self.has_stream(request.namespace, session)
+            waiting = self._promised() if stays else 0
+            self._cache.check_stream(stream, request.namespace, stays=stays, waiting=waiting)
         return ENDLESS if params.max_tokens is None else params.max_tokens
+
+    def _promised(self) -> int:
+        """Blocks of streams that will stay open and have not begun."""
+        return sum(
+            self._cache.stream_blocks(work.stream)
+            for work in self._works.values()
+            if work.stream and work.request.directive.session and not work.started
+        )
 
     def add(
         self, handle: int, request: Request, seed: int, resting: RestingStream | None = None
@@ -223,6 +233,9 @@ class Scheduler:
             background=request.background,
         )
         self._works[handle] = work
+        if resting is None and request.stream is not None:  # the session begins anew
+            key = (request.namespace, request.directive.session)
+            self.end_streams(lambda *one: one == key)
         tokens = list(request.prompt_token_ids)
         if resting is not None:
             work.resting, work.prompt_start = resting, resting.start + len(resting.tokens)
@@ -414,9 +427,7 @@ class Scheduler:
         that were given up before their first step have passed one; or else it never will."""
         if isinstance(self._open(sequence, now, reuse=False), Opened):
             self._add_chunk(sequence, draft)
-        elif not self._flushed:
-            draft.flush = True
-        elif self._end_one_stream(now):
+        elif not self._flushed or self._end_one_stream(now):
             draft.flush = True
         elif isinstance(self._open(sequence, now, reuse=False, last_resort=True), Opened):
             self._add_chunk(sequence, draft)
@@ -437,8 +448,8 @@ class Scheduler:
                 salt=work.request.salt,
                 now=now,
             )
-            if work.stream is not None and work.divergence.position >= work.stream.size:
-                work.divergence = Divergence(work.stream.size - 1, "too_short")
+            if work.stream is not None:
+                work.divergence = within(work.divergence, work.stream)
         result = self._cache.open(
             sequence.tokens,
             len(sequence.tokens),
@@ -475,6 +486,8 @@ class Scheduler:
             self._failures.append(self._fail(work, STREAM_GONE, now))
             return NoRoom()
         work.resting, work.miss = None, Miss(0, "new")
+        if work.request.explain:
+            work.divergence = Divergence(0, "new")
         sequence.lease, sequence.computed = lease, resting.computed
         self._begin_running(sequence)
         self._leave_queue(work)
@@ -663,6 +676,9 @@ class Scheduler:
         or a request works on it."""
         return self._resting.pop((namespace, session), None)
 
+    def has_stream(self, namespace: str, session: str) -> bool:
+        return (namespace, session) in self._resting
+
     def put_back(self, request: Request, resting: RestingStream, now: float) -> None:
         """The request that was to go on will not."""
         key = (request.namespace, request.directive.session or "")
@@ -725,3 +741,10 @@ class Scheduler:
     def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
         self.abort(work.handle, now)
         return WorkFailed(work.handle, message)
+
+
+def within(divergence: Divergence, stream: StreamWindow) -> Divergence:
+    """As a stream meets it: what it computes behind its first eviction has another past."""
+    if divergence.position < stream.size - 1:
+        return divergence
+    return Divergence(stream.size - 1, "too_short")

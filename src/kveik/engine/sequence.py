@@ -90,7 +90,7 @@ class Work:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *self.prompt_logprobs)
         miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
-        return PromptReady(self.cached_tokens, miss, rows, self.divergence)
+        return PromptReady(self.cached_tokens, miss, rows, self.divergence, self.evicted)
 
     def usage(self) -> Usage:
         return Usage(
@@ -151,7 +151,7 @@ class Sequence:
         if stream is None:
             return
         gone = stream.first_recent(self.done) - self.start
-        if gone >= stream.size:
+        if gone >= max(stream.size, len(self.tokens) // 2):
             del self.tokens[:gone]
             del self.computed[:gone]
             self.start += gone
