@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ from books import FULL, Books, session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kveik.cache.directive import Selector, Ttl
 from kveik.cache.lease import Lease, NoRoom, Opened
 from kveik.cache.segments import CopyPrefix, KvGroup, Move
 from kveik.cache.window import StreamWindow, laid_out, span_view
@@ -279,6 +281,7 @@ class World:
         self.slots: list[dict[int, object]] = [{} for _ in self.groups]
         self.runs: list[Run] = []
         self.numbers = 0
+        self.now = 1.0
 
     def open(self) -> None:
         dice = self.dice
@@ -290,18 +293,61 @@ class World:
         tokens = source[: dice.randint(0, 20)] + [
             dice.randint(0, 2) for _ in range(dice.randint(1, 9))
         ]
-        directive = session("s") if dice.random() < 0.3 else session("t")
-        result = self.kept.open(tokens, len(tokens), stream=stream, directive=directive)
+        tags = ("news",) if dice.random() < 0.3 else ()
+        ttl = Ttl(40.0) if dice.random() < 0.2 else None
+        directive = session(dice.choice("st"), tags=tags, ttl=ttl)
+        result = self.kept.open(
+            tokens, len(tokens), stream=stream, directive=directive, now=self.now
+        )
         if not isinstance(result, Opened):
             return
         self.numbers += 1
         self.runs.append(Run(self.numbers, result.lease, tokens, stream, list(result.moves)))
+        self.erase()
         for move in result.moves:
             assert isinstance(move, CopyPrefix)
             slots = self.slots[move.group]
             for slot in range(move.count):
                 slots[move.dst * SIZE + slot] = slots[move.src * SIZE + slot]
         self.kept.step()
+
+    def erase(self) -> None:
+        """What was deleted is overwritten before anything else of a step."""
+        for group, block in self.kept.take_erasures():
+            for offset in range(SIZE):
+                self.slots[group].pop(block * SIZE + offset, None)
+
+    def disturb(self) -> None:
+        """A verb that deletes, pins or lets time pass; nobody who reads may notice."""
+        dice, kept = self.dice, self.kept
+        self.now += dice.choice((0.0, 1.0, 30.0))
+        tokens = dice.choice(self.runs).tokens if self.runs else [1, 2]
+        match dice.randrange(6):
+            case 0:
+                kept.invalidate(Selector(tag="news"), self.now)
+            case 1:
+                kept.invalidate(Selector(prefix=tuple(tokens[: dice.randint(1, 9)])), self.now)
+            case 2:
+                kept.end_session("", dice.choice("st"), self.now)
+            case 3:
+                with contextlib.suppress(PinBudgetExceeded):
+                    kept.name("", "n", tokens, pin=True, ttl=Ttl(20.0), now=self.now)
+            case 4:
+                kept.unname("", "n", self.now)
+            case _:
+                kept.tick(self.now)
+        kept.check()
+
+    def pause(self, run: Run) -> None:
+        """The stream rests; its session may end meanwhile, and it with it."""
+        self.kept.rest(run.lease, self.now)
+        self.kept.check()
+        for _ in range(self.dice.randint(0, 2)):
+            self.disturb()
+        gone = self.kept.is_over(run.lease)
+        assert self.kept.resume(run.lease, self.now) is not gone
+        if gone:
+            self.end(run)
 
     def advance(self, run: Run) -> None:
         """One chunk of a sequence, which may get new tokens first."""
@@ -326,6 +372,7 @@ class World:
         if run.stream is not None:
             most = run.stream.size - 1 + end - first + 3 * (SIZE - 1)
             assert all(lease.held(g) * SIZE <= most for g in range(len(self.groups)))
+        self.erase()
         for g, group in enumerate(self.groups):
             table = laid_out(lease.tables[g], end, SIZE, run.stream)
             view = span_view(group, table, first, end - first, SIZE, run.stream)
@@ -360,6 +407,12 @@ class World:
                 self.open()
             elif self.dice.random() < 0.03:
                 self.end(self.dice.choice(self.runs))
+            elif self.dice.random() < 0.1:
+                self.disturb()
+            elif self.dice.random() < 0.1:
+                streams = [run for run in self.runs if run.stream is not None]
+                if streams:
+                    self.pause(self.dice.choice(streams))
             else:
                 self.advance(self.dice.choice(self.runs))
         for run in list(self.runs):
