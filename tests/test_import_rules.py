@@ -73,6 +73,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "commands",
             "cli",
             "cache.directive",
+            "cache.window",
             "cache.lease",
             "caches",
             "engine",

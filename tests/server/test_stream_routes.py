@@ -98,7 +98,7 @@ def test_usage_of_others_is_silent(one: CacheServer) -> None:
 
 def test_stream_window(one: CacheServer) -> None:
     """What docs/CACHE_FIELDS.md names: it changes what is cached, here what comes behind it."""
-    text = fresh()
+    text = fresh(25)
     one.usage(text, stream_window=WINDOW)
     assert one.peek(text) == 64 // 16 * 16
 

@@ -326,12 +326,19 @@ class Engine:
     def has_stream(self, namespace: str, session: str | None) -> bool:
         """Does the session have an open stream, to be gone on from?"""
         with self._state:
+            self._end_expired()
             return session is not None and self._scheduler.has_stream(namespace, session)
+
+    def _end_expired(self) -> None:
+        """Streams whose time was up while nobody stepped."""
+        self.history.tick()
+        self._end_forgotten(self._clock())
 
     def _take_stream(self, request: Request) -> RestingStream:
         """The open stream that the request goes on from; Conflict where there is none."""
         session = request.directive.session
         with self._state:
+            self._end_expired()
             resting = None
             if session is not None:
                 resting = self._scheduler.take_stream(request.namespace, session)

@@ -674,10 +674,13 @@ class Scheduler:
     def take_stream(self, namespace: str, session: str) -> RestingStream | None:
         """The open stream of a session, for the request that goes on from it; None: there is none,
         or a request works on it."""
-        return self._resting.pop((namespace, session), None)
+        if not self.has_stream(namespace, session):
+            return None
+        return self._resting.pop((namespace, session))
 
     def has_stream(self, namespace: str, session: str) -> bool:
-        return (namespace, session) in self._resting
+        resting = self._resting.get((namespace, session))
+        return resting is not None and not self._cache.is_over(resting.lease)
 
     def put_back(self, request: Request, resting: RestingStream, now: float) -> None:
         """The request that was to go on will not."""
