@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from kveik.cache.window import StreamWindow
     from kveik.engine.request import SamplingParams
     from kveik.errors import (
         ConfigError,
@@ -43,6 +44,7 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "StreamDelta",
+    "StreamWindow",
     "Unavailable",
     "UnsupportedFeature",
     "__version__",
@@ -52,6 +54,7 @@ _HOMES = {
     "LLM": "kveik.llm",
     "CacheOptions": "kveik.managed",
     "SamplingParams": "kveik.engine.request",
+    "StreamWindow": "kveik.cache.window",
 } | dict.fromkeys(
     ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
 )

@@ -1,4 +1,4 @@
-"""The command line: `kveik serve | chat | generate | cache | plan | info | bench`.
+"""The command line: `kveik serve | chat | follow | generate | cache | plan | info | bench`.
 
 This file only wires Typer to `kveik.commands`; what a command needs is imported when it runs, so
 that `kveik --help` is quick. Errors are one line on stderr: exit code 2 for usage, configuration
@@ -7,11 +7,12 @@ and models, 1 for everything else.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -27,6 +28,10 @@ from kveik.commands.options import (
 from kveik.config import API_KEY_FILE, ENGINE_OPTIONS, SERVER_OPTIONS
 from kveik.errors import ConfigError, InvalidRequest, KveikError, ModelLoadError
 
+if TYPE_CHECKING:
+    from kveik.commands.chat import Partner
+    from kveik.config import Settings
+
 app = typer.Typer(
     name="kveik",
     help="LLM inference and serving whose KV cache is a managed resource.",
@@ -41,9 +46,16 @@ app.add_typer(cache_app, name="cache")
 
 Model = Annotated[str | None, typer.Argument(metavar="MODEL", help="The same as --model")]
 Config = Annotated[str | None, typer.Option("--config", help="TOML or JSON file of options")]
+Endless = Annotated[
+    bool,
+    typer.Option(
+        "--endless", help="Never full: keep a window (--stream-window) instead of a history"
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON")]
 
 DEFAULT_ANSWER_TOKENS = 128
+ENDLESS_CHAT_TOKENS = 1024
 
 
 def _print_version(wanted: bool) -> None:
@@ -78,25 +90,74 @@ def chat(
     url: Annotated[str | None, typer.Option(help="Talk to this server instead")] = None,
     api_key: Annotated[str | None, typer.Option(help="Key for --url")] = None,
     system: Annotated[str | None, typer.Option(help="System message")] = None,
+    endless: Endless = False,
     **given: Any,
 ) -> None:
     """Talk to a model in the terminal."""
-    from dataclasses import replace
-
-    from kveik.commands.chat import LocalPartner, Partner, RemotePartner
     from kveik.commands.chat import chat as run
 
     settings = read(given, model=model_argument, file=config)
+    longest = ENDLESS_CHAT_TOKENS if endless else None
+    with _partner(settings, given, url, api_key, endless=endless, longest=longest) as partner:
+        run(partner, system=system)
+
+
+@app.command()
+@with_options((*ENGINE_OPTIONS, *SAMPLING_OPTIONS))
+def follow(
+    file: Annotated[Path, typer.Argument(help="A log that grows")],
+    prompt: Annotated[str, typer.Option(help="What is asked behind every group of lines")],
+    every: Annotated[int, typer.Option(min=1, help="Lines per group")] = 10,
+    once: Annotated[bool, typer.Option("--once", help="Stop at the end of the file")] = False,
+    config: Config = None,
+    url: Annotated[str | None, typer.Option(help="Ask this server instead")] = None,
+    api_key: Annotated[str | None, typer.Option(help="Key for --url")] = None,
+    system: Annotated[str | None, typer.Option(help="System message")] = None,
+    **given: Any,
+) -> None:
+    """Read a growing log in an endless stream, and answer a prompt every few lines."""
+    from kveik.commands.follow import follow as run
+
+    settings = read(given, file=config)
+    longest = DEFAULT_ANSWER_TOKENS
+    with _partner(settings, given, url, api_key, endless=True, longest=longest) as partner:
+        run(partner, file, prompt, every=every, once=once, system=system)
+
+
+@contextlib.contextmanager
+def _partner(
+    settings: Settings,
+    given: dict[str, Any],
+    url: str | None,
+    api_key: str | None,
+    *,
+    endless: bool,
+    longest: int | None,
+) -> Iterator[Partner]:
+    """Who answers: a server, or a model in this process. longest: tokens of an answer for which
+    the command line says nothing; a stream would go on until the model ends it."""
+    from dataclasses import replace
+
+    from kveik.commands.chat import LocalPartner, RemotePartner
+
     if url is not None:
         keys = [api_key] if api_key else settings.server.api_keys
-        partner: Partner = RemotePartner(url, keys[0] if keys else None, given_sampling(given))
-        run(partner, system=system)
+        asked = given_sampling(given)
+        if longest is not None:
+            asked.setdefault("max_tokens", longest)
+        window = settings.engine.stream_window
+        key = keys[0] if keys else None
+        remote = RemotePartner(url, key, asked, endless=endless, stream_window=window)
+        try:
+            yield remote
+        finally:
+            remote.forget()
         return
     from kveik.commands.loading import load
 
     with load(settings.engine) as llm:
-        defaults = replace(llm.get_default_sampling_params(), max_tokens=None)
-        run(LocalPartner(llm, sampling(given, defaults)), system=system)
+        defaults = replace(llm.get_default_sampling_params(), max_tokens=longest)
+        yield LocalPartner(llm, sampling(given, defaults), endless=endless)
 
 
 @app.command()

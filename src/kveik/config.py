@@ -66,6 +66,8 @@ LIMITS: dict[str, Limit] = {
     "age": Limit(0.0, 3660 * 86400.0, integer=False),  # seconds, of a selector
     "listing_count": Limit(1, 1000),  # entries of a listing
     "tenant_count": Limit(1, 10_000),  # entries of a keys file
+    "stream_sinks": Limit(0, 4096),  # tokens of a stream's beginning that stay
+    "stream_window": Limit(1, 2**24),  # recent tokens that it keeps
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 
@@ -110,6 +112,7 @@ class EngineConfig:
     pin_share: float = 0.25  # of the pool, at most, may be pinned
     relevance: Literal["off", "demote", "delete"] = "demote"  # of what a session left behind
     follow_topics: bool = False  # of sessions that announce no context
+    stream_window: str | None = None  # sinks+window[/evict] of requests that name none
     rope_theta: float | None = None
     rope_scaling: str | None = None  # JSON object as in config.json
     chat_template: str | None = None  # chatml | llama2 | alpaca | path of a Jinja file
@@ -125,6 +128,8 @@ class EngineConfig:
             _refuse("block_size", f"{self.block_size} is not one of {_listed(_BLOCK_SIZES)}")
         if not 0.0 <= self.pin_share <= 0.9:
             _refuse("pin_share", f"{self.pin_share} is outside 0 .. 0.9")
+        if self.stream_window is not None:
+            parse_stream_window(self.stream_window, "stream_window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,12 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         "switch",
         "Find the topic of sessions that announce no context, and demote what they leave",
     ),
+    Option(
+        "stream_window",
+        "text",
+        "Every request is an endless stream that keeps so much, as 4+1020 (sinks + window); "
+        "4+1020/64 forgets 64 tokens at a time",
+    ),
     Option("rope_theta", "number", "Overrides the model's RoPE base"),
     Option("rope_scaling", "text", "Overrides the model's RoPE scaling: JSON as in config.json"),
     Option("chat_template", "text", "chatml, llama2, alpaca or a Jinja file"),
@@ -332,6 +343,29 @@ def parse_bytes(text: str | int, source: str) -> int:
     number, unit, suffix = match.groups()
     base = 1000 if (suffix or "").upper() == "B" else 1024
     return int(float(number) * base ** (" KMGT".index(unit.upper()) if unit else 0))
+
+
+def parse_stream_window(value: str, source: str) -> tuple[int, int, int]:
+    """(sinks, window, evict) of "4+1020" or "4+1020/64", in tokens. ConfigError naming `source`."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*\+\s*(\d{1,9})\s*(?:/\s*(\d{1,9})\s*)?", value)
+    if match is None:
+        _refuse(source, f"{value[:40]!r} is not sinks+window in tokens, such as 4+1020")
+    sinks, window, evict = (int(one or 1) for one in match.groups())
+    try:
+        check_stream_window(sinks, window, evict)
+    except ValueError as error:
+        _refuse(source, str(error))
+    return sinks, window, evict
+
+
+def check_stream_window(sinks: int, window: int, evict: int) -> None:
+    """ValueError saying which of the three cannot be."""
+    for name, value in (("stream_sinks", sinks), ("stream_window", window)):
+        low, high = int(LIMITS[name].low), int(LIMITS[name].high)
+        if not low <= value <= high:
+            raise ValueError(f"{name[7:]} {value} is outside {low} .. {high}")
+    if not 1 <= evict <= window:
+        raise ValueError(f"evict {evict} is outside 1 .. {window}, the window")
 
 
 def parse_duration(value: object, source: str) -> float:

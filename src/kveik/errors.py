@@ -149,6 +149,12 @@ class Overloaded(KveikError):
         self.retry_after = retry_after
 
 
+class StreamBudgetExceeded(Overloaded):
+    """The windows of open streams and pinned blocks take all that may be set aside for them."""
+
+    code = "stream_budget_exceeded"
+
+
 class Unavailable(KveikError):
     """Loading, draining or stopped."""
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from kveik.cache.directive import Receipt
+from kveik.cache.window import StreamWindow
 from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
@@ -153,6 +154,25 @@ class LLM:
         collector = DeltaCollector()
         return self._deltas(self.engine.submit(request, collector), collector, request)
 
+    def stream_forever(
+        self,
+        prompt: Prompt | Conversation,
+        sampling_params: SamplingParams | None = None,
+        *,
+        stream_window: StreamWindow | str | Mapping[str, int] | None = None,
+        cache: CacheOptions | None = None,
+    ) -> Iterator[StreamDelta]:
+        """Text until the model ends it or the caller stops reading, in constant memory and constant
+        time per token: neither prompt nor answer has a longest length, and `max_tokens` is not
+        read. What left the window is forgotten, not summarised.
+
+        stream_window: as "4+1020" (sinks + window); None: as `cache` says, or as the engine was
+        configured, or the whole context of the model."""
+        options = cache or PLAIN_USE
+        window = stream_window or options.stream_window or self.engine.longest_window
+        params = replace(sampling_params or self.get_default_sampling_params(), max_tokens=None)
+        return self.stream(prompt, params, cache=replace(options, stream_window=window))
+
     def score(
         self, texts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None
     ) -> list[ScoreOutput]:
@@ -240,7 +260,11 @@ class LLM:
         options = replace(cache or PLAIN_USE, write=False)  # leaves no trace of the text either
         request = any_request(self.engine, prompt, SamplingParams(max_tokens=0), options)
         return self.engine.explain_prompt(
-            request.prompt_token_ids, request.namespace, request.salt, request.remembered
+            request.prompt_token_ids,
+            request.namespace,
+            request.salt,
+            request.remembered,
+            request.stream,
         )
 
     def warm(self, manifest: str | os.PathLike[str]) -> WarmProgress:
@@ -357,6 +381,7 @@ class LLM:
             cached_tokens=ready.cached_tokens,
             remembered=request.remembered,
             block_size=self.engine.info.block_size,
+            evicted=ready.evicted_tokens,
         )
 
     def _deltas(

@@ -21,7 +21,15 @@ from kveik.cache.directive import (
     TtlMode,
     Write,
 )
-from kveik.engine.words import document_id, duration, identifier, salt_digest, tag_list
+from kveik.cache.window import StreamWindow
+from kveik.engine.words import (
+    document_id,
+    duration,
+    identifier,
+    salt_digest,
+    stream_window,
+    tag_list,
+)
 from kveik.errors import InvalidRequest
 
 Checked = TypeVar("Checked")
@@ -43,6 +51,9 @@ class CacheOptions:
     leaves what goes before everything else. explain: the output says why not more was cached.
     cached_content: a named cache that stands before the prompt. cache_salt: shares with nobody
     who does not send the same. namespace: whose cache; two namespaces see nothing of each other.
+    stream_window: the call is an endless stream that keeps so much, as "4+1020" or {"sinks": 4,
+    "window": 1020, "evict": 1}; False: it is none, whatever the engine was configured with; with a
+    session the stream stays open, and a call that `resumes` brings only what comes next in it.
     Raises InvalidRequest naming the field."""
 
     session: str | None = None
@@ -58,6 +69,8 @@ class CacheOptions:
     cached_content: str | None = None
     cache_salt: str | None = field(default=None, repr=False)
     namespace: str = ""
+    stream_window: StreamWindow | str | Mapping[str, int] | Literal[False] | None = None
+    resumes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("session", "context", "cached_content"):
@@ -66,6 +79,9 @@ class CacheOptions:
         object.__setattr__(self, "tags", checked("tags", tag_list, self.tags))
         if self.ttl is not None:
             object.__setattr__(self, "ttl", checked("ttl", duration, self.ttl))
+        if self.stream_window not in (None, False):
+            window = checked("stream_window", stream_window, self.stream_window)
+            object.__setattr__(self, "stream_window", window)
         _one_of("relevance", self.relevance, (None, *get_args(Relevance)))
         _one_of("ttl_mode", self.ttl_mode, (None, *get_args(TtlMode)))
         _one_of("clock", self.clock, (None, *get_args(Clock)))
@@ -79,8 +95,21 @@ class CacheOptions:
         ):
             if getattr(self, name) is not None and getattr(self, needs) is None:
                 refuse(name, f"needs {needs}")
+        if self.resumes:
+            check_resumes(
+                self.session,
+                cached_content=self.cached_content,
+                priority=None if self.priority == "normal" else self.priority,
+                write=None if self.write is True else self.write,
+            )
         if not isinstance(self.namespace, str):
             refuse("namespace", "expected a string")
+
+    @property
+    def window(self) -> StreamWindow | Literal[False] | None:
+        """`stream_window`, checked."""
+        window = self.stream_window
+        return window if isinstance(window, StreamWindow) or window is False else None
 
     def directive(self, documents: Sequence[DocumentSpan] = ()) -> Directive:
         """What the engine is told."""
@@ -110,6 +139,15 @@ class CacheOptions:
         return (
             "" if self.cache_salt is None else checked("cache_salt", salt_digest, self.cache_salt)
         )
+
+
+def check_resumes(session: str | None, **without_effect: object) -> None:
+    """Raise InvalidRequest for what says nothing about the next turn of an open stream."""
+    if session is None:
+        refuse("resumes", "needs session: the one whose stream goes on")
+    for name, value in without_effect.items():
+        if value is not None:
+            refuse(name, "has no effect in a stream that goes on; leave it out")
 
 
 def selector(

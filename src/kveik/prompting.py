@@ -33,24 +33,34 @@ def prompt_request(
 ) -> Request:
     """The tokenised request of one prompt; raises InvalidRequest."""
     content = _content(prompt)
+    if cache.resumes and isinstance(content, str):
+        ids = engine.tokenizer.encode(content, add_special_tokens=False)
+        return _request(engine, tuple(ids), params, cache, content)
     if cache.cached_content is not None:
         named = engine.named.expand(cache.namespace, cache.cached_content, prompt=content)
         content = named.prompt
     if not isinstance(content, str):
-        return _request(content, params, cache)
+        return _request(engine, content, params, cache)
     encoded = engine.token_memory.encode(
         content,
         namespace=cache.namespace,
         salt=cache.salt(),
         keep=cache.text_seconds(),
     )
-    return _request(encoded.token_ids, params, cache, content, remembered=encoded.remembered)
+    return _request(
+        engine, encoded.token_ids, params, cache, content, remembered=encoded.remembered
+    )
 
 
 def chat_request(
     engine: Engine, messages: Conversation, params: SamplingParams, cache: CacheOptions
 ) -> Request:
     """The tokenised request of one conversation; raises InvalidRequest."""
+    if cache.resumes:
+        ids = tuple(engine.tokenizer.encode_next_turn(messages))
+        labels = [(one.document, one.version) for one in document_parts(messages)]
+        documents = tuple(DocumentSpan(*label, 0, len(ids)) for label in labels)
+        return _request(engine, ids, params, cache, None, documents, messages=messages)
     if cache.cached_content is not None:
         named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
         messages = named.messages
@@ -64,7 +74,7 @@ def chat_request(
         keep=cache.text_seconds(),
     )
     documents = document_spans(parts, encoded.spans)
-    return _request(encoded.token_ids, params, cache, text, documents, encoded.remembered)
+    return _request(engine, encoded.token_ids, params, cache, text, documents, encoded.remembered)
 
 
 def _content(prompt: object) -> str | tuple[int, ...]:
@@ -113,12 +123,14 @@ def checked_ids(token_ids: object) -> tuple[int, ...]:
 
 
 def _request(
+    engine: Engine,
     ids: tuple[int, ...],
     params: SamplingParams,
     cache: CacheOptions,
     text: str | None = None,
     documents: Sequence[DocumentSpan] = (),
     remembered: int = 0,
+    messages: Conversation = (),
 ) -> Request:
     return Request(
         ids,
@@ -129,4 +141,7 @@ def _request(
         salt=cache.salt(),
         explain=cache.explain,
         remembered=remembered,
+        messages=tuple(messages),
+        stream=cache.window or None if cache.resumes else engine.stream_for(cache.window, params),
+        resumes=cache.resumes,
     )

@@ -26,12 +26,17 @@ class Session:
             print(s.chat("How wide is the 55-inch TV?").outputs[0].text)
             print(s.chat("And its warranty?").outputs[0].text)
 
-    messages: what was said so far; a turn that failed or was not read to its end is not in it."""
+    messages: what was said so far; a turn that failed or was not read to its end is not in it.
+
+    With a stream window (of its options, or of the engine) it goes on for ever: turns behind the
+    first go into the open stream, and `messages` stays what stood before it. An answer that fails
+    or is not read to its end takes the stream along: the next turn begins another one."""
 
     def __init__(self, llm: LLM, options: CacheOptions, messages: Sequence[Message] = ()) -> None:
         self._llm = llm
         self._options = options
         self.messages: list[Message] = list(messages)
+        self._is_stream = llm.engine.stream_for(options.window, SamplingParams()) is not None
         self._ended = False
 
     @property
@@ -49,8 +54,8 @@ class Session:
         """The next turn. message: a text of the user, or one or more messages. context: what the
         conversation is about from here on (another codebase, another order)."""
         turn = self._turn(message)
-        conversation = [*self.messages, *turn]
-        output = self._llm.chat(conversation, sampling_params, cache=self._about(context))[0]
+        conversation, options = self._next(turn, context)
+        output = self._llm.chat(conversation, sampling_params, cache=options)[0]
         self._keep(turn, output.outputs[0].text)
         return output
 
@@ -63,8 +68,8 @@ class Session:
     ) -> Iterator[StreamDelta]:
         """The next turn as it is computed; it counts as said once it was read to its end."""
         turn = self._turn(message)
-        conversation = [*self.messages, *turn]
-        deltas = self._llm.stream(conversation, sampling_params, cache=self._about(context))
+        conversation, options = self._next(turn, context)
+        deltas = self._llm.stream(conversation, sampling_params, cache=options)
         return self._read(turn, deltas)
 
     def _read(self, turn: list[Message], deltas: Iterator[StreamDelta]) -> Iterator[StreamDelta]:
@@ -101,12 +106,23 @@ class Session:
             return [{"role": "user", "content": message}]
         return [message] if isinstance(message, Mapping) else list(message)
 
+    def _next(
+        self, turn: list[Message], context: str | None
+    ) -> tuple[Sequence[Message], CacheOptions]:
+        """What is sent, and how: into an open stream only what is new."""
+        options = self._about(context)
+        if self._is_stream and self._llm.engine.has_stream(options.namespace, self.id):
+            return turn, replace(options, resumes=True)
+        return [*self.messages, *turn], options
+
     def _about(self, context: str | None) -> CacheOptions:
         if context is not None:
             self._options = replace(self._options, context=context)
         return self._options
 
     def _keep(self, turn: list[Message], answer: str) -> None:
+        if self._is_stream:
+            return
         self.messages += [*turn, {"role": "assistant", "content": answer}]
 
 

@@ -30,7 +30,7 @@ from kveik.engine.sequence import ChoiceEnded, Output, TokenAccepted, WorkFailed
 
 VOCABULARY = 1000
 BLOCK = 16
-_OF_REQUEST = ("directive", "salt", "background")
+_OF_REQUEST = ("directive", "salt", "background", "stream")
 
 
 def absorb(state: bytes, token: int) -> bytes:

@@ -17,6 +17,7 @@ from kveik.cache.lease import Lease
 from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import FREE, SEALED, BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
+from kveik.cache.reclaim import Reclaimer
 
 
 class Books(Protocol):
@@ -27,6 +28,7 @@ class Books(Protocol):
     idle: tuple[IdleQueues, ...]
     tree: PrefixTree
     fence: StepFence
+    reclaim: Reclaimer
     reach: tuple[int, ...]
 
     @property
@@ -44,7 +46,7 @@ def audit(books: Books) -> None:
     held = books.fence.held()
     for g in range(len(books.pools)):
         fenced = Counter(block for group, block in held if group == g)
-        leased = Counter(block for lease in books.open_leases for block in lease.blocks[g])
+        leased = Counter(block for lease in books.open_leases for block in lease.every_block(g))
         _blocks(books, g, leased + fenced)
         _queues(books, g)
     _leases(books)
@@ -81,10 +83,18 @@ def _queues(books: Books, g: int) -> None:
     assert set(waiting) == expected, f"group {g}: idle blocks are not those that wait"
     if books.reach[g]:
         return
+    # A stream that dropped tokens holds blocks without those before them.
+    passed = Counter(
+        block for lease in books.open_leases if lease.evicted for block in lease.every_block(g)
+    )
+    if books.reclaim.passed_over:
+        passed.update(block for group, block in books.fence.held() if group == g)
     for block in expected:
         for child in tree.each_child(pool.owner[block]):
             below = tree.payload[g][child]
-            assert not pool.refs[below], f"group {g}: block {block} is idle, its child is held"
+            assert pool.refs[below] <= passed[below], (
+                f"group {g}: block {block} is idle, its child is held"
+            )
 
 
 def _leases(books: Books) -> None:
@@ -95,6 +105,7 @@ def _leases(books: Books) -> None:
         assert lease.committed <= lease.capacity, "a lease holds more tokens than slots"
         for blocks, start in zip(lease.blocks, lease.starts, strict=True):
             assert (start + len(blocks)) * size == lease.capacity, "blocks of a lease"
+        _stream(lease, size)
         if lease.node >= 0:
             pins[lease.node] += 1
         if lease.leading:
@@ -104,6 +115,17 @@ def _leases(books: Books) -> None:
     for node in books.tree.nodes():
         assert books.tree.pins[node] == pins.pop(node, 0), f"pins of node {node}"
     assert not pins, "a lease publishes behind a node that is gone"
+
+
+def _stream(lease: Lease, size: int) -> None:
+    """What a stream holds is what its window sees, and no block more."""
+    stream = lease.stream
+    sinks = 0 if stream is None else -(-stream.sinks // size)
+    for kept, start in zip(lease.sinks, lease.starts, strict=True):
+        assert len(kept) == (0 if stream is None else min(sinks, start)), "sinks of a stream"
+        if stream is not None:
+            assert start == stream.first_recent(lease.committed) // size, "window of a stream"
+    assert not (lease.evicted and lease.node >= 0), "a stream publishes what it must not"
 
 
 def _tree(books: Books) -> None:

@@ -54,7 +54,8 @@ def cache_stats(
     fenced = tuple(len(blocks) for blocks in _fenced_only(fence, pools))
     waiting = tuple(queue.count for queue in idle)
     leased = tuple(
-        len({block for lease in leases for block in lease.blocks[g]}) for g in range(len(pools))
+        len({block for lease in leases for block in lease.every_block(g)})
+        for g in range(len(pools))
     )
     shared = reclaim.tree.shared_blocks()
     deleted = {reason: sweeper.deleted.get(reason, 0) for reason in EVICTION_REASONS}

@@ -15,8 +15,9 @@ from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import BlockPool, StepFence
 from kveik.cache.prefix import WORD
 from kveik.cache.reclaim import Reclaimer
-from kveik.cache.segments import CopyPrefix, Move, Segment
+from kveik.cache.segments import BlockTable, CopyPrefix, Move, Segment
 from kveik.cache.shares import Shares
+from kveik.cache.streams import StreamBooks
 from kveik.cache.sweep import Sweeper
 
 
@@ -32,8 +33,10 @@ class Holdings:
         reclaim: Reclaimer,
         sweeper: Sweeper,
         counters: Counters,
+        streams: StreamBooks,
     ) -> None:
         self.pools, self.idle, self.tree = pools, idle, search.tree
+        self.streams = streams
         self.search, self.shares = search, shares
         self.reclaim, self.sweeper, self.counters = reclaim, sweeper, counters
         self.fence = StepFence()
@@ -66,15 +69,17 @@ class Holdings:
             room = self.shares.evictable(g, self.shares.account(namespace)) - kept
             if last_resort:
                 room = idle.count - len(held)
-            if need > len(pool.free) + room:
+            if need > len(pool.free) + room - self.streams.promised(g):
                 return False
         return True
 
     def has_room(self, lease: Lease, blocks: int) -> bool:
-        """Are there so many blocks, in every group, for this lease to grow by?"""
+        """Are there so many blocks, in every group, for this lease to grow by? What is promised to
+        streams is theirs."""
         account = self.shares.account(lease.identity.namespace)
         return all(
-            blocks <= len(self.pools[g].free) + self.shares.evictable(g, account)
+            blocks + self.streams.promised(g, lease)
+            <= len(self.pools[g].free) + self.shares.evictable(g, account)
             for g in self._range
         )
 
@@ -170,14 +175,33 @@ class Holdings:
     def name_blocks(self, lease: Lease) -> None:
         """Make the lease's tables anew after its blocks changed."""
         size, committed = self._size, lease.committed
+        if lease.evicted:
+            lease.tables = tuple(self._parted(lease, g) for g in self._range)
+            return
         lease.tables = tuple(
             (Segment(tuple(blocks), start * size, 0, committed - start * size, 0),)
             for blocks, start in zip(lease.blocks, lease.starts, strict=True)
         )
 
+    def _parted(self, lease: Lease, g: int) -> BlockTable:
+        """The table of a stream that dropped tokens: the sinks, seen behind the gap, and the
+        recent part, cut where the window begins."""
+        assert lease.stream is not None
+        size, sinks, gone = self._size, lease.stream.sinks, lease.evicted
+        home = lease.starts[g] * size
+        skip = sinks + gone - home
+        recent = Segment(tuple(lease.blocks[g]), home, skip, lease.committed - home - skip, 0)
+        if not sinks:
+            return (recent,)
+        first = lease.every_block(g)[: self.blocks_for(sinks)]
+        return Segment(tuple(first), 0, 0, sinks, gone), recent
+
     def count_tokens(self, lease: Lease) -> None:
         """The tables when only the number of tokens changed."""
         committed = lease.committed
+        if lease.evicted:
+            self.name_blocks(lease)
+            return
         lease.tables = tuple(
             (Segment(table[0].blocks, table[0].home, 0, committed - table[0].home, 0),)
             for table in lease.tables
@@ -188,23 +212,39 @@ class Holdings:
     def leave_windows(self, lease: Lease) -> bool:
         """Let go of blocks that no later token of the lease sees; were there any?"""
         left = False
-        for g in self._windowed:
-            start = self.search.first_needed(g, lease.committed)
+        for g in self._windowed if lease.stream is None else self._range:
+            start = self._first_needed(lease, g)
             gone = start - lease.starts[g]
             if gone > 0:
                 blocks = lease.blocks[g]
-                lease.starts[g] = start
-                leaving = [(g, block) for block in blocks[:gone]]
+                leaving = blocks[:gone]
                 del blocks[:gone]
-                self.let_go(lease, leaving)
+                leaving = self._keep_sinks(lease, g, leaving)
+                lease.starts[g] = start
+                self.let_go(lease, [(g, block) for block in leaving])
                 left = True
         return left
+
+    def _first_needed(self, lease: Lease, g: int) -> int:
+        """Number of the first block behind the sinks that a later token of the lease sees. The
+        window of a stream lies inside that of every group."""
+        if lease.stream is None:
+            return self.search.first_needed(g, lease.committed)
+        return lease.stream.first_recent(lease.committed) // self._size
+
+    def _keep_sinks(self, lease: Lease, g: int, leaving: list[int]) -> list[int]:
+        """What of the first blocks holds sinks stays; returns the rest."""
+        if lease.stream is None:
+            return leaving
+        kept = max(self.blocks_for(lease.stream.sinks) - lease.starts[g], 0)
+        lease.sinks[g] += leaving[:kept]
+        return leaving[kept:]
 
     def let_go_all(self, lease: Lease) -> None:
         """Tails before heads."""
         for g in self._range:
-            self.let_go(lease, [(g, block) for block in reversed(lease.blocks[g])])
-            lease.blocks[g] = []
+            self.let_go(lease, [(g, block) for block in reversed(lease.every_block(g))])
+            lease.blocks[g], lease.sinks[g] = [], []
 
     def let_go(self, lease: Lease, references: list[tuple[int, int]]) -> None:
         """Give up references; those that a launched step may still use pass to the fence."""

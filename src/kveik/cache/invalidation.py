@@ -216,7 +216,9 @@ class Invalidation:
     def _restrict_leases(self, selector: Selector, prefix: bytes) -> None:
         for lease in list(self.leases):
             identity = lease.identity
-            if identity.namespace != selector.namespace or not lease.limit:
+            if identity.namespace != selector.namespace:
+                continue
+            if not (lease.limit or lease.evicted):
                 continue
             if identity.lineage != EXACT:
                 self.restrictor.detach(lease)

@@ -15,6 +15,7 @@ from kveik.cache.directive import PLAIN, Directive
 from kveik.cache.prefix import Identity
 from kveik.cache.segments import BlockTable, Move
 from kveik.cache.sessions import Session
+from kveik.cache.window import StreamWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,9 @@ class Lease:
     that a lease without store does not publish. `selectors` are prefixes that were invalidated
     while it was open. `labels` are those of every block that it writes, `claimed` the nodes that
     got its session's claim, `session` the conversation in whose turn it works, `opened_at` when;
-    `erase`: blocks that it does not publish are overwritten when it lets them go.
+    `erase`: blocks that it does not publish are overwritten when it lets them go. `stream`: what
+    it keeps of an endless sequence; `sinks[g]`: its first blocks, once those behind them are gone;
+    `rests_in`: the session in which it waits for its next turn.
     """
 
     __slots__ = (
@@ -81,24 +84,36 @@ class Lease:
         "opened_at",
         "pinned",
         "prompt",
+        "rests_in",
         "sealed",
         "selectors",
         "session",
+        "sinks",
         "starts",
         "stored",
+        "stream",
         "tables",
         "tail",
         "there",
         "unstored",
     )
 
-    def __init__(self, identity: Identity, groups: int, directive: Directive = PLAIN) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        groups: int,
+        directive: Directive = PLAIN,
+        stream: StreamWindow | None = None,
+    ) -> None:
         self.directive = directive
+        self.stream = stream
+        self.sinks: list[list[int]] = [[] for _ in range(groups)]
         self.labels: frozenset[Label] = frozenset()
         self.claimed: set[int] = set()
         self.opened_at = 0.0
         self.erase = False
         self.session: Session | None = None
+        self.rests_in: Session | None = None
         self.identity = identity
         self.tables: tuple[BlockTable, ...] = ()
         self.cached_tokens = 0
@@ -123,6 +138,19 @@ class Lease:
     @property
     def lineage(self) -> bytes:
         return self.identity.lineage
+
+    @property
+    def evicted(self) -> int:
+        """Tokens that its stream has dropped when the next one is computed."""
+        return 0 if self.stream is None else self.stream.evicted(self.committed)
+
+    def held(self, group: int) -> int:
+        """Blocks that it holds of a group."""
+        return len(self.sinks[group]) + len(self.blocks[group])
+
+    def every_block(self, group: int) -> list[int]:
+        """The same by number, ascending."""
+        return self.sinks[group] + self.blocks[group]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from kveik.cache.prefix import Identity, pack_tokens
 from kveik.cache.publish import Publisher
 from kveik.cache.segments import Move
 from kveik.cache.turns import Turns
+from kveik.cache.window import StreamWindow
 
 
 class Leasing:
@@ -27,6 +28,7 @@ class Leasing:
         self.holdings, self.counters = publisher.holdings, publisher.counters
         self.search, self.restrictor = self.holdings.search, publisher.restrictor
         self.tree, self.retention = self.search.tree, self.search.retention
+        self.streams = self.holdings.streams
         self._groups = len(self.holdings.pools)
         self._size = self.search.block_size
 
@@ -42,9 +44,16 @@ class Leasing:
         spare: int,
         directive: Directive,
         last_resort: bool,
+        stream: StreamWindow | None = None,
     ) -> OpenResult:
         namespace = identity.namespace
-        found = self.search.find(identity, data, self.search.cap(length) if reuse else 0)
+        cap = self.search.cap(length) if reuse else 0
+        if stream is not None:
+            if not self.streams.fits(stream, namespace):
+                return NoRoom()
+            cap = min(cap, stream.size - 1)  # behind it rows see another past
+            wanted = self.streams.blocks_for(stream) * self._size
+        found = self.search.find(identity, data, cap)
         if reuse and (leader := self.restrictor.leaders.get(self.search.next_key(found, data))):
             return Wait(leader)
         everything = found if reuse else self.search.find(identity, data, length)
@@ -56,22 +65,25 @@ class Leasing:
                 return NoRoom()
         if found.public:
             identity = identity._replace(base=self.tree.base_of(found.walked[found.public - 1]))
-        lease = Lease(identity, self._groups, directive)
+        lease = Lease(identity, self._groups, directive, stream)
         lease.opened_at = self.tree.now
         lease.there = self.search.there(everything, data)
         cached = found.blocks * self._size + found.extra
         lease.miss = (
             self.search.miss(found, identity, data, cached) if reuse else Miss(0, "too_short")
         )
+        if stream is not None and cached == stream.size - 1:  # the rest has another past
+            lease.miss = Miss(cached, "too_short")
         store = store and directive.write != "none"
         if not store and self.search.caching:
             self.publisher.note_unstored(lease, found, data)
         elif self.search.caching:
             self.publisher.begin(lease, found, data)
-        moves = self._take(lease, found, data, wanted)
+        moves = self._take(lease, found, data, wanted if stream is None else 1)
         if reuse:
             self.counters.opened(lease, length)
         self.leases.add(lease)
+        self.streams.add(lease)
         return Opened(lease, moves)
 
     def _take(self, lease: Lease, found: Found, data: bytes, wanted: int) -> tuple[Move, ...]:
@@ -97,6 +109,8 @@ class Leasing:
 
     def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
         self._known(lease)
+        if lease.stream is not None:
+            raise ValueError("fork: a stream has one continuation")
         if not self.holdings.were_moved(lease):
             raise ValueError("fork: the moves of this lease were not launched yet")
         if lease.committed % self._size and not self.holdings.has_room(lease, 1):
@@ -126,31 +140,59 @@ class Leasing:
             )
         if count == lease.committed:
             return
-        lease.tail += pack_tokens(tokens[lease.committed : count])
+        more = tokens[lease.committed : count]
         lease.committed = count
         if lease.selectors:
             self.restrictor.obey(lease, tokens)
+        self._append(lease, more)
+
+    def append(self, lease: Lease, more: Sequence[int]) -> None:
+        self._known(lease)
+        count = lease.committed + len(more)
+        if not (lease.evicted and count <= lease.capacity):
+            raise ValueError(
+                f"append of {len(more)} tokens: only to a stream that dropped some, and only "
+                f"where it has room ({lease.capacity})"
+            )
+        lease.committed = count
+        self._append(lease, more)
+
+    def _append(self, lease: Lease, more: Sequence[int]) -> None:
+        """These are the last of the committed tokens."""
+        count = lease.committed
+        lease.tail += pack_tokens(more)
         changed = False
         full = count // self._size
         if full > lease.sealed:
             changed = self.publisher.seal(lease, full)
             self.turns.names.keep_budget(lease.labels)
+        if lease.evicted and lease.node >= 0:
+            self.publisher.leave_tree(lease)
         changed = self.holdings.leave_windows(lease) or changed
         if changed:
             self.holdings.name_blocks(lease)
         else:
             self.holdings.count_tokens(lease)
 
+    def rest(self, lease: Lease) -> None:
+        self._known(lease)
+        published = min(lease.sealed, self.publisher.most(lease)) * self._size
+        lease.stored = max(lease.stored, lease.cached_tokens, published)
+        self.turns.rest(lease)
+
     def release(self, lease: Lease, *, keep: bool, finished: bool | None) -> None:
         self._known(lease)
         self.holdings.tick += 1
         self.restrictor.stop_leading(lease)
         self.leases.discard(lease)
+        self.streams.discard(lease)
+        if lease.rests_in is not None and lease.rests_in.over:
+            lease.erase = True
         if finished:
             self.turns.hear(lease)
         self.turns.give_back(lease, finished)
         published = min(lease.sealed, self.publisher.most(lease)) * self._size
-        lease.stored = max(lease.cached_tokens, published)
+        lease.stored = max(lease.cached_tokens, published, lease.stored)
         tail = self.publisher.seal_tail(lease) if keep else -1
         self.turns.names.keep_budget(lease.labels)
         if finished and lease.directive.pin and lease.node >= 0:

@@ -55,7 +55,7 @@ class Listing:
 
     def _hottest(self) -> Iterator[int]:
         """Blocks of the first group: those that are read, then the idle ones, used last first."""
-        held = (block for lease in self.leases for block in lease.blocks[0])
+        held = (block for lease in self.leases for block in lease.every_block(0))
         return chain(dict.fromkeys(held), self.retention.idle[0].hottest())
 
     def _view(self, block: int, namespace: str | None, with_path: bool) -> BlockView | None:

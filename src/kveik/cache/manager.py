@@ -42,10 +42,13 @@ from kveik.cache.retention import Retention
 from kveik.cache.segments import EXACT, Erase, KvGroup, Move, check_groups
 from kveik.cache.sessions import SessionTable
 from kveik.cache.shares import Shares
+from kveik.cache.streams import StreamBooks
 from kveik.cache.sweep import Sweeper
 from kveik.cache.topics import MakeTracker, Topics
 from kveik.cache.turns import Turns
 from kveik.cache.upkeep import Upkeep
+from kveik.cache.window import StreamWindow
+from kveik.errors import InvalidRequest, PromptTooLarge, StreamBudgetExceeded
 
 __all__ = [
     "CacheManager",
@@ -117,14 +120,27 @@ class CacheManager:
         self.invalidation = Invalidation(
             self.retention, self.sweeper, self.restrictor, self.table, self.leases
         )
+        self.streams = StreamBooks(self.block_size, fewest, self._taken)
+        self.names.streams = self.streams
         self.holdings = Holdings(
-            pools, self.idle, self.search, self.shares, self.reclaim, self.sweeper, self.counters
+            pools,
+            self.idle,
+            self.search,
+            self.shares,
+            self.reclaim,
+            self.sweeper,
+            self.counters,
+            self.streams,
         )
         self.fence = self.holdings.fence
         publisher = Publisher(self.holdings, self.restrictor, self.ghosts)
         self.turns = Turns(self.invalidation, self.reclaim, self.names, relevance, self.topics)
         self.leasing = Leasing(self.leases, publisher, self.turns)
         self.upkeep = Upkeep(self.invalidation, self.reclaim, self.names, self.shares)
+
+    def _taken(self, namespace: str) -> int:
+        """Blocks that no stream of this namespace can have."""
+        return self.names.pinned() + self.shares.others_reserve(namespace)
 
     @property
     def open_leases(self) -> Collection[Lease]:
@@ -214,6 +230,7 @@ class CacheManager:
         now: float = 0.0,
         directive: Directive = PLAIN,
         last_resort: bool = False,
+        stream: StreamWindow | None = None,
     ) -> OpenResult:
         """Look up `tokens`, hold what matches, reserve slots so that `wanted` tokens fit.
 
@@ -223,7 +240,10 @@ class CacheManager:
         PinBudgetExceeded). wanted >= cached tokens + 1. A partial match inside a sealed block
         becomes a CopyPrefix into a private block. spare: blocks per group that must stay free or
         evictable beside it, for the growth of those that run already; otherwise NoRoom.
-        last_resort: nothing else runs and there was no room; even what is pinned gives way."""
+        last_resort: nothing else runs and there was no room; even what is pinned gives way.
+        stream: only this much is kept of what it computes; it opens when its whole window fits,
+        has a slot for the next token only, and never fails to `extend` by one block once nobody
+        but streams holds blocks."""
         self._at(now)
         if directive.pin:
             self.names.check_pin(self.blocks_for(len(tokens)))
@@ -237,6 +257,7 @@ class CacheManager:
             spare=spare,
             directive=directive,
             last_resort=last_resort,
+            stream=stream,
         )
 
     def extend(self, lease: Lease, wanted: int) -> bool:
@@ -257,6 +278,62 @@ class CacheManager:
         table."""
         self._at(now)
         self.leasing.commit(lease, tokens)
+
+    def append(self, lease: Lease, more: Sequence[int], now: float = 0.0) -> None:
+        """Like commit, of the tokens since the last one, for a stream that has dropped tokens: its
+        caller need not keep them either."""
+        self._at(now)
+        self.leasing.append(lease, more)
+
+    def check_stream(
+        self, stream: StreamWindow, namespace: str, *, stays: bool, waiting: int = 0
+    ) -> None:
+        """Raise what keeps a stream from ever being opened (InvalidRequest, PromptTooLarge) or, if
+        it `stays` open between requests, from being opened beside what is pinned
+        (StreamBudgetExceeded). waiting: blocks of other such streams that are not open yet."""
+        for group in self.groups:
+            if group.window is not None and stream.size > group.window:
+                raise InvalidRequest(
+                    f"stream_window: sinks + window are {stream.size} tokens, and layers of this "
+                    f"model see {group.window} at most: ask for no more than that",
+                    param="stream_window",
+                )
+        need = self.streams.blocks_for(stream)
+        most = self.capacity_tokens(namespace) // self.block_size
+        if need > most:
+            raise PromptTooLarge(
+                f"stream_window: {stream.sinks}+{stream.window} tokens need {need} blocks of "
+                f"{self.block_size} tokens and the KV pool has {most}: ask for a smaller window "
+                "or give the engine more --kv-memory",
+                param="stream_window",
+            )
+        left = self.names.room_for_pins() - waiting
+        if stays and need > left:
+            raise StreamBudgetExceeded(
+                f"stream_window: a session keeps its window of {need} blocks between requests, "
+                f"and {max(left, 0)} are left in the budget of pins and "
+                "open streams: end another session, or raise --pin-share or --kv-memory",
+                param="stream_window",
+                retry_after=30,
+            )
+
+    def stream_blocks(self, stream: StreamWindow) -> int:
+        """Blocks that a stream is promised."""
+        return self.streams.blocks_for(stream)
+
+    def rest(self, lease: Lease, now: float = 0.0) -> None:
+        """The turn of a stream has finished; its window stays for the next one."""
+        self._at(now)
+        self.leasing.rest(lease)
+
+    def is_over(self, lease: Lease) -> bool:
+        """Has the session ended in which this stream rests?"""
+        return lease.rests_in is None or lease.rests_in.over
+
+    def resume(self, lease: Lease, now: float = 0.0) -> bool:
+        """The next turn of a stream that rests. False: its session has ended; release it."""
+        self._at(now)
+        return self.turns.resume(lease)
 
     def release(
         self, lease: Lease, *, keep: bool = True, finished: bool | None = True, now: float = 0.0
@@ -425,7 +502,8 @@ class CacheManager:
     def reset(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False (and nothing changed) while blocks are leased."""
         for lease in self.leases:
-            if namespace is None or lease.identity.namespace == namespace:
+            own = namespace is None or lease.identity.namespace == namespace
+            if own and lease.rests_in is None:  # a stream that rests is its caller's to end
                 return False
         names = {identity.namespace for identity in self.tree.roots}
         for name in names if namespace is None else names & {namespace}:

@@ -15,6 +15,7 @@ from kveik.cache.claims import Label
 from kveik.cache.deadlines import NEVER
 from kveik.cache.directive import Ttl
 from kveik.cache.retention import Retention
+from kveik.cache.streams import StreamBooks
 from kveik.cache.sweep import Arrange, Drain, Sweeper
 from kveik.errors import PinBudgetExceeded
 
@@ -42,8 +43,8 @@ class Name:
 
 
 class Names:
-    """budget: blocks (of every group) that may be pinned. stop: called with a label that ended, for
-    the leases that would still write it."""
+    """budget: blocks (of every group) that may be pinned; streams: those that share it. stop:
+    called with a label that ended, for the leases that would still write it."""
 
     def __init__(
         self, retention: Retention, sweeper: Sweeper, budget: int, stop: Callable[[Label], None]
@@ -54,6 +55,7 @@ class Names:
         self._names: dict[Label, Name] = {}
         self._heap: list[tuple[float, int, Name]] = []
         self._count = 0
+        self.streams: StreamBooks | None = None
 
     # --- time
 
@@ -193,9 +195,18 @@ class Names:
     def pinned(self) -> int:
         return sum(of.count for of in self.claims.pinning)
 
+    def room_for_pins(self) -> int:
+        """Blocks that may be pinned beside what is, and beside the windows of streams that outlive
+        their request; no pin takes what a running stream was promised."""
+        pinned, streams = self.pinned(), self.streams
+        if streams is None:
+            return self.budget - pinned
+        most = min(self.budget - streams.kept, streams.total - streams.reserved)
+        return most - pinned
+
     def check_pin(self, blocks: int) -> None:
         """Raise PinBudgetExceeded unless that many more may be pinned."""
-        left = self.budget - self.pinned()
+        left = self.room_for_pins()
         if blocks > left:
             raise PinBudgetExceeded(
                 f"pin: {blocks} more blocks are asked for and {max(left, 0)} are left in the "

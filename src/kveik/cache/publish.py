@@ -36,6 +36,8 @@ class Publisher:
         root = self.tree.root(lease.identity, data[: found.public * self._width])
         lease.node = found.walked[found.blocks - 1] if found.blocks > found.public else root
         lease.limit = _EVERYTHING
+        if lease.stream is not None:  # what it writes behind its first eviction has another past
+            lease.limit = lease.stream.size // self._size
         self.tree.pins[lease.node] += 1
         lease.sealed = found.blocks
         lease.prompt = data
@@ -60,6 +62,17 @@ class Publisher:
         if key not in self.restrictor.leaders:
             self.restrictor.leaders[key] = lease
             lease.leading = key
+
+    def leave_tree(self, lease: Lease) -> None:
+        """A stream drops its first token: what it put into the tree stays there, and it publishes
+        nothing more. It goes on holding what it sees of that, without what lies between."""
+        self.restrictor.stop_leading(lease)
+        self.holdings.reclaim.passed_over = True
+        lease.stored = min(lease.sealed, self.most(lease)) * self._size
+        node = lease.node
+        self.tree.pins[node] -= 1
+        lease.node, lease.limit, lease.prompt = -1, 0, b""
+        self.holdings.reclaim.prune(node)
 
     # --- full blocks
 

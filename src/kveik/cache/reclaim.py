@@ -6,7 +6,7 @@ its readers. A child always goes before its parent. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kveik.cache.ghosts import Ghosts
 from kveik.cache.lease import Ages
@@ -18,8 +18,9 @@ from kveik.cache.prefix import PrefixTree
 class Reclaimer:
     """Frees idle blocks of all groups. reach: see Lookup; evicted: blocks evicted so far. victim:
     whose block goes for the need of an account (see Shares); must_erase, erase: is the block of a
-    node to be overwritten, and who is told; lose, finish: what the sweep does about a node that is
-    evicted, and when nothing else can be (see Sweeper)."""
+    node to be overwritten, and who is told; doom: the same once its readers are gone; lose,
+    finish: what the sweep does about a node that is evicted, and when nothing else can be (see
+    Sweeper)."""
 
     def __init__(
         self,
@@ -37,9 +38,11 @@ class Reclaimer:
         self.evicted = 0
         self.ages = Ages()
         self.victim: Callable[[int, int], int] = lambda group, account: 0
+        self.passed_over = False  # does anybody read nodes without those before them?
         self.careful = False  # was anything ever deleted, or given a deadline?
         self.must_erase: Callable[[int], bool] = lambda node: False
         self.erase: Callable[[int, int], None] = lambda group, block: None
+        self.doom: Callable[[Iterable[tuple[int, int]]], None] = lambda references: None
         self.lose: Callable[[int], None] = lambda node: None
         self.finish: Callable[[], bool] = lambda: False
         self._range = range(len(pools))
@@ -62,7 +65,7 @@ class Reclaimer:
                 # swept.
                 self._remember(boundary)
                 boundary = None
-                if self.finish():
+                if self.finish() or self._uncover(group):
                     continue
                 block = self._any(group, now)
             boundary = evict(group, block, boundary)
@@ -79,6 +82,39 @@ class Reclaimer:
                 break
             boundary = self._evict(group, block, boundary)
         self._remember(boundary)
+
+    def _uncover(self, group: int) -> bool:
+        """What could go waits for children that only streams read, which have let it go: such a
+        leaf is left to its readers. False: there is none."""
+        if not self.passed_over:
+            return False
+        idle, owner, tree = self.idle[group], self.pools[group].owner, self.tree
+        for block in (*idle.parked, *idle.each_pinned()):
+            node = owner[block]
+            while tree.children[node]:
+                node = tree.first_child(node)
+            held = tree.payload[group][node]
+            if held >= 0 and self.pools[group].refs[held]:
+                self._leave_to_readers(node)
+                return True
+        return False
+
+    def _leave_to_readers(self, node: int) -> None:
+        """Take a leaf out of the tree whose blocks are read."""
+        tree = self.tree
+        for g in self._range:
+            block = tree.payload[g][node]
+            if block < 0:
+                continue
+            if not self.pools[g].refs[block]:
+                self.free(g, node, block)
+                continue
+            self.detach(g, node, block)
+            if self.careful and self.must_erase(node):
+                self.doom(((g, block),))
+        if tree.pins[node]:
+            self.lose(node)
+        self.prune(node)
 
     def _any(self, group: int, now: float) -> int:
         """A block of any account, or a pinned one: what was asked for waits for its children."""

@@ -78,7 +78,7 @@ class Sweeper:
         self._erasures: dict[tuple[int, int], None] = {}
         self.doomed: set[tuple[int, int]] = set()
         reclaim.must_erase = self._must_erase
-        reclaim.erase = self.erase
+        reclaim.erase, reclaim.doom = self.erase, self.doom
         reclaim.lose, reclaim.finish = self.lose, self.finish
 
     # --- work

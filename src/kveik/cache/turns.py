@@ -150,6 +150,32 @@ class Turns:
             entry.open += 1
             child.session = entry
 
+    # --- between two turns of a stream
+
+    def rest(self, lease: Lease) -> None:
+        """The turn has finished; the lease keeps its blocks for the next one."""
+        self.hear(lease)
+        entry = self._session_of(lease)
+        lease.session, lease.rests_in = None, entry
+        if entry is not None:
+            entry.open -= 1
+            entry.turns += 1
+            self._use(lease)
+
+    def resume(self, lease: Lease) -> bool:
+        """The next turn begins; False: the session has ended."""
+        entry = lease.rests_in
+        if entry is None or entry.over:
+            return False
+        lease.session, lease.rests_in = entry, None
+        entry.open += 1
+        self._use(lease)
+        return True
+
+    def _use(self, lease: Lease) -> None:
+        session = lease.directive.session or ""
+        self.table.use(lease.identity.namespace, session, self.tree.now)
+
     # --- the end
 
     def hear(self, lease: Lease) -> None:
@@ -184,7 +210,7 @@ class Turns:
         directive, namespace = lease.directive, lease.identity.namespace
         path = self._path(node)
         fresh = sum(not self.retention.set_of(each).pinned for each in path)
-        if fresh > self.names.budget - self.names.pinned():
+        if fresh > self.names.room_for_pins():
             return False
         key = "" if directive.session is None else f"session:{directive.session}"
         pin = frozenset((self.retention.claims.label(namespace, "pin", key),))

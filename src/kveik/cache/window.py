@@ -2,13 +2,23 @@
 
 Pure functions without state. For every row and segment the kernel gets three integers,
 `(query_position, first_slot, last_slot)` as documented at `GroupBatch.windows`; causal masks,
-sliding windows and (later) sinks with a recent window differ only in these numbers, so every row
-of one chunk may have its own window.
+sliding windows and sinks with a recent window differ only in these numbers, so every row of one
+chunk may have its own window.
 
     seen position t of a row           query_position = t - shift
     a segment holds seen positions     seen_start .. seen_end - 1   (the last one: without end)
     a row sees of it                   max(seen_start, lowest(t)) .. min(seen_end - 1, t)
     slot of a seen position p          p - shift - home             (counted from blocks[0])
+
+A stream (Xiao et al. 2023) forgets its middle. The row at position t sees the first `sinks` tokens
+and those from `sinks + e` on, e = `StreamWindow.evicted(t)`; its sinks lie e positions nearer:
+
+    home        0 .. sinks | ..... e tokens gone ..... | sinks + e ............ t
+    seen at     e .. sinks + e                           sinks + e ............ t
+    in cache    0 .. sinks                               sinks ............ t - e
+
+so every distance is that of the positions inside the cache. Before the first eviction the row
+sees one segment, as any row does: what it computes is an ordinary prefix, bit for bit.
 
 It must not know what a block contains, nor who holds it. Standard library only.
 """
@@ -16,9 +26,40 @@ It must not know what a block contains, nor who holds it. Standard library only.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from kveik.cache.segments import BlockTable, KvGroup, Segment
+
+
+@dataclass(frozen=True, slots=True)
+class StreamWindow:
+    """How much of an endless sequence is kept: its first `sinks` tokens, and of the later ones the
+    last `window`, the query's own key included. evict: how many tokens go at a time; with more
+    than one the recent part breathes between window - evict + 1 and window tokens."""
+
+    sinks: int
+    window: int
+    evict: int = 1
+
+    @property
+    def size(self) -> int:
+        """Keys that a row sees at most; positions inside the cache are below it."""
+        return self.sinks + self.window
+
+    def evicted(self, position: int) -> int:
+        """Tokens that are gone when the row at this position is computed."""
+        beyond = position + 1 - self.size
+        return -(-beyond // self.evict) * self.evict if beyond > 0 else 0
+
+    def first_recent(self, position: int) -> int:
+        """Where the recent part of that row begins; 0: it sees everything."""
+        gone = self.evicted(position)
+        return self.sinks + gone if gone else 0
+
+    def visible(self, position: int) -> int:
+        """Keys that the row at this position sees, its own included."""
+        return position + 1 - self.evicted(position)
 
 
 class SpanView(NamedTuple):
@@ -33,6 +74,18 @@ class SpanView(NamedTuple):
     windows: list[int]
     slots: list[int]
     key_positions: list[int]
+
+
+def laid_out(
+    table: BlockTable, end: int, block_size: int, stream: StreamWindow | None
+) -> BlockTable:
+    """The table for rows before seen position `end`: neighbours joined, and the sinks of a stream
+    beside what else it holds as soon as one of these rows sees them at another place."""
+    table = merge(table, block_size)
+    if stream is None or not stream.sinks or len(table) > 1 or not stream.evicted(end - 1):
+        return table
+    blocks = table[0].blocks[: -(-stream.sinks // block_size)]
+    return (Segment(blocks, 0, 0, stream.sinks, 0), table[0])
 
 
 def merge(table: BlockTable, block_size: int) -> BlockTable:
@@ -55,15 +108,23 @@ def merge(table: BlockTable, block_size: int) -> BlockTable:
 
 
 def span_view(
-    group: KvGroup, table: BlockTable, first: int, count: int, block_size: int
+    group: KvGroup,
+    table: BlockTable,
+    first: int,
+    count: int,
+    block_size: int,
+    stream: StreamWindow | None = None,
 ) -> SpanView:
     """Windows and write slots of the rows at seen positions `first .. first + count`.
 
-    Every row sees the positions up to its own (a window group: the last `window` of them). A row
-    writes in the segment that holds its position; positions behind the table go to the frame of
-    the last segment. Raises ValueError when no slot of the table is reserved for a row."""
+    Every row sees the positions up to its own (a window group: the last `window` of them; a
+    stream, in every group: what its window holds, the table being `laid_out`). A row writes in
+    the segment that holds its position; positions behind the table go to the frame of the last
+    segment. Raises ValueError when no slot of the table is reserved for a row."""
     if not table or count < 1:
         raise ValueError(f"span ({first}, {count}) needs at least one row and one segment")
+    if stream is not None:
+        return _stream_view(stream, table, first, count, block_size)
     reach = group.window if group.kind == "window" else None
     if count == 1:
         return _one_row(reach, table, first, block_size)
@@ -91,6 +152,23 @@ def span_view(
         home = segment.home + offset
         key_positions.extend(range(home, home + length))
     return SpanView(windows, slots, key_positions)
+
+
+def _stream_view(
+    stream: StreamWindow, table: BlockTable, first: int, count: int, block_size: int
+) -> SpanView:
+    """Each row by its own count of evicted tokens."""
+    recent = table[-1]
+    windows: list[int] = []
+    for position in range(first, first + count):
+        gone = stream.evicted(position)
+        start = stream.sinks + gone if gone else 0
+        if len(table) > 1:
+            windows += (position - gone, 0, stream.sinks - 1 if gone else -1)
+        windows += (position, start - recent.home, position - recent.home)
+    slots: list[int] = []
+    _append_slots(slots, recent, first - recent.home, count, block_size)
+    return SpanView(windows, slots, list(range(first, first + count)))
 
 
 def _one_row(reach: int | None, table: BlockTable, position: int, block_size: int) -> SpanView:

@@ -1,6 +1,7 @@
 """`kveik chat`: a conversation in the terminal, with a model of its own or a running server.
 
 Ctrl-C stops the answer and not the program; a stopped or failed turn leaves the history as it was.
+An endless conversation has no history: only the window of a stream, which a stopped answer ends.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from kveik.commands.remote import Remote
 from kveik.engine.request import SamplingParams
 from kveik.errors import KveikError
 from kveik.llm import LLM
+from kveik.managed import CacheOptions
+from kveik.outputs import StreamDelta
+from kveik.session import Session, new_session_id
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -33,43 +37,79 @@ class Facts:
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     completion_tokens: int | None = None
+    evicted_tokens: int | None = None
 
 
 class Partner(Protocol):
-    """Who answers. `facts` belongs to the last answer that was read to its end."""
+    """Who answers. `facts` belongs to the last answer that was read to its end. endless: it keeps
+    what was said before in a stream, and is told only what is new; `forget` ends that."""
 
     name: str
     facts: Facts
+    endless: bool
 
     def answer(self, messages: Messages) -> Iterator[str]: ...
+
+    def forget(self) -> None: ...
 
 
 class LocalPartner:
     """A model in this process."""
 
-    def __init__(self, llm: LLM, params: SamplingParams) -> None:
+    def __init__(self, llm: LLM, params: SamplingParams, *, endless: bool = False) -> None:
         self.name = llm.engine.info.model_id
         self.facts = Facts()
+        self.endless = endless
         self._llm = llm
         self._params = params
+        self._session: Session | None = None
 
     def answer(self, messages: Messages) -> Iterator[str]:
-        for delta in self._llm.stream(messages, self._params):
+        for delta in self._deltas(messages):
             if (usage := delta.usage) is not None:
                 self.facts = Facts(
-                    usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+                    usage.prompt_tokens,
+                    usage.cached_tokens,
+                    usage.completion_tokens,
+                    usage.evicted_tokens,
                 )
             yield delta.text
+
+    def _deltas(self, messages: Messages) -> Iterator[StreamDelta]:
+        if not self.endless:
+            return self._llm.stream(messages, self._params)
+        if self._session is None:
+            options = CacheOptions(stream_window=self._llm.engine.longest_window)
+            self._session = self._llm.session(messages=messages[:-1], cache=options)
+        return self._session.stream(messages[-1], self._params)
+
+    def forget(self) -> None:
+        if self._session is not None:
+            self._session.end()
+            self._session = None
 
 
 class RemotePartner:
     """A server with OpenAI's HTTP interface; answers come as server-sent events."""
 
-    def __init__(self, url: str, api_key: str | None, sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        sampling: Mapping[str, Any],
+        *,
+        endless: bool = False,
+        stream_window: str | None = None,
+    ) -> None:
         self._remote = Remote(url, api_key)
         self._sampling = dict(sampling)
         self.facts = Facts()
-        self.name = str(self._remote.json("GET", "/v1/models")["data"][0]["id"])
+        model = self._remote.json("GET", "/v1/models")["data"][0]
+        self.name = str(model["id"])
+        self.endless = endless
+        self._window = stream_window or f"4+{max(int(model['max_model_len']) - 4, 1)}"
+        self._session: str | None = None
+        self._goes_on = False
 
     def answer(self, messages: Messages) -> Iterator[str]:
         body = {
@@ -79,6 +119,26 @@ class RemotePartner:
             "stream_options": {"include_usage": True},
             **self._sampling,
         }
+        if not self.endless:
+            yield from self._told(body)
+            return
+        self._session = self._session or new_session_id()
+        if self._goes_on:
+            body["messages"] = [messages[-1]]
+            body["kveik"] = {"session": self._session, "continue": True}
+        else:
+            body["kveik"] = {"session": self._session, "stream_window": self._window}
+        self._goes_on = False  # a cut answer ends the stream: the next turn begins another one
+        yield from self._told(body)
+        self._goes_on = True
+
+    def forget(self) -> None:
+        if self._session is not None:
+            with contextlib.suppress(KveikError):
+                self._remote.json("DELETE", f"/v1/sessions/{self._session}")
+        self._session, self._goes_on = None, False
+
+    def _told(self, body: dict[str, Any]) -> Iterator[str]:
         with self._remote.request("POST", "/v1/chat/completions", body) as response:
             for event in _server_sent_events(response):
                 if "error" in event:
@@ -91,7 +151,10 @@ class RemotePartner:
         if usage:
             details = usage.get("prompt_tokens_details") or {}
             self.facts = Facts(
-                usage["prompt_tokens"], details.get("cached_tokens", 0), usage["completion_tokens"]
+                usage["prompt_tokens"],
+                details.get("cached_tokens", 0),
+                usage["completion_tokens"],
+                (usage.get("kveik") or {}).get("evicted_tokens"),
             )
 
 
@@ -106,12 +169,13 @@ def chat(partner: Partner, *, system: str | None = None) -> None:
     while (line := _read_line()) is not None:
         if line == "/reset":
             history = list(opening)
+            partner.forget()
         elif line.startswith("/"):
             typer.secho(HELP, dim=True)
         elif line:
             question = {"role": "user", "content": line}
-            answer = _say(partner, [*history, question])
-            if answer is not None:
+            answer = say(partner, [*history, question])
+            if answer is not None and not partner.endless:
                 history += [question, {"role": "assistant", "content": answer}]
 
 
@@ -128,7 +192,7 @@ def _read_line() -> str | None:
         return None if line in ("/exit", "/quit") else line
 
 
-def _say(partner: Partner, messages: Messages) -> str | None:
+def say(partner: Partner, messages: Messages) -> str | None:
     """Print the answer as it comes; None when it was stopped or failed."""
     started = time.perf_counter()
     first: float | None = None
@@ -159,6 +223,8 @@ def _costs(facts: Facts, started: float, first: float, ended: float) -> str:
         if facts.completion_tokens > 1:
             parts.append(f"{facts.completion_tokens} tokens, {speed:.1f} tokens/s")
         parts.append(f"{facts.cached_tokens} of {facts.prompt_tokens} prompt tokens cached")
+    if facts.evicted_tokens:
+        parts.append(f"{facts.evicted_tokens} tokens forgotten")
     return ", ".join(parts)
 
 

@@ -6,6 +6,7 @@ and no other (invariant 12). Nothing is sent after the ending.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -31,10 +32,13 @@ Told: TypeAlias = TokenAccepted | ChoiceEnded | PromptReady | Ending
 """What the engine's thread says of a request. Usage counts the tokens that were computed."""
 
 
+_STREAM_PIECES = 64
+
+
 class Delivery:
     """Sends the events of one request to its sink. `tell` is called by one thread: the one that
     makes texts (engine/outbox.py). has_text: the request is to have tokens at all; may_stop: its
-    text may end it."""
+    text may end it; at_once: its news may not wait for that thread."""
 
     def __init__(
         self, request: Request, sink: EventSink, tokenizer: Tokenizer, history: Sessions
@@ -43,10 +47,14 @@ class Delivery:
         self.request = request
         self.has_text = params.max_tokens != 0
         self.may_stop = bool(params.stop)
+        # A stream that stays open must not compute a token behind its stop string.
+        stays = request.stream is not None and request.directive.session is not None
+        self.at_once = not self.has_text or (self.may_stop and stays)
         self.work: Work | None = None  # set when the scheduler has taken the request; not read here
         self._history = history
         self._turn: Turn | None = None
-        self._said: list[str] = []  # by choice 0, where the turn is to be remembered
+        # By choice 0, where the turn is to be remembered: of a stream the end of it.
+        self._said: deque[str] = deque(maxlen=_STREAM_PIECES if request.stream else None)
         self._ended = False
         self._tokens = 0  # told so far
         self._finish_reasons: dict[int, FinishReason] = {}
@@ -68,7 +76,12 @@ class Delivery:
         """The request is in the queue; from here on it ends in exactly one of three ways."""
         request = self.request
         self._turn = self._history.begin(
-            request.namespace, request.directive, request.messages, request.prompt_token_ids
+            request.namespace,
+            request.directive,
+            request.messages,
+            request.prompt_token_ids,
+            request.stream,
+            request.resumes,
         )
 
     def reason(self, told: Told) -> str | None:

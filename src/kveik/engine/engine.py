@@ -20,14 +20,15 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.cache.relevance import TopicTracker
-from kveik.config import EngineConfig
+from kveik.cache.window import StreamWindow
+from kveik.config import EngineConfig, parse_stream_window
 from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
@@ -50,20 +51,31 @@ from kveik.engine.request import (
     RequestAborted,
     RequestFailed,
     RequestFinished,
+    SamplingParams,
 )
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
-from kveik.engine.scheduler import Scheduler, SchedulerLimits
+from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits, within
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
     PromptComputed,
     Queues,
+    RestingStream,
     TokenAccepted,
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
+from kveik.errors import (
+    ConfigError,
+    Conflict,
+    InvalidRequest,
+    KveikError,
+    Overloaded,
+    Unavailable,
+    UnsupportedFeature,
+    fault,
+)
 from kveik.store.arena import KvStore
 
 _log = logging.getLogger(__name__)
@@ -72,6 +84,9 @@ Clock = Callable[[], float]
 
 CHECK_INTERVAL = 10.0
 """Seconds between two self-checks of an idle engine."""
+
+_END_WITHIN = 4
+"""Tokens of a new turn among which the end of the answer before is looked for."""
 
 MIN_SLEEP = 0.01
 """Seconds that an idle engine waits at least; a deadline is met that much late at most."""
@@ -93,6 +108,7 @@ class EngineStats:
     step_seconds: float
     stored_tokens: int  # prompt tokens that finished requests added to the cache
     named_caches: int
+    open_streams: int  # that wait for the next request of their session
     conversations: int  # finished turns are kept of so many sessions
     conversation_bytes: int
     seconds_saved: float  # by hits, estimated (engine/savings.py)
@@ -128,6 +144,7 @@ class _Arrival(NamedTuple):
     handle: int
     delivery: Delivery
     seed: int
+    resting: RestingStream | None = None  # the open stream that it goes on from
 
 
 class _Abort(NamedTuple):
@@ -192,7 +209,15 @@ class Engine:
         self._runner = Runner(parts.model, parts.ops, store, parts.config.block_size)
         if progress is not None:
             progress("allocating the KV pool", 1.0)
-        self.history = Sessions(parts.config.session_idle, clock)
+        self._can_shift = parts.model.can_shift
+        windows = [one.window for one in parts.model.groups if one.window]
+        self._sees = min([self.info.max_model_len, *windows])
+        self._window = _default_window(parts, self._sees)
+        self._end_ids = frozenset(parts.end_ids)
+        self._forgotten: deque[tuple[str, str]] = deque()  # sessions that history let go
+        self.history = Sessions(
+            parts.config.session_idle, clock, lambda *session: self._forgotten.append(session)
+        )
         self.token_memory = TokenMemory(
             parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
         )
@@ -240,10 +265,32 @@ class Engine:
 
     def submit(self, request: Request, sink: EventSink) -> int:
         """Check everything, then queue. Raises InvalidRequest, ContextLengthExceeded,
-        PromptTooLarge, PinBudgetExceeded, Overloaded or Unavailable before anything is allocated.
-        Returns a handle for `abort`. Events come as `EventSink` says."""
+        PromptTooLarge, PinBudgetExceeded, Overloaded, Conflict (the stream that it resumes is
+        gone) or Unavailable before anything is allocated. Returns a handle for `abort`. Events
+        come as `EventSink` says."""
         _check_ids(request, self.info.vocab_size)
-        self._scheduler.max_tokens_for(request)
+        if not request.resumes:
+            return self._submit(request, sink)
+        resting = self._take_stream(request)
+        try:
+            return self._submit(_behind(request, resting, self._end_ids), sink, resting)
+        except BaseException:
+            with self._state:
+                self._scheduler.put_back(request, resting, self._clock())
+            raise
+
+    def _submit(
+        self, request: Request, sink: EventSink, resting: RestingStream | None = None
+    ) -> int:
+        if request.stream is not None and not self._can_shift:
+            raise UnsupportedFeature(
+                "stream_window: positions of this model are part of its hidden state, or its "
+                "rotary base depends on the length, so that it cannot forget a middle: send no "
+                "stream_window, or serve a model with plain rotary embeddings",
+                param="stream_window",
+            )
+        with self._state:
+            self._scheduler.max_tokens_for(request)
         if request.directive.pin:
             with self._state:
                 self._cache.check_pin(len(request.prompt_token_ids))
@@ -255,10 +302,57 @@ class Engine:
             delivery.accepted()
             handle = next(self._handles)
             self._deliveries[handle] = delivery
-            self._inbox.append(_Arrival(handle, delivery, self._seed(request, handle)))
+            seed = self._seed(request, handle)
+            self._inbox.append(_Arrival(handle, delivery, seed, resting))
             self._queues.of(request).add(len(request.prompt_token_ids))
             self._inbox_changed.notify_all()
         return handle
+
+    def stream_for(
+        self, asked: StreamWindow | Literal[False] | None, params: SamplingParams
+    ) -> StreamWindow | None:
+        """The window of a request: what it asks for; where it says nothing (None) what the engine
+        was configured with, unless it wants what no stream can give; False: none."""
+        if asked is not None:
+            return asked or None
+        apt = params.n == 1 and params.use_cache and params.max_tokens != 0
+        return self._window if apt else None
+
+    @property
+    def longest_window(self) -> StreamWindow:
+        """The configured window, or 4 sinks and as much as the model sees at once."""
+        return self._window or StreamWindow(4, max(self._sees - 4, 1))
+
+    def has_stream(self, namespace: str, session: str | None) -> bool:
+        """Does the session have an open stream, to be gone on from?"""
+        with self._state:
+            self._end_expired()
+            return session is not None and self._scheduler.has_stream(namespace, session)
+
+    def _end_expired(self) -> None:
+        """Streams whose time was up while nobody stepped."""
+        self.history.tick()
+        self._end_forgotten(self._clock())
+
+    def _take_stream(self, request: Request) -> RestingStream:
+        """The open stream that the request goes on from; Conflict where there is none."""
+        session = request.directive.session
+        with self._state:
+            self._end_expired()
+            resting = None
+            if session is not None:
+                resting = self._scheduler.take_stream(request.namespace, session)
+            if resting is not None and resting.salt != request.salt:
+                self._scheduler.put_back(request, resting, self._clock())
+                resting = None
+        if resting is None:
+            raise Conflict(
+                f"kveik.continue: the session {session!r} has no open stream: it ended, was cut "
+                "in the middle of an answer, or is answering now; begin another one without "
+                "continue",
+                param="kveik.continue",
+            )
+        return resting
 
     def abort(self, handle: int) -> None:
         """End a request: its blocks are free after the running step, its computed prefix stays
@@ -287,6 +381,7 @@ class Engine:
                 step_seconds=totals.step_seconds,
                 stored_tokens=totals.stored_tokens,
                 named_caches=len(self.named),
+                open_streams=scheduler.open_streams,
                 conversations=conversations,
                 conversation_bytes=conversation_bytes,
                 seconds_saved=totals.seconds_saved,
@@ -308,23 +403,34 @@ class Engine:
             return self._cache.divergence(token_ids, namespace=namespace, salt=salt, now=now)
 
     def explain_prompt(
-        self, token_ids: Sequence[int], namespace: str = "", salt: str = "", remembered: int = 0
+        self,
+        token_ids: Sequence[int],
+        namespace: str = "",
+        salt: str = "",
+        remembered: int = 0,
+        stream: StreamWindow | None = None,
     ) -> Explanation:
         """Where this prompt would stop being cached, why, and what to do about it. remembered:
-        token ids that the token memory knew. The texts are read outside of the lock."""
+        token ids that the token memory knew; stream: the window in which it would be computed. The
+        texts are read outside of the lock."""
+        divergence = self.divergence(token_ids, namespace, salt)
+        if stream is not None:
+            divergence = within(divergence, stream)
         return explain(
-            self.divergence(token_ids, namespace, salt),
+            divergence,
             token_ids,
             self.tokenizer,
             remembered=remembered,
             block_size=self.info.block_size,
+            evicted=None if stream is None else stream.evicted(len(token_ids) - 1),
         )
 
     def reset_cache(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False, and nothing changed, while requests hold blocks."""
-        with self._changing():
+        with self._changing() as now:
             done = self._cache.reset(namespace)
             if done:
+                self._scheduler.end_streams(lambda space, _: namespace in (None, space), now)
                 self.history.reset(namespace)
                 self.token_memory.forget(namespace)
             return done
@@ -445,6 +551,7 @@ class Engine:
             drained = self._drain_inbox(started)
             self.named.tick()
             self.history.tick()
+            self._end_forgotten(started)
             self.token_memory.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
@@ -464,6 +571,14 @@ class Engine:
         self._outbox.send()
         return True
 
+    def _end_forgotten(self, now: float) -> None:
+        """What history let go, by its time to live or an invalidation, has no open stream."""
+        gone = set()
+        while self._forgotten:
+            gone.add(self._forgotten.popleft())
+        if gone:
+            self._scheduler.end_streams(lambda *session: session in gone, now)
+
     def _drain_inbox(self, now: float) -> bool:
         """Hand arrivals to the scheduler. Each counts as queued until the scheduler counts it."""
         with self._inbox_changed:
@@ -473,7 +588,7 @@ class Engine:
             for entry in entries:
                 if isinstance(entry, _Arrival):
                     request = entry.delivery.request
-                    work = self._scheduler.add(entry.handle, request, entry.seed)
+                    work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
                     entry.delivery.work = work
         for entry in entries:
             if isinstance(entry, _Abort):
@@ -516,7 +631,8 @@ class Engine:
                 self._outbox.add(handle, delivery, output)
                 ended[handle] = None
             else:
-                self._outbox.add(handle, delivery, RequestFailed(KveikError(output.message)))
+                kind = Conflict if output.message == STREAM_GONE else KveikError
+                self._outbox.add(handle, delivery, RequestFailed(kind(output.message)))
         for handle in ended:
             self._collect_ending(handle)
 
@@ -678,6 +794,36 @@ def _as_told(error: Exception) -> KveikError:
     if isinstance(error, KveikError):
         return error
     return KveikError(f"the request failed ({type(error).__name__})")
+
+
+def _default_window(parts: EngineParts, sees: int) -> StreamWindow | None:
+    """The configured window; ConfigError where a model that sees so much cannot stream in it."""
+    if parts.config.stream_window is None:
+        return None
+    window = StreamWindow(*parse_stream_window(parts.config.stream_window, "stream_window"))
+    if not parts.model.can_shift or window.size > sees:
+        raise ConfigError(
+            f"stream_window: this model cannot stream in {window.sinks}+{window.window} tokens: "
+            f"it sees {sees} at once"
+            + ("" if parts.model.can_shift else ", and its positions cannot shift"),
+            param="stream_window",
+        )
+    return window
+
+
+def _behind(request: Request, resting: RestingStream, end_ids: frozenset[int]) -> Request:
+    """The request in the window of the stream that it goes on from. An end of text that the model
+    sampled is not said twice. InvalidRequest where it asks for another window."""
+    if request.stream not in (None, resting.stream):
+        raise InvalidRequest(
+            f"stream_window: this stream keeps {resting.stream.sinks}+{resting.stream.window}, "
+            f"{resting.stream.evict} at a time; send the same, or none, with continue",
+            param="stream_window",
+        )
+    prompt, last = request.prompt_token_ids, resting.tokens[-1]
+    if last in end_ids and last in prompt[:_END_WITHIN]:
+        prompt = prompt[prompt.index(last) + 1 :] or prompt
+    return replace(request, stream=resting.stream, prompt_token_ids=prompt)
 
 
 def _check_ids(request: Request, vocab_size: int) -> None:

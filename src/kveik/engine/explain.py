@@ -80,7 +80,8 @@ class Explanation:
     levels: prompt tokens that each level served: "tokens" (not encoded again), "encodings" (the
     embedding table, always all), "states" (K/V blocks). tiers: the states by where they lay.
     position: first token that was not served; cached_text, wanted_text: the differing pieces;
-    cached_token, wanted_token: the first differing token of each. role: whose message it is in."""
+    cached_token, wanted_token: the first differing token of each. role: whose message it is in.
+    evicted_tokens: what its stream has forgotten when the prompt is computed; None: it is none."""
 
     prompt_tokens: int
     levels: tuple[tuple[str, int], ...]
@@ -95,9 +96,12 @@ class Explanation:
     cached_token: str = ""
     wanted_token: str = ""
     role: str | None = None
+    evicted_tokens: int | None = None
 
     def as_json(self) -> dict[str, Any]:
+        stream = {} if self.evicted_tokens is None else {"evicted_tokens": self.evicted_tokens}
         return {
+            **stream,
             "prompt_tokens": self.prompt_tokens,
             "hit_tokens": {"by_level": dict(self.levels), "by_tier": dict(self.tiers)},
             "blocks_shared": self.blocks_shared,
@@ -119,11 +123,12 @@ def explain(
     cached_tokens: int | None = None,
     remembered: int = 0,
     block_size: int = 16,
+    evicted: int | None = None,
 ) -> Explanation:
     """The explanation of one prompt.
 
     cached_tokens: K/V positions that were reused (None: those before the divergence). remembered:
-    token ids that the token memory knew."""
+    token ids that the token memory knew; evicted: tokens that its stream has forgotten."""
     states = divergence.position if cached_tokens is None else cached_tokens
     reason, position, cached, wanted = _first_difference(divergence, prompt)
     cause, finding = _cause(reason, prompt[:position], cached, wanted, tokenizer)
@@ -142,6 +147,7 @@ def explain(
         cached_token=_text(tokenizer, cached[:1]),
         wanted_token=_text(tokenizer, wanted[:1]),
         role=finding.role if finding else None,
+        evicted_tokens=evicted,
     )
 
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from kveik.cache.directive import Directive, Selector
+from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS
 from kveik.errors import Conflict
 
@@ -29,6 +30,7 @@ Message: TypeAlias = Mapping[str, Any]
 
 _MESSAGE_BYTES = 128  # of a message beside its text: keys and records
 _TOKEN_BYTES = 4
+_STREAM_PROMPT = 4096  # token ids of the beginning of a stream that are kept
 
 
 @dataclass(slots=True, eq=False)
@@ -44,6 +46,7 @@ class Turn:
     used: float  # last
     size: int = 0  # bytes
     answer: tuple[Message, ...] = ()
+    window: StreamWindow | None = None  # of a stream, whose whole text nobody keeps
 
     def deadline(self) -> float | None:
         """When the first part of it is to be deleted."""
@@ -61,7 +64,10 @@ class Turn:
             return False
         if selector.session not in (None, self.session):
             return False
-        if array("I", selector.prefix) != self.prompt[: len(selector.prefix)]:
+        prefix = array("I", selector.prefix)
+        if self.window is not None:  # what is not kept of it might match
+            prefix = prefix[: len(self.prompt)]
+        if prefix != self.prompt[: len(prefix)]:
             return False
         return any(
             _matches(one, now - started, selector)
@@ -93,9 +99,15 @@ class _Shelf:
 class Sessions:
     """See the module. idle: seconds without a request after which a session is over."""
 
-    def __init__(self, idle: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        idle: float,
+        clock: Callable[[], float],
+        on_forget: Callable[[str, str], None] = lambda namespace, session: None,
+    ) -> None:
         self._idle = idle
         self._clock = clock
+        self._on_forget = on_forget  # hears of a session that is forgotten; must return at once
         self._lock = threading.Lock()
         self._shelves: dict[str, _Shelf] = {}
         self._open: set[Turn] = set()
@@ -112,6 +124,12 @@ class Sessions:
             self._expire(now)
             shelf = self._shelves.get(namespace)
             turn = shelf.turns.get(session) if shelf is not None else None
+            if turn is not None and turn.window is not None:
+                raise Conflict(
+                    f"kveik.continue: the stream of the session {session!r} is answering, or was "
+                    "cut in the middle of an answer; begin another one without continue",
+                    param="kveik.continue",
+                )
             if turn is None or shelf is None:
                 raise Conflict(
                     f"kveik.continue: nothing is kept of the session {session!r}: it has no "
@@ -128,23 +146,29 @@ class Sessions:
         directive: Directive,
         messages: Sequence[Message],
         prompt: Sequence[int],
+        window: StreamWindow | None = None,
+        resumes: bool = False,
     ) -> Turn | None:
-        """Open a turn; None where the request belongs to no session or has no messages."""
-        if directive.session is None or not messages:
+        """Open a turn; None where the request belongs to no session or has no messages. window: it
+        is a stream, of which the last message is kept; resumes: it goes on from the one before."""
+        if directive.session is None or not (messages or window):
             return None
         now = self._clock()
         turn = Turn(
             namespace,
             directive.session,
-            tuple(messages),
-            array("I", prompt),
+            tuple(messages[-1:] if window else messages),
+            array("I", prompt[:_STREAM_PROMPT] if window else prompt),
             (directive,),
             (now,),
             now,
+            window=window,
         )
         with self._lock:
             before = self._known(namespace, directive.session)
-            if before is not None and _goes_on(turn.messages, before):
+            if before is not None and resumes:
+                turn.prompt = before.prompt
+            if before is not None and (resumes or _goes_on(turn.messages, before)):
                 if directive in before.directives:  # what began earlier ends earlier
                     turn.directives, turn.started = before.directives, before.started
                 else:
@@ -159,7 +183,9 @@ class Sessions:
         turn.size = _size(turn)
         turn.used = self._clock()
         with self._lock:
-            if turn in self._open:
+            if turn not in self._open:
+                self._on_forget(turn.namespace, turn.session)
+            else:
                 self._open.discard(turn)
                 self._shelves.setdefault(turn.namespace, _Shelf()).put(turn)
                 self._due = min(self._due, self._end_of(turn))
@@ -225,6 +251,7 @@ class Sessions:
     def _forget(self, gone: Callable[[Turn], bool]) -> None:
         for turn in [turn for turn in self._kept() if gone(turn)]:
             self._shelves[turn.namespace].take(turn.session)
+            self._on_forget(turn.namespace, turn.session)
         self._open = {turn for turn in self._open if not gone(turn)}
         self._shelves = {name: shelf for name, shelf in self._shelves.items() if shelf.turns}
 

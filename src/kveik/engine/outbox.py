@@ -5,7 +5,8 @@
 
 An engine that its caller steps has no second thread: `send` tells at once. So is, always, what is
 news of a request without text, such as the one that computes a named cache: whoever hears of it
-may act before the next step.
+may act before the next step; and of a stream that stays open and may stop at a string, for what
+it computes behind that would stay in its window.
 
 A second thread is woken at once where somebody waits for it: a request began or ended, or has stop
 strings. Further tokens follow at most every `PACE` seconds, those of several steps together: with a
@@ -63,8 +64,8 @@ class Outbox:
         """Hand over what was added, in one piece. Hold no lock that a sink could want."""
         pending, self._pending = self._pending, []
         if self._thread is not None:
-            texts = [news for news in pending if news.delivery.has_text]
-            pending = [news for news in pending if not news.delivery.has_text]
+            texts = [news for news in pending if not news.delivery.at_once]
+            pending = [news for news in pending if news.delivery.at_once]
             if texts:
                 self._pass_on(texts)
         if pending:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
 from kveik.cache.segments import BlockTable, Move
+from kveik.cache.window import StreamWindow
 
 
 class Pending(NamedTuple):
@@ -56,6 +57,7 @@ class SequencePlan:
     samples: one per choice, drawn from the last row (several only when a prompt forks: n > 1);
     empty while the prompt is not finished. prompt_logprobs: alternatives to report for every row
     of this step whose successor is in `targets` (aligned with token_ids; -1: no target), or None.
+    stream: the window by which every row of the spans forgets, or None.
     """
 
     sequence_id: int
@@ -66,6 +68,7 @@ class SequencePlan:
     prompt_logprobs: int | None = None
     targets: tuple[int, ...] = ()
     adapter: int = 0
+    stream: StreamWindow | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from kveik.cache.directive import PLAIN, Directive, Divergence
+from kveik.cache.window import StreamWindow
 from kveik.config import check_limit
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
@@ -107,7 +108,11 @@ class Request:
     what becomes of the blocks it computes. background: computed when nobody else needs the step.
     messages: the conversation that the prompt renders; it enters the history of the directive's
     session, with the answer, when the request finishes. explain: PromptReady brings the
-    divergence. remembered: token ids of the prompt that did not have to be encoded."""
+    divergence. remembered: token ids of the prompt that did not have to be encoded.
+
+    stream: only this window of prompt and answer is kept, so that neither has a longest length;
+    with a session the window stays open behind the answer. resumes: the prompt is what comes
+    next in the open stream of that session."""
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
@@ -122,6 +127,8 @@ class Request:
     explain: bool = False
     remembered: int = 0
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    stream: StreamWindow | None = None
+    resumes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +159,7 @@ class Usage:
     stored_tokens: int = 0  # prompt tokens that it left in the cache and that were not there
     savings: Savings | None = None
     pinned: bool | None = None  # None: no pin was asked for; False: others had taken the budget
+    evicted_tokens: int | None = None  # that its stream has forgotten so far; None: it is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,12 +173,14 @@ class MissReason:
 @dataclass(frozen=True, slots=True)
 class PromptReady:
     """The prompt is computed (sent once, before the first ChoiceDelta). divergence: where it left
-    what was cached when it was admitted, for a request that asked to have it explained."""
+    what was cached when it was admitted, for a request that asked to have it explained.
+    evicted_tokens: forgotten by its stream so far; None: it is none."""
 
     cached_tokens: int
     miss: MissReason | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     divergence: Divergence | None = None
+    evicted_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

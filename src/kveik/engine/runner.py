@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 
 from kveik.cache.segments import BlockTable, KvGroup
-from kveik.cache.window import merge, span_view
+from kveik.cache.window import StreamWindow, laid_out, span_view
 from kveik.engine.plan import (
     SequencePlan,
     SequenceResult,
@@ -57,14 +57,19 @@ class _GroupLayout:
         self._blocks: list[int] = []
         self._windows: list[int] = []
 
-    def add(self, table: BlockTable, spans: tuple[tuple[int, int], ...]) -> None:
-        table = merge(table, self._block_size)
+    def add(
+        self,
+        table: BlockTable,
+        spans: tuple[tuple[int, int], ...],
+        stream: StreamWindow | None,
+    ) -> None:
+        table = laid_out(table, sum(spans[-1]), self._block_size, stream)
         first_segment = len(self._segments) // 3
         for segment in table:
             self._segments += (len(self._blocks), len(segment.blocks), segment.home)
             self._blocks += segment.blocks
         for first, count in spans:
-            view = span_view(self._group, table, first, count, self._block_size)
+            view = span_view(self._group, table, first, count, self._block_size, stream)
             self._spans += (len(self._slots), count, first_segment, len(table))
             self._slots += view.slots
             self._key_positions += view.key_positions
@@ -152,7 +157,7 @@ class Runner:
             for first, count in sequence.spans:
                 positions += range(first, first + count)
             for layout, table in zip(layouts, sequence.tables, strict=True):
-                layout.add(table, sequence.spans)
+                layout.add(table, sequence.spans, sequence.stream)
         upload = self._upload
         upload.restart()
         return Batch(

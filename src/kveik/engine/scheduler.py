@@ -22,13 +22,14 @@ from __future__ import annotations
 import itertools
 import logging
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
-from kveik.cache.directive import Directive
-from kveik.cache.manager import CacheManager, Lease, Opened, OpenResult, Wait
+from kveik.cache.directive import Directive, Divergence
+from kveik.cache.manager import CacheManager, Lease, Miss, NoRoom, Opened, OpenResult, Wait
 from kveik.cache.segments import Move
+from kveik.cache.window import StreamWindow
 from kveik.engine.plan import (
     SampledToken,
     SequencePlan,
@@ -42,6 +43,7 @@ from kveik.engine.sequence import (
     Output,
     PromptComputed,
     Queues,
+    RestingStream,
     Sequence,
     TokenAccepted,
     Work,
@@ -55,9 +57,14 @@ from kveik.errors import (
     fault,
 )
 
+ENDLESS = 1 << 62
+"""Tokens that a stream may generate where the request names no limit."""
+
 _log = logging.getLogger(__name__)
 _order = attrgetter("order")
 _LOST = "the step lost this request"
+_PROMISE = "the stream found no room although its window was reserved"
+STREAM_GONE = "the stream of this session has ended: begin another one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +100,18 @@ class _Draft:
 
     def add(self, sequence: Sequence, count: int) -> None:
         assert sequence.lease is not None
-        work, first = sequence.work, len(sequence.computed)
+        work, first, offset = sequence.work, sequence.done, len(sequence.computed)
         owed = work.request.params.prompt_logprobs if work.wants_prompt_rows else None
-        ends = first + count == len(sequence.tokens)
+        ends = first + count == sequence.length
         plan = SequencePlan(
             sequence_id=sequence.sequence_id,
             spans=((first, count),),
-            token_ids=tuple(sequence.tokens[first : first + count]),
+            token_ids=tuple(sequence.tokens[offset : offset + count]),
             tables=sequence.lease.tables,
             samples=sequence.sampling_plans() if ends else (),
             prompt_logprobs=owed,
             targets=sequence.targets(first, count) if owed is not None else (),
+            stream=work.stream,
         )
         self.plans.append(plan)
         self.rows[sequence.sequence_id] = (sequence, count)
@@ -129,6 +137,7 @@ class Scheduler:
         self._failures: list[WorkFailed] = []
         self._step: tuple[int, dict[int, tuple[Sequence, int]]] | None = None
         self._flushed = False  # the step before was launched for its fence only
+        self._resting: dict[tuple[str, str], RestingStream] = {}  # by namespace and session
         self._progress = 0  # counts whatever may turn a Wait into something else
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
@@ -144,6 +153,8 @@ class Scheduler:
         least = 1 if wanted is None else wanted
         if prompt == 0:
             raise InvalidRequest("prompt: is empty; at least one token is needed", param="prompt")
+        if request.stream is not None:
+            return self._stream_tokens(request, request.stream)
         context = self.limits.max_model_len
         asked = "not set" if wanted is None else wanted
         if prompt + least > context:
@@ -169,8 +180,48 @@ class Scheduler:
             )
         return most
 
-    def add(self, handle: int, request: Request, seed: int) -> Work:
-        """Queue a request that `max_tokens_for` accepts."""
+    def _stream_tokens(self, request: Request, stream: StreamWindow) -> int:
+        """The same of a stream, which has no longest length. Raises InvalidRequest for what one
+        window cannot serve."""
+        params = request.params
+        refused = {
+            "n": params.n > 1,
+            "use_cache": not params.use_cache,
+            "prompt_logprobs": request.resumes and params.prompt_logprobs is not None,
+            "max_tokens": params.max_tokens == 0,
+        }
+        for name, wrong in refused.items():
+            if wrong:
+                raise InvalidRequest(
+                    f"{name}: {getattr(params, name)} cannot be had of a stream, which is one "
+                    "continuation in one window: leave it out, or send no stream_window",
+                    param=name,
+                )
+        if stream.size > self.limits.max_model_len:
+            raise InvalidRequest(
+                f"stream_window: sinks + window are {stream.size} tokens, and the context of this "
+                f"model is {self.limits.max_model_len}: ask for a smaller window",
+                param="stream_window",
+            )
+        if not request.resumes:
+            session = request.directive.session
+            stays = session is not None and not self.has_stream(request.namespace, session)
+            waiting = self._promised() if stays else 0
+            self._cache.check_stream(stream, request.namespace, stays=stays, waiting=waiting)
+        return ENDLESS if params.max_tokens is None else params.max_tokens
+
+    def _promised(self) -> int:
+        """Blocks of streams that will stay open and have not begun."""
+        return sum(
+            self._cache.stream_blocks(work.stream)
+            for work in self._works.values()
+            if work.stream and work.request.directive.session and not work.started
+        )
+
+    def add(
+        self, handle: int, request: Request, seed: int, resting: RestingStream | None = None
+    ) -> Work:
+        """Queue a request that `max_tokens_for` accepts. resting: what it goes on from."""
         end_ids = frozenset() if request.params.ignore_eos else self._end_ids
         work = Work(
             handle,
@@ -182,7 +233,17 @@ class Scheduler:
             background=request.background,
         )
         self._works[handle] = work
-        self._enqueue(self._new_sequence(work, 0, list(request.prompt_token_ids)))
+        if resting is None and request.stream is not None:  # the session begins anew
+            key = (request.namespace, request.directive.session)
+            self.end_streams(lambda *one: one == key)
+        tokens = list(request.prompt_token_ids)
+        if resting is not None:
+            work.resting, work.prompt_start = resting, resting.start + len(resting.tokens)
+            tokens = resting.tokens + tokens
+        sequence = self._new_sequence(work, 0, tokens)
+        if resting is not None:
+            sequence.start = resting.start
+        self._enqueue(sequence)
         self.queues.of(request).add(work.prompt_length)
         return work
 
@@ -220,7 +281,9 @@ class Scheduler:
         if self._step is not None:
             raise RuntimeError("plan_step: the result of the step before was not applied")
         self.sweeping = self._cache.tick(now)
+        self._end_gone_streams(now)
         draft = _Draft(self.limits.max_num_batched_tokens)
+        self._keep_promises(draft, now)
         for background in (False, True):
             if background and draft.plans:
                 break
@@ -254,17 +317,33 @@ class Scheduler:
             if draft.budget > 0 and self._make_room(sequence, draft, now):
                 draft.add(sequence, 1)
 
+    def _keep_promises(self, draft: _Draft, now: float) -> None:
+        """Room for the next block of every running stream, before anybody has a row in this step:
+        whoever stands in its way (by reading what it let go) computes again later."""
+        for sequence in tuple(self._running):
+            if sequence.work.stream is None or sequence.lease is None or not sequence.missing:
+                continue
+            wanted = sequence.done + min(sequence.missing, self.limits.block_size)
+            if not self._grow(sequence, wanted, draft, now):
+                self._failures.append(self._fail(sequence.work, _PROMISE, now))
+
     def _make_room(self, sequence: Sequence, draft: _Draft, now: float) -> bool:
         """A slot for every wanted token; False when the sequence itself was the latest arrival.
 
         Sequences are served oldest first, so a victim never has a row in this step yet."""
+        return self._grow(sequence, sequence.length, draft, now)
+
+    def _grow(self, sequence: Sequence, wanted: int, draft: _Draft, now: float) -> bool:
+        """Preempt the latest arrivals until so many tokens fit; never a stream, which nobody could
+        compute again (invariant 18). False: there is nobody left, or the sequence was one."""
         assert sequence.lease is not None
-        wanted = len(sequence.tokens)
         while sequence.lease.capacity < wanted and not self._cache.extend(sequence.lease, wanted):
-            victim = self._running[-1]
-            self._preempt(victim, now)
+            victims = [one for one in self._running if one.work.stream is None]
+            if not victims:
+                return False
+            self._preempt(victims[-1], now)
             draft.preempted = True
-            if victim is sequence:
+            if victims[-1] is sequence:
                 return False
         return True
 
@@ -276,16 +355,26 @@ class Scheduler:
     def _add_chunk(self, sequence: Sequence, draft: _Draft) -> None:
         """A chunk ends on the block grid unless it ends the sequence. Only the oldest prompt may
         take what is left of the budget when that is less than the way to the next block."""
-        start, end = len(sequence.computed), len(sequence.tokens)
+        start, end = sequence.done, sequence.length
         if end - start > draft.budget:
             reach = start + draft.budget
             aligned = reach - reach % self.limits.block_size
             if aligned <= start and draft.prefills:
                 return
             end = aligned if aligned > start else reach
+        if sequence.work.stream is not None:
+            end = self._stream_chunk(sequence, start, end)
         if end > start:
             draft.add(sequence, end - start)
             draft.prefills += 1
+
+    def _stream_chunk(self, sequence: Sequence, start: int, end: int) -> int:
+        """Where the chunk of a stream ends that finds room beside its window."""
+        lease = sequence.lease
+        assert lease is not None
+        while end > start and not self._cache.extend(lease, end):
+            end = max(lease.capacity, start + (end - start) // 2)
+        return end
 
     def _admit(self, draft: _Draft, now: float, background: bool) -> None:
         index = 0
@@ -314,9 +403,10 @@ class Scheduler:
 
     def _push_out(self, sequence: Sequence, now: float) -> bool:
         """Background work gives its seat and its blocks to a sequence that is none."""
-        if not self._running or self._running[-1].work.background <= sequence.work.background:
+        last = self._running[-1] if self._running else None
+        if last is None or last.work.background <= sequence.work.background or last.work.stream:
             return False
-        self._preempt(self._running[-1], now)
+        self._preempt(last, now)
         return True
 
     def _lend_rank(self, follower: Sequence, leader: Lease, draft: _Draft) -> None:
@@ -337,7 +427,7 @@ class Scheduler:
         that were given up before their first step have passed one; or else it never will."""
         if isinstance(self._open(sequence, now, reuse=False), Opened):
             self._add_chunk(sequence, draft)
-        elif not self._flushed:
+        elif not self._flushed or self._end_one_stream(now):
             draft.flush = True
         elif isinstance(self._open(sequence, now, reuse=False, last_resort=True), Opened):
             self._add_chunk(sequence, draft)
@@ -347,8 +437,10 @@ class Scheduler:
     def _open(
         self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
     ) -> OpenResult:
-        """Open a lease for all wanted tokens."""
+        """Open a lease for all wanted tokens; of a stream, for its window."""
         work, params = sequence.work, sequence.work.request.params
+        if work.resting is not None:
+            return self._resume(sequence, work.resting, now)
         if work.request.explain and not work.started:
             work.divergence = self._cache.divergence(
                 sequence.tokens,
@@ -356,6 +448,8 @@ class Scheduler:
                 salt=work.request.salt,
                 now=now,
             )
+            if work.stream is not None:
+                work.divergence = within(work.divergence, work.stream)
         result = self._cache.open(
             sequence.tokens,
             len(sequence.tokens),
@@ -367,19 +461,37 @@ class Scheduler:
             spare=self._rivals(work),
             now=now,
             last_resort=last_resort,
+            stream=work.stream,
         )
         if isinstance(result, Opened):
             lease = result.lease
             sequence.lease = lease
             sequence.computed = sequence.tokens[: lease.cached_tokens]
             self._moves.extend(result.moves)
-            self._waiting.remove(sequence)
-            insort(self._running, sequence, key=_order)
+            self._begin_running(sequence)
             if not work.started:
                 self._leave_queue(work)
                 work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
                 work.there = lease.there
         return result
+
+    def _begin_running(self, sequence: Sequence) -> None:
+        self._waiting.remove(sequence)
+        insort(self._running, sequence, key=_order)
+
+    def _resume(self, sequence: Sequence, resting: RestingStream, now: float) -> Opened | NoRoom:
+        """Go on from an open stream, unless it has ended meanwhile."""
+        work, lease = sequence.work, resting.lease
+        if not self._cache.resume(lease, now):
+            self._failures.append(self._fail(work, STREAM_GONE, now))
+            return NoRoom()
+        work.resting, work.miss = None, Miss(0, "new")
+        if work.request.explain:
+            work.divergence = Divergence(0, "new")
+        sequence.lease, sequence.computed = lease, resting.computed
+        self._begin_running(sequence)
+        self._leave_queue(work)
+        return Opened(lease, ())
 
     def _directive(self, sequence: Sequence) -> Directive:
         """What the request asks of the cache, without a pin for which the budget is gone since it
@@ -425,12 +537,19 @@ class Scheduler:
         self, sequence: Sequence, count: int, outcome: SequenceResult, now: float
     ) -> list[Output]:
         assert sequence.lease is not None
-        work, first, size = sequence.work, len(sequence.computed), self.limits.block_size
+        work, first, size = sequence.work, sequence.done, self.limits.block_size
         self._progress += first // size != (first + count) // size  # a block became whole
-        sequence.computed.extend(sequence.tokens[first : first + count])
-        work.computed_prompt_tokens += max(0, min(work.prompt_length - first, count))
+        offset = len(sequence.computed)
+        sequence.computed.extend(sequence.tokens[offset : offset + count])
+        work.computed_prompt_tokens += work.prompt_rows(first, count)
         work.prompt_logprobs.extend(outcome.prompt_logprobs)
-        self._cache.commit(sequence.lease, sequence.computed, now)
+        if sequence.lease.evicted:
+            self._cache.append(sequence.lease, sequence.computed[offset:], now)
+        else:
+            self._cache.commit(sequence.lease, sequence.computed, now)
+        if work.stream is not None:
+            work.evicted = work.stream.evicted(sequence.done - 1)
+            sequence.forget()
         if work.max_tokens == 0 and sequence.missing == 0:
             return self._end_prompt(sequence, now)
         if not outcome.tokens:
@@ -498,7 +617,7 @@ class Scheduler:
             return "stop", None
         if token_id in work.request.params.stop_token_ids:
             return "stop", token_id
-        if len(sequence.tokens) - work.prompt_length >= work.max_tokens:
+        if sequence.generated >= work.max_tokens:
             return "length", None
         return None, None
 
@@ -538,14 +657,85 @@ class Scheduler:
     def _end(self, sequence: Sequence, now: float, *, finished: bool) -> None:
         work = sequence.work
         if sequence.lease is not None:
-            self._give_up_blocks(sequence, now, finished=finished)
+            if not (finished and self._rest(sequence, now)):
+                self._give_up_blocks(sequence, now, finished=finished)
         else:
             self._waiting.remove(sequence)
+            if work.resting is not None:  # it has not gone on yet: the turn never was
+                self.put_back(work.request, work.resting, now)
         del work.sequences[sequence.choice]
         if not work.sequences:
             if not work.started:
                 self._leave_queue(work)
             del self._works[work.handle]
+
+    # ---- streams between two requests
+
+    def take_stream(self, namespace: str, session: str) -> RestingStream | None:
+        """The open stream of a session, for the request that goes on from it; None: there is none,
+        or a request works on it."""
+        if not self.has_stream(namespace, session):
+            return None
+        return self._resting.pop((namespace, session))
+
+    def has_stream(self, namespace: str, session: str) -> bool:
+        resting = self._resting.get((namespace, session))
+        return resting is not None and not self._cache.is_over(resting.lease)
+
+    def put_back(self, request: Request, resting: RestingStream, now: float) -> None:
+        """The request that was to go on will not."""
+        key = (request.namespace, request.directive.session or "")
+        if key in self._resting:  # the session began another stream meanwhile
+            self._cache.release(resting.lease, keep=False, finished=None, now=now)
+        else:
+            self._resting[key] = resting
+
+    def end_streams(self, gone: Callable[[str, str], bool], now: float = 0.0) -> None:
+        """End every open stream that rests in a (namespace, session) which is gone."""
+        for key in [key for key in self._resting if gone(*key)]:
+            self._cache.release(self._resting.pop(key).lease, keep=False, finished=None, now=now)
+            self._progress += 1
+
+    @property
+    def open_streams(self) -> int:
+        """Streams that wait for the next request of their session."""
+        return len(self._resting)
+
+    def _end_gone_streams(self, now: float) -> None:
+        over = {key for key, one in self._resting.items() if self._cache.is_over(one.lease)}
+        if over:
+            self.end_streams(lambda *key: key in over, now)
+
+    def _end_one_stream(self, now: float) -> bool:
+        """Nothing runs and what is asked for has no room: the stream that rests for longest goes,
+        as pins do. False: there is none."""
+        for key in self._resting:
+            self.end_streams(lambda *one, first=key: one == first, now)
+            return True
+        return False
+
+    def _rest(self, sequence: Sequence, now: float) -> bool:
+        """The answer is complete and the session keeps its stream open; False: it is none."""
+        work, lease = sequence.work, sequence.lease
+        session = work.request.directive.session
+        if work.stream is None or session is None or lease is None:
+            return False
+        key = (work.request.namespace, session)
+        self.end_streams(lambda *one: one == key, now)
+        self._cache.rest(lease, now)
+        work.note_stored(lease.stored)
+        self._resting[key] = RestingStream(
+            lease,
+            work.stream,
+            sequence.tokens,
+            sequence.computed,
+            sequence.start,
+            work.request.salt,
+        )
+        sequence.lease = None
+        self._running.remove(sequence)
+        self._progress += 1
+        return True
 
     def _leave_queue(self, work: Work) -> None:
         work.started = True
@@ -554,3 +744,10 @@ class Scheduler:
     def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
         self.abort(work.handle, now)
         return WorkFailed(work.handle, message)
+
+
+def within(divergence: Divergence, stream: StreamWindow) -> Divergence:
+    """As a stream meets it: what it computes behind its first eviction has another past."""
+    if divergence.position < stream.size - 1:
+        return divergence
+    return Divergence(stream.size - 1, "too_short")

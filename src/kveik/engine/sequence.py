@@ -10,6 +10,10 @@ but the last sampled token is computed, its last row yields the next token.
     tokens    |---- prompt ----|---- outputs ----|
     computed  |--------------------|                  K/V exist for these (a prefix of tokens)
                                    |-- missing --|
+
+A stream forgets: both lists then begin at position `start`. Between two requests of a session it
+is a `RestingStream`; the prompt of the next one begins at position `prompt_start`, behind the last
+token of the answer, which is not computed yet.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from typing import NamedTuple, TypeAlias
 
 from kveik.cache.directive import Divergence
 from kveik.cache.manager import Lease, Miss
+from kveik.cache.window import StreamWindow
 from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
 from kveik.engine.request import FinishReason, MissReason, PromptReady, Request, Savings, Usage
 
@@ -47,6 +52,22 @@ class Work:
     savings: Savings | None = None
     pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    resting: RestingStream | None = None  # that this request goes on from, until it does
+    prompt_start: int = 0
+    evicted: int | None = None  # tokens that its stream has forgotten
+
+    @property
+    def stream(self) -> StreamWindow | None:
+        return self.request.stream
+
+    @property
+    def prompt_end(self) -> int:
+        """Position behind the prompt."""
+        return self.prompt_start + self.prompt_length
+
+    def prompt_rows(self, first: int, count: int) -> int:
+        """How many of so many rows belong to the prompt."""
+        return max(0, min(first + count, self.prompt_end) - max(first, self.prompt_start))
 
     @property
     def prompt_length(self) -> int:
@@ -69,7 +90,7 @@ class Work:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *self.prompt_logprobs)
         miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
-        return PromptReady(self.cached_tokens, miss, rows, self.divergence)
+        return PromptReady(self.cached_tokens, miss, rows, self.divergence, self.evicted)
 
     def usage(self) -> Usage:
         return Usage(
@@ -80,7 +101,20 @@ class Work:
             stored_tokens=self.stored_tokens,
             savings=self.savings,
             pinned=self.pinned if self.request.directive.pin else None,
+            evicted_tokens=self.evicted,
         )
+
+
+@dataclass(slots=True, eq=False)
+class RestingStream:
+    """The open stream of a session between two requests: its window, and the ids in it."""
+
+    lease: Lease
+    stream: StreamWindow
+    tokens: list[int]
+    computed: list[int]
+    start: int
+    salt: str
 
 
 @dataclass(slots=True, eq=False)
@@ -95,6 +129,32 @@ class Sequence:
     computed: list[int] = field(default_factory=list)
     lease: Lease | None = None
     asked_at: int = -1  # scheduler progress when the cache last said Wait
+    start: int = 0  # position of tokens[0]
+
+    @property
+    def done(self) -> int:
+        """Position of the next row."""
+        return self.start + len(self.computed)
+
+    @property
+    def length(self) -> int:
+        """Position behind the last wanted token."""
+        return self.start + len(self.tokens)
+
+    @property
+    def generated(self) -> int:
+        return self.length - self.work.prompt_end
+
+    def forget(self) -> None:
+        """What no row of the stream will see again goes, many ids at a time."""
+        stream = self.work.stream
+        if stream is None:
+            return
+        gone = stream.first_recent(self.done) - self.start
+        if gone >= max(stream.size, len(self.tokens) // 2):
+            del self.tokens[:gone]
+            del self.computed[:gone]
+            self.start += gone
 
     @property
     def order(self) -> tuple[bool, int, int]:
@@ -116,16 +176,15 @@ class Sequence:
 
     def _sampling_plan(self, choice: int) -> SamplingPlan:
         work, params = self.work, self.work.request.params
-        outputs = len(self.tokens) - work.prompt_length
         repetition = params.repetition_penalty != 1.0
         penalised = repetition or params.presence_penalty != 0 or params.frequency_penalty != 0
         banned: tuple[int, ...] = ()
-        if outputs < params.min_tokens:
+        if self.generated < params.min_tokens:
             banned = tuple(sorted({*work.end_ids, *params.stop_token_ids}))
         return SamplingPlan(
             seed=work.seed,
             choice=work.request.first_choice + choice,
-            position=len(self.tokens),
+            position=self.length,
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
@@ -136,9 +195,22 @@ class Sequence:
             logit_bias=tuple(params.logit_bias.items()),
             banned=banned,
             logprobs=params.logprobs,
-            prompt_ids=work.request.prompt_token_ids if repetition else (),
-            output_ids=tuple(self.tokens[work.prompt_length :]) if penalised else (),
+            prompt_ids=self._history(prompt=True) if repetition else (),
+            output_ids=self._history(prompt=False) if penalised else (),
         )
+
+    def _history(self, *, prompt: bool) -> tuple[int, ...]:
+        """The ids of the prompt, or those generated, that the next token may be compared with: of
+        a stream those in the recent part of its window."""
+        work = self.work
+        if work.stream is None:
+            if prompt:
+                return work.request.prompt_token_ids
+            return tuple(self.tokens[work.prompt_length :])
+        first = work.stream.first_recent(self.length - 1)
+        border = work.prompt_end
+        low, high = (first, border) if prompt else (max(first, border), self.length)
+        return tuple(self.tokens[low - self.start : max(high, low) - self.start])
 
     def targets(self, first: int, count: int) -> tuple[int, ...]:
         """For rows first .. first + count: the prompt token that follows, -1 after the last."""

@@ -187,6 +187,15 @@ class Tokenizer:
         ids, places = self.encode_cut_piece(text, cuts)
         return ids, spans_of(ranges, cuts, places)
 
+    def encode_next_turn(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """The ids with which a conversation goes on behind an answer: the end of that answer as
+        the template writes it, these messages, the beginning of the next answer. What was said
+        before does not matter, so stand-ins are rendered for it."""
+        stand_ins = [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}]
+        pieces, ranges = self.chat_pieces([*stand_ins, *messages], [(1, 0)])
+        _, end = ranges[0]
+        return self.encode_piece("".join(pieces)[end:])
+
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
     ) -> str:

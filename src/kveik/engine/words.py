@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
-from kveik.config import LIMITS, parse_duration
+from kveik.cache.window import StreamWindow
+from kveik.config import LIMITS, check_stream_window, parse_duration, parse_stream_window
 from kveik.errors import ConfigError
 
 _LONGEST = int(LIMITS["identifier_length"].high)
@@ -61,6 +62,25 @@ def tag_list(value: object) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) > most:
         raise ValueError(f"expected a list of at most {most} tags")
     return tuple(dict.fromkeys(map(identifier, value)))
+
+
+def stream_window(value: object) -> StreamWindow:
+    """From "4+1020", "4+1020/64" or {"sinks": 4, "window": 1020, "evict": 64}, of which only the
+    window must be said."""
+    if isinstance(value, StreamWindow):
+        return value
+    if isinstance(value, str):
+        try:
+            return StreamWindow(*parse_stream_window(value, "stream_window"))
+        except ConfigError as error:
+            raise ValueError(error.message.removeprefix("stream_window: ")) from None
+    parts = dict(value) if isinstance(value, Mapping) else {}
+    known = {"sinks": parts.pop("sinks", 4), "window": parts.pop("window", None)}
+    known["evict"] = parts.pop("evict", 1)
+    if parts or not all(type(one) is int for one in known.values()):
+        raise ValueError('expected {"sinks": 4, "window": 1020, "evict": 1} in tokens, or "4+1020"')
+    check_stream_window(known["sinks"], known["window"], known["evict"])
+    return StreamWindow(**known)
 
 
 def salt_digest(value: object) -> str:

@@ -92,6 +92,7 @@ class Answer(ABC):
             cut = frozenset()
         self.job = job
         self.tokenizer = tokenizer
+        self.keeps = True  # False: every piece is sent, and nobody asks for the whole
         self.totals = Totals()
         self.with_logprobs = params.logprobs is not None
         self.prompt_rows: dict[int, Sequence[TokenLogprobs | None]] = {}
@@ -147,9 +148,10 @@ class Answer(ABC):
         if not text and not entries:
             return []
         logprobs = self._logprobs(choice, entries) if self.with_logprobs else None
-        choice.text.append(text)
-        if logprobs is not None:
-            choice.logprobs.append(logprobs)
+        if self.keeps:
+            choice.text.append(text)
+            if logprobs is not None:
+                choice.logprobs.append(logprobs)
         return [self._chunk_choice(choice, text, logprobs)]
 
     def _choice(self, prompt: int, choice: int) -> Choice:

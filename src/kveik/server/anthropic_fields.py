@@ -17,7 +17,15 @@ from kveik.config import LIMITS, check_limit
 from kveik.server import messages
 from kveik.server.fields import Body, Identifier, bounded, refuse
 from kveik.server.messages import Conversation, Place, cache_control, check_messages, told_of
-from kveik.server.retention_fields import CacheFields, Mark, Native, Retention, Salt, retention
+from kveik.server.retention_fields import (
+    CacheFields,
+    Mark,
+    Native,
+    Retention,
+    Salt,
+    Window,
+    retention,
+)
 
 UNSERVED: dict[str, tuple[object, ...]] = {
     "container": (),
@@ -226,6 +234,7 @@ class Messages(CountTokens):
     top_k: Annotated[int, bounded("top_k")] | None = None
     metadata: Metadata | None = None
     kveik: Native | None = None
+    stream_window: Window | None = None
     cached_content: Identifier | None = None
     cache_salt: Salt | None = None
 
@@ -235,6 +244,9 @@ class Messages(CountTokens):
 
     def retention(self, conversation: Conversation) -> Retention:
         fields = CacheFields.model_construct(
-            kveik=self.kveik, cached_content=self.cached_content, cache_salt=self.cache_salt
+            kveik=self.kveik,
+            cached_content=self.cached_content,
+            cache_salt=self.cache_salt,
+            stream_window=self.stream_window,
         )
         return retention(fields, [mark for _, mark in conversation.marks])

@@ -35,7 +35,8 @@ async def messages(service: Service, request: Request) -> Response:
     asked = body.retention(conversation)
     prepared = await chat_request(engine, conversation, asked, _sampling(engine, body), origin)
     asks, prompt = prepared.request, len(prepared.request.prompt_token_ids)
-    overlong = prompt + body.max_tokens > engine.info.max_model_len
+    endless = asks.stream is not None or asks.resumes
+    overlong = not endless and prompt + body.max_tokens > engine.info.max_model_len
     if overlong:
         asks = replace(asks, params=replace(asks.params, max_tokens=None))
     hours = [span.end for span in asks.directive.spans if span.ttl.seconds >= AN_HOUR]

@@ -9,7 +9,7 @@ from pydantic import Field
 from kveik.cache.directive import Clock, Priority, Ttl, TtlMode
 from kveik.server.fields import Age, Body, DocumentId, Duration, Identifier, Tags, refuse
 from kveik.server.protocol import Messages, TokenIds
-from kveik.server.retention_fields import Salt
+from kveik.server.retention_fields import Salt, Window
 
 Model = Annotated[str, Field(max_length=512)]
 
@@ -122,3 +122,4 @@ class ExplainPrompt(Content):
     """POST /v1/cache/explain: what a request with this prompt would find now."""
 
     cache_salt: Salt | None = None
+    stream_window: Window | None = None

@@ -19,6 +19,7 @@ from kveik.cache.directive import BlockView, Receipt, Selector
 from kveik.config import LIMITS, check_limit
 from kveik.engine.engine import Engine
 from kveik.engine.named_records import KEEP, NamedCache, NamedSpec
+from kveik.engine.request import SamplingParams
 from kveik.engine.token_memory import Encoded
 from kveik.engine.warm import hot_entries
 from kveik.engine.words import document_id, identifier, salt_digest
@@ -208,7 +209,12 @@ async def explain(service: Service, request: Request) -> Response:
     namespace = _namespace(service, request)
     encoded = await beside_loop(_size(body), lambda: _encoded(engine, body, namespace, salt))
     found = await asyncio.to_thread(
-        engine.explain_prompt, encoded.token_ids, namespace, salt, encoded.remembered
+        engine.explain_prompt,
+        encoded.token_ids,
+        namespace,
+        salt,
+        encoded.remembered,
+        engine.stream_for(body.stream_window, SamplingParams()),
     )
     return json_response(found.as_json())
 

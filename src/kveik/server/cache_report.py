@@ -47,6 +47,9 @@ def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Js
         },
         "stored_tokens": sum(usage.stored_tokens for usage in usages),
     }
+    evicted = [one.evicted_tokens for one in usages if one.evicted_tokens is not None]
+    if evicted:
+        report["evicted_tokens"] = sum(evicted)
     if explanation is not None:
         report["explanation"] = explanation
     return report
@@ -64,4 +67,5 @@ def explanation(
         tokenizer,
         cached_tokens=ready.cached_tokens,
         remembered=remembered,
+        evicted=ready.evicted_tokens,
     ).as_json()

@@ -22,6 +22,7 @@ from kveik.server.auth import Caller
 from kveik.server.jobs import (
     Job,
     Origin,
+    answer_in_one_piece,
     beside_loop,
     chat_job,
     check_model,
@@ -160,6 +161,7 @@ class Work:
 
 def _work(body: Generation, job: Job, answer: Answer, field: str) -> Work:
     options = body.stream_options
+    answer.keeps = not body.stream
     usage = bool(options and options.include_usage)
     return Work(job, Chunks(answer, usage=usage), field, bool(body.stream))
 
@@ -168,8 +170,11 @@ async def generate(service: Service, serving: Serving, request: Request, work: W
     """Submit the job and answer with it, whole or as a stream."""
     limit = service.config.send_buffer_bytes if work.streams else None
     _ = service.serving  # draining may have begun while the body was read
+    requests = work.job.requests
+    if not work.streams:
+        requests = tuple(answer_in_one_piece(serving.engine, one) for one in requests)
     try:
-        feed = serving.bridge.open(work.job.requests, limit)
+        feed = serving.bridge.open(requests, limit)
     except KveikError as error:
         raise named(error, work.field) from None
     if work.streams:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
 from kveik.engine.request import Request, SamplingParams
@@ -83,7 +84,9 @@ async def chat_request(
     origin: Origin,
 ) -> Prepared:
     """Put what the request continues before it, encode it as a whole, and tell the engine where its
-    labelled parts stand."""
+    labelled parts stand. In a stream that is open only what comes next in it is encoded."""
+    if asked.continues and engine.has_stream(origin.namespace, asked.directive.session):
+        return await _next_turn(engine, conversation, asked, params, origin)
     messages = _whole(engine, _labelled(conversation), asked, origin.namespace)
     before = len(messages) - len(conversation.messages)
     documents = document_parts(messages)
@@ -109,8 +112,39 @@ async def chat_request(
         write_until=_last_breakpoint(conversation, ends) if asked.write_to_mark else None,
     )
     asked = replace(asked, directive=directive)
-    request = _request(encoded.token_ids, params, origin, asked, messages)
+    request = _request(engine, encoded.token_ids, params, origin, asked, messages)
     return Prepared(request, ends, encoded.remembered)
+
+
+async def _next_turn(
+    engine: Engine,
+    conversation: Conversation,
+    asked: Retention,
+    params: SamplingParams,
+    origin: Origin,
+) -> Prepared:
+    """The request that goes on from the open stream of its session."""
+    if asked.idle:
+        raise InvalidRequest(
+            f"{asked.idle[0]}: has no effect in a stream that goes on; leave it out",
+            param=asked.idle[0],
+        )
+    messages = _labelled(conversation)
+    ids = await beside_loop(
+        text_size(messages), lambda: tuple(engine.tokenizer.encode_next_turn(messages))
+    )
+    labels = [(one.document, one.version) for one in document_parts(messages)]
+    documents = tuple(DocumentSpan(*label, 0, len(ids)) for label in labels)
+    asked = replace(asked, directive=replace(asked.directive, documents=documents))
+    request = _request(engine, ids, params, origin, asked, messages)
+    return Prepared(replace(request, stream=asked.stream or None, resumes=True))
+
+
+def answer_in_one_piece(engine: Engine, request: Request) -> Request:
+    """A stream has no longest answer, a body in one piece has: that of the context."""
+    if request.params.max_tokens is not None or not (request.stream or request.resumes):
+        return request
+    return replace(request, params=replace(request.params, max_tokens=engine.info.max_model_len))
 
 
 def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
@@ -150,7 +184,7 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     params = _sampling(
         body,
         engine.info.defaults,
-        SamplingParams().max_tokens if body.max_tokens is None else body.max_tokens,
+        _completion_tokens(body),
         body.logprobs,
         max(counts, default=None),
     )
@@ -163,8 +197,16 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
     prompts: tuple[str, ...] = ()
     if body.echo:
         prompts = tuple(_text(engine.tokenizer, one) for one in wanted)
-    requests = tuple(_request(one.token_ids, params, origin, asked) for one in encoded)
+    requests = tuple(_request(engine, one.token_ids, params, origin, asked) for one in encoded)
     return Job(requests, params, prompts, tuple(one.remembered for one in encoded))
+
+
+def _completion_tokens(body: Completion) -> int | None:
+    """OpenAI's default is short; who asks for a stream did not ask for that."""
+    asked = body.stream_window or (body.kveik is not None and body.kveik.stream_window)
+    if body.max_tokens is None and asked:
+        return None
+    return SamplingParams().max_tokens if body.max_tokens is None else body.max_tokens
 
 
 def _behind_cache(engine: Engine, prompt: Prompt, asked: Retention, namespace: str) -> Prompt:
@@ -201,6 +243,7 @@ def _text(tokenizer: Tokenizer, prompt: Prompt) -> str:
 
 
 def _request(
+    engine: Engine,
     ids: tuple[int, ...],
     params: SamplingParams,
     origin: Origin,
@@ -217,6 +260,7 @@ def _request(
         reuse=asked.reuse,
         explain=asked.explain,
         messages=tuple(messages),
+        stream=engine.stream_for(asked.stream, params),
     )
 
 

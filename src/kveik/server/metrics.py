@@ -38,6 +38,7 @@ _GAUGES = (
     ("vllm:num_requests_waiting", "Requests in the queue", "waiting"),
     ("kveik:waiting_tokens", "Prompt tokens in the queue", "waiting_tokens"),
     ("kveik:named_caches", "Named caches", "named_caches"),
+    ("kveik:open_streams", "Streams that wait for their session's next turn", "open_streams"),
     ("kveik:kept_conversations", "Sessions whose finished turns are kept", "conversations"),
     ("kveik:kept_conversation_bytes", "Bytes of kept turns", "conversation_bytes"),
 )

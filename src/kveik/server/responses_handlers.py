@@ -8,7 +8,13 @@ from starlette.responses import Response
 from kveik.engine.request import SamplingParams
 from kveik.server.cache_report import Account
 from kveik.server.handlers import Work, generate, origin_of, read_body
-from kveik.server.jobs import Job, chat_request, check_model, preferences
+from kveik.server.jobs import (
+    Job,
+    answer_in_one_piece,
+    chat_request,
+    check_model,
+    preferences,
+)
 from kveik.server.responses_answers import ResponseAnswer
 from kveik.server.responses_fields import ResponseRequest
 from kveik.server.service import Service
@@ -26,5 +32,6 @@ async def responses(service: Service, request: Request) -> Response:
     asked = body.retention(conversation)
     prepared = await chat_request(engine, conversation, asked, params, origin)
     answer = ResponseAnswer(body, params, Account(prepared, engine.tokenizer))
-    work = Work(Job((prepared.request,), params), answer, "input", bool(body.stream))
+    asks = answer_in_one_piece(engine, prepared.request)  # the last event repeats the whole text
+    work = Work(Job((asks,), params), answer, "input", bool(body.stream))
     return await generate(service, serving, request, work)

@@ -26,8 +26,9 @@ from kveik.cache.directive import (
     TtlSpan,
     Write,
 )
+from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS, check_limit
-from kveik.engine.words import salt_digest
+from kveik.engine.words import salt_digest, stream_window
 from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
 
 _WRITE: dict[bool | str, Write] = {True: "all", "low": "low", False: "none"}
@@ -50,6 +51,41 @@ Writes: TypeAlias = Annotated[
 ]
 
 
+def _window(value: object) -> StreamWindow | Literal[False]:
+    return value if value is False else stream_window(value)
+
+
+Window: TypeAlias = Annotated[
+    StreamWindow | Literal[False],
+    PlainValidator(_window),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {
+                        name: {
+                            "type": "integer",
+                            "minimum": int(LIMITS[limit].low),
+                            "maximum": int(LIMITS[limit].high),
+                        }
+                        for name, limit in (
+                            ("sinks", "stream_sinks"),
+                            ("window", "stream_window"),
+                            ("evict", "stream_window"),
+                        )
+                    },
+                    "required": ["window"],
+                    "additionalProperties": False,
+                },
+                {"type": "string", "pattern": "^[0-9]+\\+[0-9]+(/[0-9]+)?$"},
+                {"const": False},
+            ]
+        }
+    ),
+]
+
+
 class Native(Body):
     """The object "kveik" of a request; every field may be left out."""
 
@@ -64,6 +100,7 @@ class Native(Body):
     priority: Priority | None = None
     write: Writes | None = None
     explain: bool | None = None
+    stream_window: Window | None = None
 
 
 class CacheOptions(Body):
@@ -83,6 +120,7 @@ class CacheFields(Body):
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
     cache_salt: Salt | None = None
     cache_prompt: bool | None = None
+    stream_window: Window | None = None
 
     def check(self) -> None:
         retention(self)
@@ -101,7 +139,9 @@ class Retention:
     """directive: without what depends on tokens (documents, write_until). salt: a digest, or "".
 
     reuse False: computed cold. continues: the finished turns of the session come first.
-    write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored."""
+    write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored. stream: the
+    window of an endless stream; False: none; None: as the server was configured. idle: fields that
+    say nothing to a stream that goes on."""
 
     directive: Directive = PLAIN
     salt: str = ""
@@ -111,6 +151,8 @@ class Retention:
     cached_content: str | None = None
     write_to_mark: bool = False
     shortest: float = math.inf  # lifetime of a breakpoint at which something is deleted
+    stream: StreamWindow | Literal[False] | None = None
+    idle: tuple[str, ...] = ()
 
     @property
     def keep(self) -> float:
@@ -147,7 +189,28 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
         cached_content=fields.cached_content,
         write_to_mark=to_mark,
         shortest=min(_lifetimes(marks), default=math.inf),
+        stream=_stream(native, fields),
+        idle=_idle(native, fields, marks),
     )
+
+
+def _stream(native: Native, fields: CacheFields) -> StreamWindow | Literal[False] | None:
+    both = (native.stream_window, fields.stream_window)
+    if None not in both and both[0] != both[1]:
+        refuse("stream_window", "contradicts kveik.stream_window; send one of them")
+    return both[0] if both[0] is not None else both[1]
+
+
+def _idle(native: Native, fields: CacheFields, marks: Sequence[Mark]) -> tuple[str, ...]:
+    """What of the request could only say something about blocks that are stored or found."""
+    given = {
+        "kveik.priority": native.priority,
+        "kveik.write": native.write,
+        "cache_prompt": fields.cache_prompt,
+        "prompt_cache_options": fields.prompt_cache_options,
+        "cache_control": marks or None,
+    }
+    return tuple(name for name, value in given.items() if value is not None)
 
 
 def _lifetimes(marks: Sequence[Mark]) -> list[float]:

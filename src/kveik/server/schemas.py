@@ -144,9 +144,10 @@ _USAGE = _object(
                     {"old_old": _INTEGER, "new_old": _INTEGER, "new_new": _INTEGER}
                 ),
                 "stored_tokens": _INTEGER,
+                "evicted_tokens": _INTEGER,
                 "explanation": ANY,
             },
-            optional=("explanation",),
+            optional=("evicted_tokens", "explanation"),
         ),
     }
 )
