@@ -38,7 +38,15 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/sampler.py": (("kernels", "engine.plan", "errors"), ()),
     "engine/tokenizer.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
     "engine/words.py": (("errors", "config"), ()),
-    "engine/manifest.py": (("cache.directive", "engine.words", "errors", "config"), ("yaml",)),
+    "engine/manifest.py": (
+        ("cache.directive", "engine.words", "engine.strict_data", "errors", "config"),
+        ("yaml",),
+    ),
+    "engine/strict_data.py": ((), ("yaml",)),
+    "engine/modules/": (
+        ("engine.modules", "engine.words", "engine.strict_data", "errors", "config"),
+        ("yaml",),
+    ),
     "engine/special_tokens.py": (("engine", "errors", "config"), ("tokenizers",)),
     "engine/cuts.py": (("engine", "errors", "config"), ("tokenizers",)),
     "engine/chat_template.py": (("engine", "errors", "config"), ("tokenizers", "jinja2")),
