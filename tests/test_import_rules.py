@@ -19,7 +19,19 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/plan.py": (("cache", "errors", "config"), ()),
     "engine/request.py": (("cache", "engine.plan", "errors", "config"), ()),
     "engine/scheduler.py": (
-        ("cache", "engine.plan", "engine.request", "engine.sequence", "errors", "config"),
+        (
+            "cache",
+            "engine.makers",
+            "engine.plan",
+            "engine.request",
+            "engine.sequence",
+            "errors",
+            "config",
+        ),
+        (),
+    ),
+    "engine/makers.py": (
+        ("cache", "engine.request", "engine.sequence", "errors", "config"),
         (),
     ),
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
@@ -44,7 +56,15 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "engine/strict_data.py": ((), ("yaml",)),
     "engine/modules/": (
-        ("engine.modules", "engine.words", "engine.strict_data", "errors", "config"),
+        (
+            "engine.modules",
+            "engine.words",
+            "engine.strict_data",
+            "cache.directive",
+            "cache.join",
+            "errors",
+            "config",
+        ),
         ("yaml",),
     ),
     "engine/special_tokens.py": (("engine", "errors", "config"), ("tokenizers",)),

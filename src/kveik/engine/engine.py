@@ -63,7 +63,14 @@ from kveik.engine.sequence import (
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
-from kveik.errors import InvalidRequest, KveikError, Overloaded, Unavailable, fault
+from kveik.errors import (
+    InvalidRequest,
+    KveikError,
+    Overloaded,
+    Unavailable,
+    UnsupportedFeature,
+    fault,
+)
 from kveik.store.arena import KvStore
 
 _log = logging.getLogger(__name__)
@@ -174,6 +181,7 @@ class Engine:
         self.tokenizer = parts.tokenizer
         self.info = engine_info(parts)
         self._clock = clock
+        self._can_shift = parts.model.can_shift
         self._cache = CacheManager(
             parts.model.groups,
             self.info.pool_blocks,
@@ -243,6 +251,13 @@ class Engine:
         PromptTooLarge, PinBudgetExceeded, Overloaded or Unavailable before anything is allocated.
         Returns a handle for `abort`. Events come as `EventSink` says."""
         _check_ids(request, self.info.vocab_size)
+        if request.joined is not None and not self._can_shift:
+            raise UnsupportedFeature(
+                "modules: this model cannot see keys elsewhere than where they were computed "
+                "(positions are part of its hidden state, or its rotary base depends on the "
+                "length); join them with exact",
+                param="join",
+            )
         self._scheduler.max_tokens_for(request)
         if request.directive.pin:
             with self._state:
@@ -524,7 +539,8 @@ class Engine:
         work = delivery.work
         assert work is not None
         self._totals.prompt_tokens += work.prompt_length
-        work.savings = self._savings.savings(work.prompt_length, work.cached_tokens)
+        reused = work.cached_tokens + work.approximate_tokens
+        work.savings = self._savings.savings(work.prompt_length, reused)
         self._totals.seconds_saved += work.savings.seconds
         self._outbox.add(handle, delivery, work.ready())
 

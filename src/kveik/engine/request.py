@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from kveik.cache.directive import PLAIN, Directive, Divergence
+from kveik.cache.join import JoinedPrompt
 from kveik.config import check_limit
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
@@ -107,7 +108,8 @@ class Request:
     what becomes of the blocks it computes. background: computed when nobody else needs the step.
     messages: the conversation that the prompt renders; it enters the history of the directive's
     session, with the answer, when the request finishes. explain: PromptReady brings the
-    divergence. remembered: token ids of the prompt that did not have to be encoded."""
+    divergence. remembered: token ids of the prompt that did not have to be encoded. joined: the
+    prompt is put together from modules that are computed apart; None: it is one sequence."""
 
     prompt_token_ids: tuple[int, ...]
     params: SamplingParams
@@ -121,6 +123,7 @@ class Request:
     background: bool = False
     explain: bool = False
     remembered: int = 0
+    joined: JoinedPrompt | None = None
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
 

@@ -27,8 +27,10 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from kveik.cache.directive import Directive
+from kveik.cache.joining import Joined, Missing
 from kveik.cache.manager import CacheManager, Lease, Opened, OpenResult, Wait
 from kveik.cache.segments import Move
+from kveik.engine.makers import Makers, check_joined
 from kveik.engine.plan import (
     SampledToken,
     SequencePlan,
@@ -94,12 +96,13 @@ class _Draft:
     def add(self, sequence: Sequence, count: int) -> None:
         assert sequence.lease is not None
         work, first = sequence.work, len(sequence.computed)
+        spans, token_ids = sequence.rows(first, count)
         owed = work.request.params.prompt_logprobs if work.wants_prompt_rows else None
         ends = first + count == len(sequence.tokens)
         plan = SequencePlan(
             sequence_id=sequence.sequence_id,
-            spans=((first, count),),
-            token_ids=tuple(sequence.tokens[first : first + count]),
+            spans=spans,
+            token_ids=token_ids,
             tables=sequence.lease.tables,
             samples=sequence.sampling_plans() if ends else (),
             prompt_logprobs=owed,
@@ -107,7 +110,7 @@ class _Draft:
         )
         self.plans.append(plan)
         self.rows[sequence.sequence_id] = (sequence, count)
-        self.budget -= count
+        self.budget -= len(token_ids)
 
 
 class Scheduler:
@@ -130,6 +133,7 @@ class Scheduler:
         self._step: tuple[int, dict[int, tuple[Sequence, int]]] | None = None
         self._flushed = False  # the step before was launched for its fence only
         self._progress = 0  # counts whatever may turn a Wait into something else
+        self._makers = Makers()
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
         self._step_ids = itertools.count()
@@ -141,6 +145,11 @@ class Scheduler:
 
         The last sampled token needs no slot, so prompt + max_tokens - 1 slots suffice."""
         prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
+        slots, joined = prompt, request.joined
+        if joined is not None:
+            check_joined(request, joined, self._cache, self.limits.max_model_len)
+            prompt = joined.seen_end
+            slots = joined.blocks(self.limits.block_size) * self.limits.block_size
         least = 1 if wanted is None else wanted
         if prompt == 0:
             raise InvalidRequest("prompt: is empty; at least one token is needed", param="prompt")
@@ -153,8 +162,8 @@ class Scheduler:
                 param="prompt",
             )
         capacity = self._cache.capacity_tokens(request.namespace)
-        allowed = min(context, capacity + 1) - prompt
-        if prompt > capacity or allowed < least:
+        allowed = min(context - prompt, capacity + 1 - slots)
+        if slots > capacity or allowed < least:
             raise PromptTooLarge(
                 f"the prompt has {prompt} tokens and max_tokens is {asked}, but the "
                 f"KV pool holds {capacity} tokens: shorten one of the two or give the "
@@ -171,11 +180,14 @@ class Scheduler:
 
     def add(self, handle: int, request: Request, seed: int) -> Work:
         """Queue a request that `max_tokens_for` accepts."""
+        return self._add(handle, request, seed, next(self._arrivals))
+
+    def _add(self, handle: int, request: Request, seed: int, arrival: int) -> Work:
         end_ids = frozenset() if request.params.ignore_eos else self._end_ids
         work = Work(
             handle,
             request,
-            next(self._arrivals),
+            arrival,
             seed,
             self.max_tokens_for(request),
             end_ids,
@@ -277,7 +289,9 @@ class Scheduler:
         """A chunk ends on the block grid unless it ends the sequence. Only the oldest prompt may
         take what is left of the budget when that is less than the way to the next block."""
         start, end = len(sequence.computed), len(sequence.tokens)
-        if end - start > draft.budget:
+        if isinstance(sequence.lease, Joined):
+            end = sequence.lease.course.reach(start, draft.budget, end) if draft.budget else start
+        elif end - start > draft.budget:
             reach = start + draft.budget
             aligned = reach - reach % self.limits.block_size
             if aligned <= start and draft.prefills:
@@ -300,17 +314,33 @@ class Scheduler:
             if len(self._running) >= self.limits.seats and not self._push_out(sequence, now):
                 break
             result = self._open(sequence, now, reuse=not sequence.work.wants_prompt_rows)
-            if isinstance(result, Wait):
+            if isinstance(result, Wait | Missing):
                 sequence.asked_at = self._progress
-                self._lend_rank(sequence, result.leader, draft)
                 index += 1
+                if isinstance(result, Wait):
+                    self._lend_rank(sequence, result.leader, draft)
+                elif not self._make(sequence.work, result, now):
+                    index -= 1  # it has failed, and waits no more
             elif isinstance(result, Opened):
                 self._add_chunk(sequence, draft)
             elif not self._push_out(sequence, now):
                 break
-        first = self._waiting[0] if self._waiting and not self._running else None
+        waiting = (one for one in self._waiting if one.asked_at != self._progress)
+        first = None if self._running else next(waiting, None)
         if first is not None and first.work.background is background and not draft.flush:
             self._admit_alone(first, draft, now)
+
+    def _make(self, work: Work, missing: Missing, now: float) -> bool:
+        """Have the units of a joined prompt computed; they come before whoever arrived later.
+        False: that was tried so often that the request is given up."""
+        if self._makers.is_hopeless(work):
+            why = "its modules fail, or are evicted as fast as they are computed: give the engine "
+            why += "more --kv-memory, or join them with exact"
+            self._failures.append(self._fail(work, why, now))
+            return False
+        for handle, request in self._makers.requests(work, missing):
+            self._add(handle, request, 0, work.arrival)
+        return True
 
     def _push_out(self, sequence: Sequence, now: float) -> bool:
         """Background work gives its seat and its blocks to a sequence that is none."""
@@ -346,9 +376,10 @@ class Scheduler:
 
     def _open(
         self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
-    ) -> OpenResult:
+    ) -> OpenResult | Missing:
         """Open a lease for all wanted tokens."""
         work, params = sequence.work, sequence.work.request.params
+        joined = work.request.joined
         if work.request.explain and not work.started:
             work.divergence = self._cache.divergence(
                 sequence.tokens,
@@ -356,29 +387,42 @@ class Scheduler:
                 salt=work.request.salt,
                 now=now,
             )
-        result = self._cache.open(
-            sequence.tokens,
-            len(sequence.tokens),
-            namespace=work.request.namespace,
-            salt=work.request.salt,
-            directive=self._directive(sequence),
-            store=params.use_cache,
-            reuse=reuse and params.use_cache and sequence.work.request.reuse,
-            spare=self._rivals(work),
-            now=now,
-            last_resort=last_resort,
-        )
+        result: OpenResult | Missing
+        if joined is not None:
+            result = self._cache.open_joined(
+                sequence.tokens,
+                len(sequence.tokens),
+                joined,
+                namespace=work.request.namespace,
+                salt=work.request.salt,
+                directive=self._directive(sequence),
+                spare=self._rivals(work),
+                now=now,
+                last_resort=last_resort,
+            )
+        else:
+            result = self._cache.open(
+                sequence.tokens,
+                len(sequence.tokens),
+                namespace=work.request.namespace,
+                salt=work.request.salt,
+                directive=self._directive(sequence),
+                store=params.use_cache,
+                reuse=reuse and params.use_cache and sequence.work.request.reuse,
+                spare=self._rivals(work),
+                now=now,
+                last_resort=last_resort,
+            )
         if isinstance(result, Opened):
             lease = result.lease
             sequence.lease = lease
-            sequence.computed = sequence.tokens[: lease.cached_tokens]
+            sequence.computed = sequence.tokens[: lease.committed]
             self._moves.extend(result.moves)
             self._waiting.remove(sequence)
             insort(self._running, sequence, key=_order)
             if not work.started:
                 self._leave_queue(work)
-                work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
-                work.there = lease.there
+                work.note_opened(lease)
         return result
 
     def _directive(self, sequence: Sequence) -> Directive:
@@ -428,7 +472,8 @@ class Scheduler:
         work, first, size = sequence.work, len(sequence.computed), self.limits.block_size
         self._progress += first // size != (first + count) // size  # a block became whole
         sequence.computed.extend(sequence.tokens[first : first + count])
-        work.computed_prompt_tokens += max(0, min(work.prompt_length - first, count))
+        _, of_prompt = sequence.rows(first, min(work.prompt_length - first, count))
+        work.computed_prompt_tokens += len(of_prompt)
         work.prompt_logprobs.extend(outcome.prompt_logprobs)
         self._cache.commit(sequence.lease, sequence.computed, now)
         if work.max_tokens == 0 and sequence.missing == 0:
@@ -546,6 +591,7 @@ class Scheduler:
             if not work.started:
                 self._leave_queue(work)
             del self._works[work.handle]
+            self._makers.ended(work.handle)
 
     def _leave_queue(self, work: Work) -> None:
         work.started = True
