@@ -7,7 +7,9 @@ import random
 import pytest
 from joined_toy import BLOCK, Builder, add, bench, expected
 
-from kveik.cache.directive import Directive, Selector, Ttl
+from kveik.cache.directive import PUBLIC, Directive, Selector, Ttl
+from kveik.cache.manager import NoRoom
+from kveik.engine.sequence import TokenAccepted
 from kveik.errors import ContextLengthExceeded, InvalidRequest, PromptTooLarge
 
 LEAD = [1, 2, 3, 4, 5]
@@ -367,3 +369,161 @@ def test_any_prompts_in_any_company(seed: int) -> None:
             assert text == naive[: len(text)]
             if (handle, choice) in made.finished:
                 assert text == naive
+
+
+# --- what a recipe is made of
+
+
+def served(made, built: Builder, handle: int, now: float = 0.0, **params: object) -> int:  # type: ignore[no-untyped-def]
+    """Approximate tokens of one request that is served at this time, its text checked."""
+    work = add(made, handle, built, **{"max_tokens": 1, **params})
+    while made.scheduler.has_work:
+        plan = made.scheduler.plan_step(now)
+        if plan is not None:
+            for output in made.scheduler.apply(made.runner.run(plan), now):
+                if isinstance(output, TokenAccepted):
+                    made.texts.setdefault((handle, 0), []).append(output.token.token_id)
+        made.cache.check()
+    count = params.get("max_tokens", 1)
+    assert made.texts[handle, 0] == expected(built.tokens, built.prompt(), count)  # type: ignore[arg-type]
+    return work.usage().approximate_cached_tokens
+
+
+def test_modules_of_one_length_are_told_apart() -> None:
+    made, question = bench(), words(40, 8)
+    for handle, text in enumerate((words(20, 50), words(20, 51))):
+        add(made, handle, Builder(LEAD).fresh([500]).module(text).fresh([1]))
+        made.drain()
+    assert served(made, Builder(LEAD).fresh([500]).module(words(20, 50)).fresh(question), 2) == 20
+    assert served(made, Builder(LEAD).fresh([500]).module(words(20, 51)).fresh(question), 3) == 20
+
+
+def test_where_a_module_is_seen_is_part_of_what_follows() -> None:
+    made, question = bench(), words(40, 8)
+    before = Builder(LEAD).fresh([500]).module(A).gap(3).fresh(question)
+    behind = Builder(LEAD).fresh([500]).gap(3).module(A).fresh(question)
+    served(made, before, 0)
+    assert served(made, behind, 1) == len(A)
+    cut = Builder(LEAD).fresh([500]).gap(7).module(A, 4).fresh(question)
+    assert served(made, cut, 2) == len(A) - 4
+
+
+@pytest.mark.parametrize("seconds", [(10.0, 100.0), (100.0, 10.0)])
+def test_the_shortest_life_in_a_prompt_is_its_recipes(seconds: tuple[float, float]) -> None:
+    made, built = bench(), Builder(LEAD).fresh([500])
+    for text, life in zip((A, B), seconds, strict=True):
+        built.module(text, directive=Directive(ttl=Ttl(life, "last_use")))
+    built.fresh(words(40, 8))
+    served(made, built, 0, 1.0)
+    for _ in range(50):
+        made.cache.tick(12.0)
+    assert not [one for one in made.cache.tree.roots if one.lineage and _blocks_of(made, one)]
+
+
+def test_what_is_computed_behind_a_deadline_is_not_kept() -> None:
+    made = bench()
+    ttl = Ttl(10.0, "first_use")
+    built = Builder(LEAD).fresh([500]).module(A, directive=Directive(ttl=ttl)).fresh([7])
+    add(made, 0, built, max_tokens=60)
+    for step in range(80):
+        now = 1.0 if step < 20 else 30.0
+        plan = made.scheduler.plan_step(now)
+        if plan is None:
+            break
+        made.scheduler.apply(made.runner.run(plan), now)
+    made.cache.check()
+    assert not [one for one in made.cache.tree.roots if one.lineage and _blocks_of(made, one)]
+
+
+def test_stored_tokens_are_those_that_were_not_there() -> None:
+    made, built = bench(), typical()
+    first = add(made, 0, built)
+    made.drain()
+    assert first.usage().stored_tokens == len(built.tokens)
+    again = add(made, 1, built)
+    made.drain()
+    assert again.usage().stored_tokens == 0
+
+
+def test_a_second_request_for_the_same_recipe_waits_and_holds_nobody_up() -> None:
+    made = bench(budget=512)
+    built = Builder(LEAD).fresh([500]).module(A).fresh(words(40, 8))
+    add(made, 0, Builder(LEAD).fresh([501]).module(A).fresh([1]))
+    made.drain()
+    rows = made.runner.rows
+    works = [add(made, handle, built, max_tokens=1) for handle in (1, 2)]
+    made.add(3, words(5, 60), max_tokens=1)
+    made.step()
+    assert made.served[-1] == [1, 3]
+    made.drain()
+    assert works[1].usage().computed_prompt_tokens <= 40 % BLOCK + 1
+    assert made.runner.rows - rows <= 41 + 9 + 5
+
+
+def test_without_room_nothing_is_changed() -> None:
+    made, built = bench(blocks=12, budget=512), Builder(LEAD).fresh([500]).module(A)
+    add(made, 0, built.fresh([1]), max_tokens=1)
+    made.drain()
+    made.add(1, words(90, 60), max_tokens=60)
+    made.step()
+    other = Builder(LEAD).fresh([501]).module(A).fresh(words(60, 61))
+    result = made.cache.open_joined(other.tokens, len(other.tokens), other.prompt())
+    assert isinstance(result, NoRoom)
+    assert not made.cache.fence.held()
+    made.cache.check()
+
+
+def test_what_a_request_says_of_a_module_holds_for_one_that_is_there() -> None:
+    made = bench()
+    plain = Builder(LEAD).fresh([500]).module(A).fresh([7])
+    assert served(made, plain, 0) == 0
+    named = Builder(LEAD).fresh([501]).module(A, directive=Directive(tags=("news",))).fresh([7])
+    assert served(made, named, 1) == len(A)
+    made.cache.invalidate(Selector(tag="news"))
+    assert served(made, plain, 2) == 0
+
+
+def test_a_module_that_a_session_computed_stays_when_others_used_it() -> None:
+    for shared in (False, True):
+        made = bench()
+        directive = Directive(session="s")
+        built = Builder(LEAD).fresh([500]).module(A, directive=directive).fresh(words(20, 8))
+        served(made, built, 0, directive=directive)
+        plain = Builder(LEAD).fresh([501]).module(A).fresh([7])
+        if shared:
+            assert served(made, plain, 1) == len(A)
+        made.cache.end_session("", "s")
+        assert served(made, plain, 2) == (len(A) + 1 - 1 if shared else 0)
+
+
+def test_a_recipe_goes_with_the_public_text_that_it_contains() -> None:
+    lead = words(2 * BLOCK, 70)
+    made = bench(blocks=128)
+    made.add(0, lead, namespace=PUBLIC, max_tokens=0)
+    made.drain()
+    built = Builder(lead).fresh([500]).module(A).fresh(words(40, 8))
+    assert served(made, built, 1, namespace="tenant") == 0
+    assert served(made, built, 2, namespace="tenant") == len(A) + 39
+    made.cache.invalidate(Selector(PUBLIC))
+    for _ in range(20):
+        made.cache.tick(0.0)
+    assert not [one for one in made.cache.tree.roots if one.lineage and _blocks_of(made, one)]
+    made.add(3, lead, namespace=PUBLIC, max_tokens=0)
+    made.drain()
+    assert served(made, built, 4, namespace="tenant") == 0
+
+
+def test_a_recipe_contains_every_public_text_that_it_sees() -> None:
+    """One module lies behind a public lead, another one is public itself, and goes."""
+    lead, text = words(BLOCK, 70), words(2 * BLOCK, 71)
+    made = bench(blocks=128)
+    made.add(0, lead + text, namespace=PUBLIC, max_tokens=0)
+    made.drain()
+    built = Builder(lead).fresh([500]).module(A).module(text).fresh(words(40, 8))
+    served(made, built, 1, namespace="tenant")
+    assert served(made, built, 2, namespace="tenant") == len(A) + len(text) + 39
+    made.cache.invalidate(Selector(PUBLIC, prefix=tuple(lead + text[:1])))
+    for _ in range(20):
+        made.cache.tick(0.0)
+    assert not [one for one in made.cache.tree.roots if one.lineage and _blocks_of(made, one)]
+    assert served(made, built, 3, namespace="tenant") == len(A)

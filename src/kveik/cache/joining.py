@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from math import inf
 
 from kveik.cache.directive import PLAIN, Directive, DocumentSpan, Ttl
@@ -142,16 +141,16 @@ class Joining:
         units: Sequence[Found],
     ) -> list[_Plan]:
         plans: list[_Plan] = []
-        bases = [self._base(found) for found in units if found.public]
+        bases = list(dict.fromkeys(self._base(found) for found in units if found.public))
         for run, lineage in zip(prompt.runs, prompt.lineages(tokens), strict=True):
             own = identity
             if lineage != EXACT:
-                own = identity._replace(lineage=_with_bases(lineage, bases), base=_first(bases))
+                own = identity._replace(lineage=lineage, base=b"".join(bases))
             last = run is prompt.runs[-1]
             end = len(tokens) if last else run.first + run.length
             data = pack_tokens(tokens[run.first : end])
             found = self.search.find(own, data, len(data) // WORD - last)
-            if run.exact and found.public:
+            if run.exact and found.public and self._base(found) not in bases:
                 bases.append(self._base(found))
             whole = not last and self._length(found) == run.length
             plans.append(_Plan(run, own, data, found, whole))
@@ -434,15 +433,13 @@ class Joining:
             self._name_last(joined)
 
     def _expire(self, joined: Joined) -> None:
-        """What is published from now on goes when what it contains goes; not at all behind that."""
+        """What is published from now on goes when what it contains goes."""
         for run, lease in joined.writers:
             if not run.exact:
                 assert lease.directive.ttl is not None
                 left = max(joined.expires - self.tree.now, 0.0)
                 ttl = Ttl(min(left, lease.directive.ttl.seconds), "first_use", "delete")
                 lease.directive = replace(lease.directive, ttl=ttl)
-                if self.tree.now >= joined.expires:
-                    self.leasing.restrictor.detach(lease)
 
     def release(self, joined: Joined, *, keep: bool, finished: bool | None) -> None:
         """Tails before heads."""
@@ -496,15 +493,3 @@ def _earlier(directive: Directive, limit: Ttl) -> Ttl:
     first = any(ttl.clock == "first_use" for ttl in deleting)
     seconds = min(ttl.seconds for ttl in deleting)
     return Ttl(seconds, "first_use" if first else "last_use", "delete")
-
-
-def _with_bases(lineage: bytes, bases: Sequence[bytes]) -> bytes:
-    """A lineage that contains public text dies with the name of its last public node."""
-    if not bases:
-        return lineage
-    return blake2b(lineage + b"".join(bases), digest_size=32, person=b"kveik bases").digest()
-
-
-def _first(bases: Sequence[bytes]) -> bytes:
-    """The tree of a recipe goes when this public node goes."""
-    return bases[0] if bases else b""

@@ -378,8 +378,7 @@ class Scheduler:
         self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
     ) -> OpenResult | Missing:
         """Open a lease for all wanted tokens."""
-        work, params = sequence.work, sequence.work.request.params
-        joined = work.request.joined
+        work = sequence.work
         if work.request.explain and not work.started:
             work.divergence = self._cache.divergence(
                 sequence.tokens,
@@ -387,32 +386,7 @@ class Scheduler:
                 salt=work.request.salt,
                 now=now,
             )
-        result: OpenResult | Missing
-        if joined is not None:
-            result = self._cache.open_joined(
-                sequence.tokens,
-                len(sequence.tokens),
-                joined,
-                namespace=work.request.namespace,
-                salt=work.request.salt,
-                directive=self._directive(sequence),
-                spare=self._rivals(work),
-                now=now,
-                last_resort=last_resort,
-            )
-        else:
-            result = self._cache.open(
-                sequence.tokens,
-                len(sequence.tokens),
-                namespace=work.request.namespace,
-                salt=work.request.salt,
-                directive=self._directive(sequence),
-                store=params.use_cache,
-                reuse=reuse and params.use_cache and sequence.work.request.reuse,
-                spare=self._rivals(work),
-                now=now,
-                last_resort=last_resort,
-            )
+        result = self._lease(sequence, now, reuse=reuse, last_resort=last_resort)
         if isinstance(result, Opened):
             lease = result.lease
             sequence.lease = lease
@@ -424,6 +398,35 @@ class Scheduler:
                 self._leave_queue(work)
                 work.note_opened(lease)
         return result
+
+    def _lease(
+        self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool
+    ) -> OpenResult | Missing:
+        request, tokens = sequence.work.request, sequence.tokens
+        if request.joined is not None:
+            return self._cache.open_joined(
+                tokens,
+                len(tokens),
+                request.joined,
+                namespace=request.namespace,
+                salt=request.salt,
+                directive=self._directive(sequence),
+                spare=self._rivals(sequence.work),
+                now=now,
+                last_resort=last_resort,
+            )
+        return self._cache.open(
+            tokens,
+            len(tokens),
+            namespace=request.namespace,
+            salt=request.salt,
+            directive=self._directive(sequence),
+            store=request.params.use_cache,
+            reuse=reuse and request.params.use_cache and request.reuse,
+            spare=self._rivals(sequence.work),
+            now=now,
+            last_resort=last_resort,
+        )
 
     def _directive(self, sequence: Sequence) -> Directive:
         """What the request asks of the cache, without a pin for which the budget is gone since it
