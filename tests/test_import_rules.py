@@ -94,6 +94,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "cache.directive",
             "cache.lease",
             "caches",
+            "module_schemas",
             "engine",
             "server",
             "config",

@@ -21,6 +21,7 @@ from kveik.cache.directive import (
     TtlMode,
     Write,
 )
+from kveik.engine.modules.joins import JOINS, Join
 from kveik.engine.words import document_id, duration, identifier, salt_digest, tag_list
 from kveik.errors import InvalidRequest
 
@@ -43,6 +44,8 @@ class CacheOptions:
     leaves what goes before everything else. explain: the output says why not more was cached.
     cached_content: a named cache that stands before the prompt. cache_salt: shares with nobody
     who does not send the same. namespace: whose cache; two namespaces see nothing of each other.
+    join: of a prompt with modules, what of them is computed again in it ("independent", "link",
+    "link2", "exact"; None: "link").
     Raises InvalidRequest naming the field."""
 
     session: str | None = None
@@ -58,6 +61,7 @@ class CacheOptions:
     cached_content: str | None = None
     cache_salt: str | None = field(default=None, repr=False)
     namespace: str = ""
+    join: Join | None = None
 
     def __post_init__(self) -> None:
         for name in ("session", "context", "cached_content"):
@@ -71,6 +75,7 @@ class CacheOptions:
         _one_of("clock", self.clock, (None, *get_args(Clock)))
         _one_of("priority", self.priority, get_args(Priority))
         _one_of("write", self.write, tuple(_WRITE))
+        _one_of("join", self.join, (None, *JOINS))
         for name, needs in (
             ("context", "session"),
             ("relevance", "session"),

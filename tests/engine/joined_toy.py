@@ -139,6 +139,9 @@ class Builder:
         self._append(rest)
         return self
 
+    def prompt_units(self) -> list[list[int]]:
+        return [list(unit.tokens) for unit in self.made]
+
     def _append(self, tokens: Sequence[int]) -> None:
         self.tokens += tokens
         self.seen += len(tokens)

@@ -54,6 +54,7 @@ from kveik.engine.request import (
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
 from kveik.engine.scheduler import Scheduler, SchedulerLimits
+from kveik.engine.schemas import Schemas
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
@@ -218,6 +219,7 @@ class Engine:
         self._handles = itertools.count()
         self._outbox = Outbox(self._tell)
         self.named = self._named_caches(parts)
+        self.schemas = Schemas(parts.tokenizer, self.info.max_model_len, time.time)
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
         self._checked_at = clock()

@@ -20,9 +20,11 @@ from kveik.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeatu
 
 _Key: TypeAlias = tuple[str, str, tuple[int, ...]]  # namespace, salt, tokens
 
-_PATIENCE = 4
-"""How often a request has each of its units made, on average, before it is given up: they are
-evicted as fast as they are computed, or fail."""
+_PATIENCE = 64
+"""How often a request has each of its units made, on average, before it is given up. While others
+hold most of the pool they may be evicted before the last one is there; that passes."""
+
+_FAULTS = 256  # that are remembered until somebody asks
 
 UNIT = SamplingParams(temperature=0.0, max_tokens=0)
 
@@ -34,6 +36,7 @@ class Makers:
         self._handles = itertools.count(-1, -1)
         self._handle_of: dict[_Key, int] = {}
         self._keys: dict[int, _Key] = {}
+        self._faults: dict[_Key, str] = {}
 
     def requests(self, work: Work, missing: Missing) -> Iterator[tuple[int, Request]]:
         """(handle, request) for every unit that nobody makes yet."""
@@ -44,6 +47,7 @@ class Makers:
             key = (request.namespace, request.salt, unit.tokens)
             if key in self._handle_of:
                 continue
+            self._faults.pop(key, None)
             handle = next(self._handles)
             self._handle_of[key], self._keys[handle] = handle, key
             work.note_made(number, missing.cached)
@@ -59,17 +63,45 @@ class Makers:
                 ),
             )
 
+    def making(self, work: Work, missing: Missing) -> Iterator[int]:
+        """The handles of requests that make one of these units already."""
+        request = work.request
+        assert request.joined is not None
+        for number in missing.units:
+            unit = request.joined.units[number]
+            handle = self._handle_of.get((request.namespace, request.salt, unit.tokens))
+            if handle is not None:
+                yield handle
+
     def ended(self, handle: int) -> None:
         """The request with this handle is over, in whatever way."""
         key = self._keys.pop(handle, None)
         if key is not None:
             del self._handle_of[key]
 
-    @staticmethod
-    def is_hopeless(work: Work) -> bool:
-        """Were its units made so often that it makes no sense to go on?"""
-        joined = work.request.joined
-        return joined is not None and work.makings > _PATIENCE * len(joined.units)
+    def failed(self, handle: int, message: str) -> None:
+        """The request with this handle ends with an error."""
+        key = self._keys.get(handle)
+        if key is not None:
+            if len(self._faults) >= _FAULTS:
+                self._faults.clear()
+            self._faults[key] = message
+
+    def hopeless(self, work: Work, missing: Missing) -> str | None:
+        """Why this request cannot have its units; None: it can."""
+        request = work.request
+        assert request.joined is not None
+        for number in missing.units:
+            key = (request.namespace, request.salt, request.joined.units[number].tokens)
+            fault = self._faults.pop(key, None)
+            if fault is not None:
+                return f"a module of the prompt could not be computed: {fault}"
+        if work.makings > _PATIENCE * len(request.joined.units):
+            return (
+                "the modules of the prompt are evicted as fast as they are computed: give the "
+                "engine more --kv-memory, or join them with exact"
+            )
+        return None
 
 
 def check_joined(request: Request, prompt: JoinedPrompt, cache: CacheManager, context: int) -> None:

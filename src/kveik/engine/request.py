@@ -174,6 +174,7 @@ class PromptReady:
     miss: MissReason | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     divergence: Divergence | None = None
+    approximate_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

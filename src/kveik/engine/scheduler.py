@@ -332,14 +332,25 @@ class Scheduler:
 
     def _make(self, work: Work, missing: Missing, now: float) -> bool:
         """Have the units of a joined prompt computed; they come before whoever arrived later.
-        False: that was tried so often that the request is given up."""
-        if self._makers.is_hopeless(work):
-            why = "its modules fail, or are evicted as fast as they are computed: give the engine "
-            why += "more --kv-memory, or join them with exact"
+        False: they cannot be, and the request has failed."""
+        why = self._makers.hopeless(work, missing)
+        if why is not None:
             self._failures.append(self._fail(work, why, now))
             return False
+        for handle in self._makers.making(work, missing):
+            self._hurry(self._works[handle], work)
         for handle, request in self._makers.requests(work, missing):
             self._add(handle, request, 0, work.arrival)
+        return True
+
+    def _hurry(self, made: Work, work: Work) -> bool:
+        """Nobody waits for background work: what a live request needs is computed as if it were
+        its own."""
+        if not made.background or work.background:
+            return False
+        made.background = False
+        self._running.sort(key=_order)
+        self._waiting.sort(key=_order)
         return True
 
     def _push_out(self, sequence: Sequence, now: float) -> bool:
@@ -350,15 +361,10 @@ class Scheduler:
         return True
 
     def _lend_rank(self, follower: Sequence, leader: Lease, draft: _Draft) -> None:
-        """Nobody waits for background work: what a live request needs is computed as if it were
-        its own."""
         for sequence in self._running:
-            work = sequence.work
-            if sequence.lease is leader and work.background and not follower.work.background:
-                work.background = False
-                self._running.sort(key=_order)
-                self._waiting.sort(key=_order)
-                if draft.budget > 0 and sequence.sequence_id not in draft.rows:
+            if _computes(sequence.lease, leader):
+                hurried = self._hurry(sequence.work, follower.work)
+                if hurried and draft.budget > 0 and sequence.sequence_id not in draft.rows:
                     self._add_chunk(sequence, draft)
                 return
 
@@ -601,5 +607,11 @@ class Scheduler:
         self.queues.of(work.request).drop(work.prompt_length)
 
     def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
+        self._makers.failed(work.handle, message)
         self.abort(work.handle, now)
         return WorkFailed(work.handle, message)
+
+
+def _computes(lease: Lease | None, leader: Lease) -> bool:
+    """Is the leader this lease, or a part of it?"""
+    return lease is leader or (isinstance(lease, Joined) and leader in lease.own)

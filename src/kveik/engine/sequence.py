@@ -96,7 +96,7 @@ class Work:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *self.prompt_logprobs)
         miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
-        return PromptReady(self.cached_tokens, miss, rows, self.divergence)
+        return PromptReady(self.cached_tokens, miss, rows, self.divergence, self.approximate_tokens)
 
     def usage(self) -> Usage:
         return Usage(

@@ -27,6 +27,7 @@ from kveik.cache.directive import (
     Write,
 )
 from kveik.config import LIMITS, check_limit
+from kveik.engine.modules.joins import Join
 from kveik.engine.words import salt_digest
 from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
 
@@ -51,7 +52,8 @@ Writes: TypeAlias = Annotated[
 
 
 class Native(Body):
-    """The object "kveik" of a request; every field may be left out."""
+    """The object "kveik" of a request; every field may be left out. join: how prompt modules are
+    joined; markup: the prompt is `<prompt schema=...>`."""
 
     session: Identifier | None = None
     continues: bool | None = Field(None, alias="continue")
@@ -64,6 +66,8 @@ class Native(Body):
     priority: Priority | None = None
     write: Writes | None = None
     explain: bool | None = None
+    join: Join | None = None
+    markup: bool | None = None
 
 
 class CacheOptions(Body):
@@ -101,7 +105,8 @@ class Retention:
     """directive: without what depends on tokens (documents, write_until). salt: a digest, or "".
 
     reuse False: computed cold. continues: the finished turns of the session come first.
-    write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored."""
+    write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored. join: how
+    modules are joined, None: the usual way; markup: prompts are markup of a schema."""
 
     directive: Directive = PLAIN
     salt: str = ""
@@ -110,6 +115,8 @@ class Retention:
     explain: bool = False
     cached_content: str | None = None
     write_to_mark: bool = False
+    join: Join | None = None
+    markup: bool = False
     shortest: float = math.inf  # lifetime of a breakpoint at which something is deleted
 
     @property
@@ -146,6 +153,8 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
         explain=bool(native.explain),
         cached_content=fields.cached_content,
         write_to_mark=to_mark,
+        join=native.join,
+        markup=bool(native.markup),
         shortest=min(_lifetimes(marks), default=math.inf),
     )
 

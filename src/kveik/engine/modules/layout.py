@@ -22,8 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, TypeAlias
 
-from kveik.engine.modules.prompt import Arguments, SchemaPrompt, chosen
-from kveik.engine.modules.schema import Item, Module, Parameter, Role, Schema, Union, refuse
+from kveik.engine.modules.prompt import Arguments, SchemaPrompt, Use, chosen
+from kveik.engine.modules.schema import (
+    Item,
+    Module,
+    Parameter,
+    Placement,
+    Role,
+    Schema,
+    Union,
+    refuse,
+)
 from kveik.errors import ContextLengthExceeded
 
 Ids: TypeAlias = tuple[int, ...]
@@ -154,7 +163,14 @@ class EncodedSchema:
         frames = template((*roles, "user") if opens_turn else roles)
         walk = _Walk(self, modules)
         walk.run(frames, tuple(self._encode(prompt.text)) if prompt.text else ())
-        return _placed(self.schema, walk.atoms, tuple(frames[0]), walk.units)
+        return _placed(self.schema, self.schema.placement, walk.atoms, frames[0], walk.units)
+
+    def part(self, use: Use) -> Layout:
+        """One module alone, packed from position 0 on, without a lead. Raises InvalidRequest."""
+        walk = _Walk(self, chosen(self.schema, (use,)))
+        module = next(one for one in self.schema.modules() if one.name == use.name)
+        walk.module(module, 0, used=True)
+        return _placed(self.schema, "packed", walk.atoms, (), walk.units)
 
     def text(self, text: str) -> Ids:
         return self._texts[text]
@@ -239,20 +255,21 @@ class _Walk:
                     self.atoms.append(_Atom("module", ids, at, "", group))
                 at += len(ids)
             elif isinstance(item, Module):
-                at = self._module(item, at, used)
+                at = self.module(item, at, used=used)
             elif isinstance(item, Union):
-                at = max(self._module(member, at, used) for member in item.members)
+                at = max(self.module(member, at, used=used) for member in item.members)
         return at
 
-    def _module(self, module: Module, at: int, used: bool) -> int:
+    def module(self, module: Module, at: int, *, used: bool) -> int:
+        """Its atoms, where it is used; returns the position behind it."""
         used = used and module.name in self._modules
         if used and module.cache:
             self.units[module.name] = Unit((module.name,), self._encoded.unit_of(module))
         for item, (ids, offset) in zip(module.body, self._encoded.own(module), strict=True):
             if isinstance(item, Module):
-                at = self._module(item, at, used)
+                at = self.module(item, at, used=used)
             elif isinstance(item, Union):
-                at = max(self._module(member, at, used) for member in item.members)
+                at = max(self.module(member, at, used=used) for member in item.members)
             else:
                 if used and isinstance(item, Parameter):
                     self._slot(module, item, at, offset)
@@ -282,7 +299,11 @@ class _Walk:
 
 
 def _placed(
-    schema: Schema, atoms: Sequence[_Atom], lead: Ids, units: Mapping[object, Unit]
+    schema: Schema,
+    placement: Placement,
+    atoms: Sequence[_Atom],
+    lead: Sequence[int],
+    units: Mapping[object, Unit],
 ) -> Layout:
     """Give every piece its seen position, and join the units of scaffolds."""
     groups, starts, joined = _scaffolds(schema, atoms, units)
@@ -290,14 +311,14 @@ def _placed(
     pieces: list[Piece] = []
     packed = 0
     for atom in atoms:
-        seen = packed if schema.placement == "packed" else atom.at
+        seen = packed if placement == "packed" else atom.at
         packed += len(atom.token_ids)
         unit, offset = -1, 0
         if atom.group is not None:
             unit = numbers[groups[atom.group]]
             offset = starts[atom.group] + atom.offset
         pieces.append(Piece(atom.kind, atom.token_ids, seen, atom.owner, unit, offset))
-    return Layout(lead, _joined(pieces), tuple(joined[group] for group in numbers))
+    return Layout(tuple(lead), _joined(pieces), tuple(joined[group] for group in numbers))
 
 
 def _scaffolds(

@@ -8,7 +8,7 @@ arguments. Errors name the element. Knows no tokenizer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -41,14 +41,39 @@ def chosen(schema: Schema, uses: tuple[Use, ...]) -> dict[str, Arguments]:
     known = {module.name: module for module in schema.modules()}
     found: dict[str, Arguments] = {}
     _take(schema, known, uses, None, found)
+    check_unions(schema, found)
+    return found
+
+
+def check_unions(schema: Schema, names: Collection[str]) -> None:
+    """InvalidRequest where two of these modules are members of one union."""
     for union in schema.unions():
-        both = [member.name for member in union.members if member.name in found]
+        both = [member.name for member in union.members if member.name in names]
         if len(both) > 1:
             refuse(
                 f"module {both[1]}",
                 f"stands in one union with {both[0]}; a prompt uses one of the two",
             )
-    return found
+
+
+def written(schema: Schema, use: Use) -> str:
+    """The text of a module with its arguments and the modules in it that are used."""
+    modules = chosen(schema, (use,))
+    known = {module.name: module for module in schema.modules()}
+    return "".join(_texts(known[use.name], modules))
+
+
+def _texts(module: Module, modules: Mapping[str, Arguments]) -> Iterator[str]:
+    for item in module.body:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item, Parameter):
+            yield modules[module.name].get(item.name, item.scaffold)
+        else:
+            inner = item.members if isinstance(item, Union) else (item,)
+            for one in inner:
+                if isinstance(one, Module) and one.name in modules:
+                    yield from _texts(one, modules)
 
 
 def _take(
