@@ -13,7 +13,13 @@ import pytest
 from kveik.config import DEFAULT_MODEL_PATH
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/MANAGED_CACHE.md", "docs/RELEVANCE.md", "docs/STREAMS.md")
+PAGES = (
+    "README.md",
+    "docs/MANAGED_CACHE.md",
+    "docs/PROMPT_MODULES.md",
+    "docs/RELEVANCE.md",
+    "docs/STREAMS.md",
+)
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)
 BLOCKS = re.findall(r"^```python *(\w*)\n(.*?)^```", TEXT, re.M | re.S)
 OFFLINE = [code for kind, code in BLOCKS if kind == ""]

@@ -12,6 +12,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kveik.cache.window import StreamWindow
+    from kveik.engine.modules.function import prompt_module
+    from kveik.engine.modules.prompt import SchemaPrompt, Use
+    from kveik.engine.modules.schema import Module, Parameter, Role, Schema, Union
     from kveik.engine.request import SamplingParams
     from kveik.errors import (
         ConfigError,
@@ -38,16 +41,24 @@ __all__ = [
     "KveikError",
     "Logprob",
     "ModelLoadError",
+    "Module",
     "Overloaded",
+    "Parameter",
     "PromptTooLarge",
     "RequestOutput",
+    "Role",
     "SamplingParams",
+    "Schema",
+    "SchemaPrompt",
     "ScoreOutput",
     "StreamDelta",
     "StreamWindow",
     "Unavailable",
+    "Union",
     "UnsupportedFeature",
+    "Use",
     "__version__",
+    "prompt_module",
 ]
 
 _HOMES = {
@@ -55,7 +66,14 @@ _HOMES = {
     "CacheOptions": "kveik.managed",
     "SamplingParams": "kveik.engine.request",
     "StreamWindow": "kveik.cache.window",
-} | dict.fromkeys(
+    "SchemaPrompt": "kveik.engine.modules.prompt",
+    "Use": "kveik.engine.modules.prompt",
+    "prompt_module": "kveik.engine.modules.function",
+}
+_HOMES |= dict.fromkeys(
+    ("Module", "Parameter", "Role", "Schema", "Union"), "kveik.engine.modules.schema"
+)
+_HOMES |= dict.fromkeys(
     ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
 )
 

@@ -68,6 +68,14 @@ LIMITS: dict[str, Limit] = {
     "tenant_count": Limit(1, 10_000),  # entries of a keys file
     "stream_sinks": Limit(0, 4096),  # tokens of a stream's beginning that stay
     "stream_window": Limit(1, 2**24),  # recent tokens that it keeps
+    "schema_characters": Limit(
+        1, 1024 * 1024
+    ),  # of one schema of prompt modules, or a prompt of it
+    "schema_elements": Limit(0, 4096),  # of one schema, as often as they stand in it
+    "schema_depth": Limit(0, 16),  # elements inside elements
+    "parameter_length": Limit(1, 65536),  # tokens reserved for an argument
+    "schema_count": Limit(0, 256),  # of one namespace
+    "module_count": Limit(0, 256),  # modules in one prompt
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

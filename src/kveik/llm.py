@@ -24,12 +24,14 @@ from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.manifest import read_manifest
+from kveik.engine.modules.prompt import SchemaPrompt
 from kveik.engine.request import Event, PromptReady, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 from kveik.engine.warm import WarmProgress, WarmStart
 from kveik.engine.words import document_id, identifier
 from kveik.errors import InvalidRequest, KveikError, Overloaded
 from kveik.managed import PLAIN_USE, CacheOptions, checked, refuse, selector
+from kveik.module_schemas import ModuleSchemas
 from kveik.outputs import (
     DeltaCollector,
     OutputCollector,
@@ -98,6 +100,7 @@ class LLM:
         self.engine = engine
         self.caches = Caches(engine, self._step)
         self.cache = Cache(engine, self._settle)
+        self.schemas = ModuleSchemas(engine)
         self._stepping = threading.Lock()
         self._closed = False
 
@@ -115,7 +118,7 @@ class LLM:
         use_tqdm: a progress bar; None: where there are several prompts and a terminal. cache: what
         becomes of what is computed; None: plain use. Raises InvalidRequest and its kin for the
         first prompt that cannot be served."""
-        listed = [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
+        listed = _listed(prompts)
         requests = [
             self.request(prompt, one, cache)
             for prompt, one in zip(listed, self._params_for(listed, sampling_params), strict=True)
@@ -177,7 +180,7 @@ class LLM:
         self, texts: Prompt | Sequence[Prompt], use_tqdm: bool | None = None
     ) -> list[ScoreOutput]:
         """Log-probability of every token of each text given the tokens before it."""
-        listed = [texts] if isinstance(texts, str | Mapping) else list(texts)
+        listed = _listed(texts)
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         outputs = self._complete_all([self.request(text, params) for text in listed], use_tqdm)
         return [_score(output) for output in outputs]
@@ -434,6 +437,10 @@ class LLM:
                 param="sampling_params",
             )
         return list(params)
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    return [prompts] if isinstance(prompts, str | Mapping | SchemaPrompt) else list(prompts)
 
 
 @contextlib.contextmanager

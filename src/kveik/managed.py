@@ -22,6 +22,7 @@ from kveik.cache.directive import (
     Write,
 )
 from kveik.cache.window import StreamWindow
+from kveik.engine.modules.joins import JOINS, Join
 from kveik.engine.words import (
     document_id,
     duration,
@@ -54,6 +55,8 @@ class CacheOptions:
     stream_window: the call is an endless stream that keeps so much, as "4+1020" or {"sinks": 4,
     "window": 1020, "evict": 1}; False: it is none, whatever the engine was configured with; with a
     session the stream stays open, and a call that `resumes` brings only what comes next in it.
+    join: of a prompt with modules, what of them is computed again in it ("independent", "link",
+    "link2", "exact"; None: "link").
     Raises InvalidRequest naming the field."""
 
     session: str | None = None
@@ -71,6 +74,7 @@ class CacheOptions:
     namespace: str = ""
     stream_window: StreamWindow | str | Mapping[str, int] | Literal[False] | None = None
     resumes: bool = False
+    join: Join | None = None
 
     def __post_init__(self) -> None:
         for name in ("session", "context", "cached_content"):
@@ -87,6 +91,7 @@ class CacheOptions:
         _one_of("clock", self.clock, (None, *get_args(Clock)))
         _one_of("priority", self.priority, get_args(Priority))
         _one_of("write", self.write, tuple(_WRITE))
+        _one_of("join", self.join, (None, *JOINS))
         for name, needs in (
             ("context", "session"),
             ("relevance", "session"),

@@ -64,7 +64,8 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """One prompt and its choices. num_cached_tokens: prompt tokens that the KV cache served;
+    """One prompt and its choices. num_cached_tokens: prompt tokens that the KV cache served
+    exactly; num_approximate_cached_tokens: those of modules that were computed apart;
     cache_miss: why not more of them; explanation: the same with texts, cause and advice, where
     asked for. usage.computed_prompt_tokens were computed; usage.savings is what the cache saved.
     prompt_logprobs: one per prompt token, the first None."""
@@ -76,6 +77,7 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     num_cached_tokens: int = 0
+    num_approximate_cached_tokens: int = 0
     cache_miss: MissReason | None = None
     usage: Usage | None = None
     explanation: Explanation | None = None
@@ -148,6 +150,7 @@ class OutputCollector:
 
     def _prompt_ready(self, event: PromptReady) -> None:
         self.output.num_cached_tokens = event.cached_tokens
+        self.output.num_approximate_cached_tokens = event.approximate_cached_tokens
         self.output.cache_miss = event.miss
         if event.prompt_logprobs is not None:
             self.output.prompt_logprobs = [

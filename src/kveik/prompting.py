@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict, TypeGuard
 
 from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
+from kveik.engine.module_parts import (
+    chat_layout,
+    has_modules,
+    join,
+    refuse_join,
+    refuse_modules,
+)
+from kveik.engine.modules.layout import Layout
+from kveik.engine.modules.pml import read_prompt
+from kveik.engine.modules.prompt import SchemaPrompt
 from kveik.engine.request import Request, SamplingParams
 from kveik.errors import InvalidRequest
-from kveik.managed import CacheOptions
+from kveik.managed import CacheOptions, refuse
 
 Message: TypeAlias = Mapping[str, Any]
 
@@ -24,7 +35,13 @@ class TokensPrompt(TypedDict):
     prompt_token_ids: Sequence[int]
 
 
-Prompt: TypeAlias = str | TextPrompt | TokensPrompt
+class MarkupPrompt(TypedDict):
+    """`<prompt schema=...>`: modules of a schema by their names, and text."""
+
+    prompt_markup: str
+
+
+Prompt: TypeAlias = str | TextPrompt | TokensPrompt | MarkupPrompt | SchemaPrompt
 Conversation: TypeAlias = Sequence[Message]
 
 
@@ -32,6 +49,13 @@ def prompt_request(
     engine: Engine, prompt: object, params: SamplingParams, cache: CacheOptions
 ) -> Request:
     """The tokenised request of one prompt; raises InvalidRequest."""
+    modular = _modular(prompt)
+    if modular is not None:
+        if cache.cached_content is not None:
+            refuse("cached_content", "stands before a plain prompt; leave it out here")
+        layout = engine.schemas.layout(cache.namespace, modular)
+        return _joined(engine, layout, params, cache)
+    refuse_join(cache.join, "join")
     content = _content(prompt)
     if cache.resumes and isinstance(content, str):
         ids = engine.tokenizer.encode(content, add_special_tokens=False)
@@ -57,6 +81,7 @@ def chat_request(
 ) -> Request:
     """The tokenised request of one conversation; raises InvalidRequest."""
     if cache.resumes:
+        refuse_modules(messages)
         ids = tuple(engine.tokenizer.encode_next_turn(messages))
         labels = [(one.document, one.version) for one in document_parts(messages)]
         documents = tuple(DocumentSpan(*label, 0, len(ids)) for label in labels)
@@ -64,6 +89,13 @@ def chat_request(
     if cache.cached_content is not None:
         named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
         messages = named.messages
+    if has_modules(messages):
+        labelled = document_parts(messages)
+        places = [one.place for one in labelled]
+        made = chat_layout(engine.tokenizer, engine.schemas, cache.namespace, messages, places)
+        spans = document_spans(labelled, made.spans)
+        return _joined(engine, made.layout, params, cache, spans)
+    refuse_join(cache.join, "join")
     text = engine.tokenizer.render_chat(messages)
     parts = document_parts(messages)
     encoded = engine.token_memory.encode_chat(
@@ -75,6 +107,33 @@ def chat_request(
     )
     documents = document_spans(parts, encoded.spans)
     return _request(engine, encoded.token_ids, params, cache, text, documents, encoded.remembered)
+
+
+def _modular(prompt: object) -> SchemaPrompt | None:
+    """A prompt of a schema, or None."""
+    if isinstance(prompt, SchemaPrompt):
+        return prompt
+    if isinstance(prompt, Mapping) and "prompt_markup" in prompt:
+        text = prompt["prompt_markup"]
+        if not isinstance(text, str):
+            refuse("prompt_markup", f"expected a string, got {type(text).__name__}")
+        return read_prompt(text)
+    return None
+
+
+def _joined(
+    engine: Engine,
+    layout: Layout,
+    params: SamplingParams,
+    cache: CacheOptions,
+    documents: Sequence[DocumentSpan] = (),
+) -> Request:
+    directive = cache.directive(documents)
+    ids, joined = join(layout, cache.join, directive, engine.info.block_size)
+    text = engine.tokenizer.decode(ids, skip_special_tokens=False)
+    request = _request(engine, ids, params, cache, text, documents)
+    # the window that an engine gives to whoever asks for none is not for modules
+    return replace(request, joined=joined, stream=cache.window or None)
 
 
 def _content(prompt: object) -> str | tuple[int, ...]:

@@ -30,7 +30,7 @@ from kveik.engine.sequence import ChoiceEnded, Output, TokenAccepted, WorkFailed
 
 VOCABULARY = 1000
 BLOCK = 16
-_OF_REQUEST = ("directive", "salt", "background", "stream")
+_OF_REQUEST = ("directive", "salt", "background", "joined", "stream")
 
 
 def absorb(state: bytes, token: int) -> bytes:
@@ -144,7 +144,7 @@ class Bench:
         self.works = {}
 
     def add(self, handle: int, prompt: Iterable[int], namespace: str = "", **params: object):
-        """params: of SamplingParams, and `directive`, `salt`, `background` of the request."""
+        """params: of SamplingParams, and those _OF_REQUEST."""
         named = {name: params.pop(name) for name in _OF_REQUEST if name in params}
         given = {"max_tokens": 4, "seed": 0, **params}
         request = Request(tuple(prompt), SamplingParams(**given), namespace, **named)  # type: ignore[arg-type]

@@ -27,6 +27,8 @@ from kveik.cache.directive import (
 from kveik.cache.ghosts import Ghosts
 from kveik.cache.holdings import Holdings
 from kveik.cache.invalidation import Invalidation
+from kveik.cache.join import JoinedPrompt
+from kveik.cache.joining import Joined, Joining, Missing
 from kveik.cache.lease import CacheStats, Lease, Match, Miss, NoRoom, Opened, OpenResult, Wait
 from kveik.cache.leasing import Leasing
 from kveik.cache.listing import Listing, session_views
@@ -136,6 +138,7 @@ class CacheManager:
         publisher = Publisher(self.holdings, self.restrictor, self.ghosts)
         self.turns = Turns(self.invalidation, self.reclaim, self.names, relevance, self.topics)
         self.leasing = Leasing(self.leases, publisher, self.turns)
+        self.joining = Joining(self.leasing)
         self.upkeep = Upkeep(self.invalidation, self.reclaim, self.names, self.shares)
 
     def _taken(self, namespace: str) -> int:
@@ -260,15 +263,48 @@ class CacheManager:
             stream=stream,
         )
 
+    def open_joined(
+        self,
+        tokens: Sequence[int],
+        wanted: int,
+        prompt: JoinedPrompt,
+        *,
+        namespace: str = "",
+        adapter: int = 0,
+        salt: str = "",
+        spare: int = 0,
+        now: float = 0.0,
+        directive: Directive = PLAIN,
+        last_resort: bool = False,
+    ) -> OpenResult | Missing:
+        """The same for a prompt that is joined from units: every unit is held where it lies, what
+        is computed between them is looked up under its lineage. The lease is a `Joined`, and every
+        verb takes it. Missing: units that must be computed first, as prompts of their own. Only
+        for managers whose groups are all of kind "full"."""
+        self._at(now)
+        return self.joining.open(
+            Identity(namespace, adapter, EXACT, salt),
+            tokens,
+            wanted,
+            prompt,
+            spare=spare,
+            directive=directive,
+            last_resort=last_resort,
+        )
+
     def extend(self, lease: Lease, wanted: int) -> bool:
         """Grow the lease so that `wanted` tokens fit; evicts idle blocks. False: nothing
         changed."""
+        if isinstance(lease, Joined):
+            return self.joining.extend(lease, wanted)
         return self.leasing.extend(lease, wanted)
 
     def fork(self, lease: Lease) -> tuple[Lease, tuple[Move, ...]] | None:
         """A second lease on the same tokens: full blocks shared, the partial tail copied
         (CopyPrefix). None when no block is free for the tail. A lease can be forked from its first
         step on: a copy of a copy cannot be made in one step."""
+        if isinstance(lease, Joined):
+            return self.joining.fork(lease)
         return self.leasing.fork(lease)
 
     def commit(self, lease: Lease, tokens: Sequence[int], now: float = 0.0) -> None:
@@ -277,7 +313,10 @@ class CacheManager:
         that became full, frees blocks that left a window; after it `lease.tables` is the only
         table."""
         self._at(now)
-        self.leasing.commit(lease, tokens)
+        if isinstance(lease, Joined):
+            self.joining.commit(lease, tokens)
+        else:
+            self.leasing.commit(lease, tokens)
 
     def append(self, lease: Lease, more: Sequence[int], now: float = 0.0) -> None:
         """Like commit, of the tokens since the last one, for a stream that has dropped tokens: its
@@ -343,7 +382,10 @@ class CacheManager:
         False: an aborted turn, what it wrote does not enter its session; None: the turn goes on
         later in another lease."""
         self._at(now)
-        self.leasing.release(lease, keep=keep, finished=finished)
+        if isinstance(lease, Joined):
+            self.joining.release(lease, keep=keep, finished=finished)
+        else:
+            self.leasing.release(lease, keep=keep, finished=finished)
 
     def launched(self, step_id: int) -> None:
         """A StepPlan that names live blocks was handed to the runner: blocks freed from now on
@@ -513,6 +555,11 @@ class CacheManager:
         return True
 
     # --- sizes, counters, proof
+
+    @property
+    def caches(self) -> bool:
+        """Is anything found again?"""
+        return self.search.caching
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks (of the first full group) that `tokens` need."""

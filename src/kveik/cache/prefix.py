@@ -26,6 +26,7 @@ from kveik.errors import InvalidRequest
 
 WORD = 4  # bytes of one token id
 _DIGEST = 32
+_BASE = 8  # bytes of the name of a public node
 _GRAVE = bytes(_DIGEST - 1) + b"\1"  # above what nobody can find
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
 _NEAREST = 16  # sorted siblings looked at on either side for the longest common prefix
@@ -65,13 +66,19 @@ def shared_tokens(left: bytes, right: bytes) -> int:
 class Identity(NamedTuple):
     """What separates trees that must never see each other. lineage: EXACT or a recipe digest;
     salt: a narrower circle within the namespace (hashed before it comes here). base: names the
-    public node behind which this tree goes on; empty: it begins at position 0."""
+    public node behind which this tree goes on; empty: it begins at position 0. A recipe begins
+    anew, and its base names every public text that it contains, one name after the other."""
 
     namespace: str
     adapter: int = 0
     lineage: bytes = EXACT
     salt: str = ""
     base: bytes = b""
+
+
+def base_names(base: bytes) -> list[bytes]:
+    """The names of public nodes that a base consists of."""
+    return [base[start : start + _BASE] for start in range(0, len(base), _BASE)]
 
 
 class SortedKeys:
@@ -291,7 +298,7 @@ class PrefixTree:
         """The name of a node behind which other trees go on."""
         if node not in self.bases:
             self._base_names += 1
-            self.bases[node] = self._base_names.to_bytes(8, "big")
+            self.bases[node] = self._base_names.to_bytes(_BASE, "big")
         return self.bases[node]
 
     def on_base(self, base: bytes) -> list[Identity]:
@@ -322,7 +329,8 @@ class PrefixTree:
             self._by_namespace.setdefault(identity.namespace, set()).add(identity)
             if identity.base:
                 self.before[node] = before
-                self._on_base.setdefault(identity.base, set()).add(identity)
+                for name in base_names(identity.base):
+                    self._on_base.setdefault(name, set()).add(identity)
         return node
 
     def space_of(self, namespace: str) -> int:
@@ -339,7 +347,8 @@ class PrefixTree:
         del self.roots[identity]
         if identity.base:
             del self.before[node]
-            self._on_base[identity.base].discard(identity)
+            for name in base_names(identity.base):
+                self._on_base[name].discard(identity)
         others = self._by_namespace[identity.namespace]
         others.discard(identity)
         if not others:

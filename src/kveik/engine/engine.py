@@ -56,6 +56,7 @@ from kveik.engine.request import (
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
 from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits, within
+from kveik.engine.schemas import Schemas
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
@@ -191,6 +192,7 @@ class Engine:
         self.tokenizer = parts.tokenizer
         self.info = engine_info(parts)
         self._clock = clock
+        self._can_shift = parts.model.can_shift
         self._cache = CacheManager(
             parts.model.groups,
             self.info.pool_blocks,
@@ -235,6 +237,7 @@ class Engine:
         self._handles = itertools.count()
         self._outbox = Outbox(self._tell)
         self.named = self._named_caches(parts)
+        self.schemas = Schemas(parts.tokenizer, self.info.max_model_len, time.time)
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
         self._checked_at = clock()
@@ -288,6 +291,13 @@ class Engine:
                 "rotary base depends on the length, so that it cannot forget a middle: send no "
                 "stream_window, or serve a model with plain rotary embeddings",
                 param="stream_window",
+            )
+        if request.joined is not None and not self._can_shift:
+            raise UnsupportedFeature(
+                "modules: this model cannot see keys elsewhere than where they were computed "
+                "(positions are part of its hidden state, or its rotary base depends on the "
+                "length); join them with exact",
+                param="join",
             )
         with self._state:
             self._scheduler.max_tokens_for(request)
@@ -640,7 +650,8 @@ class Engine:
         work = delivery.work
         assert work is not None
         self._totals.prompt_tokens += work.prompt_length
-        work.savings = self._savings.savings(work.prompt_length, work.cached_tokens)
+        reused = work.cached_tokens + work.approximate_tokens
+        work.savings = self._savings.savings(work.prompt_length, reused)
         self._totals.seconds_saved += work.savings.seconds
         self._outbox.add(handle, delivery, work.ready())
 

@@ -17,7 +17,7 @@ stay below its folder.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, TypeVar, get_args
@@ -26,6 +26,7 @@ import yaml
 
 from kveik.cache.directive import Clock, Priority, Ttl, TtlMode
 from kveik.config import LIMITS
+from kveik.engine.strict_data import StrictLoader, distinct
 from kveik.engine.words import document_version, duration, identifier, tag_list
 from kveik.errors import ConfigError
 
@@ -283,40 +284,13 @@ def _load(text: str, path: Path) -> Any:
     """JSON is read as JSON (a tab is no fault there), everything else as YAML."""
     try:
         if path.suffix == ".json":
-            return json.loads(text, object_pairs_hook=_distinct)
-        return yaml.load(text, Loader=_StrictLoader)  # a SafeLoader
+            return json.loads(text, object_pairs_hook=distinct)
+        return yaml.load(text, Loader=StrictLoader)  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         _refuse(str(path), f"{line}{error.problem}")
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         _refuse(str(path), f"cannot be read ({str(error).splitlines()[0]})")
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        raise ValueError("an object names a field twice")
-    return value
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """Plain data only; no field twice, and no aliases, which a few lines can blow up with."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not read", event.start_mark
-            )
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        if len(mapping) != len(node.value):
-            raise yaml.constructor.ConstructorError(
-                None, None, "a field is named twice", node.start_mark
-            )
-        return mapping
 
 
 def _shown(key: object) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from kveik.cache.directive import PLAIN, Directive, Divergence
+from kveik.cache.join import JoinedPrompt
 from kveik.cache.window import StreamWindow
 from kveik.config import check_limit
 from kveik.engine.plan import TokenLogprobs
@@ -108,7 +109,8 @@ class Request:
     what becomes of the blocks it computes. background: computed when nobody else needs the step.
     messages: the conversation that the prompt renders; it enters the history of the directive's
     session, with the answer, when the request finishes. explain: PromptReady brings the
-    divergence. remembered: token ids of the prompt that did not have to be encoded.
+    divergence. remembered: token ids of the prompt that did not have to be encoded. joined: the
+    prompt is put together from modules that are computed apart; None: it is one sequence.
 
     stream: only this window of prompt and answer is kept, so that neither has a longest length;
     with a session the window stays open behind the answer. resumes: the prompt is what comes
@@ -126,6 +128,7 @@ class Request:
     background: bool = False
     explain: bool = False
     remembered: int = 0
+    joined: JoinedPrompt | None = None
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     stream: StreamWindow | None = None
     resumes: bool = False
@@ -181,6 +184,7 @@ class PromptReady:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     divergence: Divergence | None = None
     evicted_tokens: int | None = None
+    approximate_cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,9 +27,11 @@ from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
 from kveik.cache.directive import Directive, Divergence
+from kveik.cache.joining import Joined, Missing
 from kveik.cache.manager import CacheManager, Lease, Miss, NoRoom, Opened, OpenResult, Wait
 from kveik.cache.segments import Move
 from kveik.cache.window import StreamWindow
+from kveik.engine.makers import Makers, check_joined
 from kveik.engine.plan import (
     SampledToken,
     SequencePlan,
@@ -100,13 +102,14 @@ class _Draft:
 
     def add(self, sequence: Sequence, count: int) -> None:
         assert sequence.lease is not None
-        work, first, offset = sequence.work, sequence.done, len(sequence.computed)
+        work, first = sequence.work, sequence.done
+        spans, token_ids = sequence.rows(first, count)
         owed = work.request.params.prompt_logprobs if work.wants_prompt_rows else None
         ends = first + count == sequence.length
         plan = SequencePlan(
             sequence_id=sequence.sequence_id,
-            spans=((first, count),),
-            token_ids=tuple(sequence.tokens[offset : offset + count]),
+            spans=spans,
+            token_ids=token_ids,
             tables=sequence.lease.tables,
             samples=sequence.sampling_plans() if ends else (),
             prompt_logprobs=owed,
@@ -115,7 +118,7 @@ class _Draft:
         )
         self.plans.append(plan)
         self.rows[sequence.sequence_id] = (sequence, count)
-        self.budget -= count
+        self.budget -= len(token_ids)
 
 
 class Scheduler:
@@ -139,6 +142,7 @@ class Scheduler:
         self._flushed = False  # the step before was launched for its fence only
         self._resting: dict[tuple[str, str], RestingStream] = {}  # by namespace and session
         self._progress = 0  # counts whatever may turn a Wait into something else
+        self._makers = Makers()
         self._arrivals = itertools.count()
         self._sequence_ids = itertools.count()
         self._step_ids = itertools.count()
@@ -150,6 +154,16 @@ class Scheduler:
 
         The last sampled token needs no slot, so prompt + max_tokens - 1 slots suffice."""
         prompt, wanted = len(request.prompt_token_ids), request.params.max_tokens
+        slots, joined = prompt, request.joined
+        if joined is not None:
+            if request.stream is not None:
+                raise InvalidRequest(
+                    "stream_window: a prompt with modules is not streamed; leave one of them out",
+                    param="stream_window",
+                )
+            check_joined(request, joined, self._cache, self.limits.max_model_len)
+            prompt = joined.seen_end
+            slots = joined.blocks(self.limits.block_size) * self.limits.block_size
         least = 1 if wanted is None else wanted
         if prompt == 0:
             raise InvalidRequest("prompt: is empty; at least one token is needed", param="prompt")
@@ -164,8 +178,8 @@ class Scheduler:
                 param="prompt",
             )
         capacity = self._cache.capacity_tokens(request.namespace)
-        allowed = min(context, capacity + 1) - prompt
-        if prompt > capacity or allowed < least:
+        allowed = min(context - prompt, capacity + 1 - slots)
+        if slots > capacity or allowed < least:
             raise PromptTooLarge(
                 f"the prompt has {prompt} tokens and max_tokens is {asked}, but the "
                 f"KV pool holds {capacity} tokens: shorten one of the two or give the "
@@ -222,11 +236,21 @@ class Scheduler:
         self, handle: int, request: Request, seed: int, resting: RestingStream | None = None
     ) -> Work:
         """Queue a request that `max_tokens_for` accepts. resting: what it goes on from."""
+        return self._add(handle, request, seed, next(self._arrivals), resting)
+
+    def _add(
+        self,
+        handle: int,
+        request: Request,
+        seed: int,
+        arrival: int,
+        resting: RestingStream | None = None,
+    ) -> Work:
         end_ids = frozenset() if request.params.ignore_eos else self._end_ids
         work = Work(
             handle,
             request,
-            next(self._arrivals),
+            arrival,
             seed,
             self.max_tokens_for(request),
             end_ids,
@@ -356,7 +380,9 @@ class Scheduler:
         """A chunk ends on the block grid unless it ends the sequence. Only the oldest prompt may
         take what is left of the budget when that is less than the way to the next block."""
         start, end = sequence.done, sequence.length
-        if end - start > draft.budget:
+        if isinstance(sequence.lease, Joined):
+            end = sequence.lease.course.reach(start, draft.budget, end) if draft.budget else start
+        elif end - start > draft.budget:
             reach = start + draft.budget
             aligned = reach - reach % self.limits.block_size
             if aligned <= start and draft.prefills:
@@ -389,17 +415,44 @@ class Scheduler:
             if len(self._running) >= self.limits.seats and not self._push_out(sequence, now):
                 break
             result = self._open(sequence, now, reuse=not sequence.work.wants_prompt_rows)
-            if isinstance(result, Wait):
+            if isinstance(result, Wait | Missing):
                 sequence.asked_at = self._progress
-                self._lend_rank(sequence, result.leader, draft)
                 index += 1
+                if isinstance(result, Wait):
+                    self._lend_rank(sequence, result.leader, draft)
+                elif not self._make(sequence.work, result, now):
+                    index -= 1  # it has failed, and waits no more
             elif isinstance(result, Opened):
                 self._add_chunk(sequence, draft)
             elif not self._push_out(sequence, now):
                 break
-        first = self._waiting[0] if self._waiting and not self._running else None
+        waiting = (one for one in self._waiting if one.asked_at != self._progress)
+        first = None if self._running else next(waiting, None)
         if first is not None and first.work.background is background and not draft.flush:
             self._admit_alone(first, draft, now)
+
+    def _make(self, work: Work, missing: Missing, now: float) -> bool:
+        """Have the units of a joined prompt computed; they come before whoever arrived later.
+        False: they cannot be, and the request has failed."""
+        why = self._makers.hopeless(work, missing)
+        if why is not None:
+            self._failures.append(self._fail(work, why, now))
+            return False
+        for handle in self._makers.making(work, missing):
+            self._hurry(self._works[handle], work)
+        for handle, request in self._makers.requests(work, missing):
+            self._add(handle, request, 0, work.arrival)
+        return True
+
+    def _hurry(self, made: Work, work: Work) -> bool:
+        """Nobody waits for background work: what a live request needs is computed as if it were
+        its own."""
+        if not made.background or work.background:
+            return False
+        made.background = False
+        self._running.sort(key=_order)
+        self._waiting.sort(key=_order)
+        return True
 
     def _push_out(self, sequence: Sequence, now: float) -> bool:
         """Background work gives its seat and its blocks to a sequence that is none."""
@@ -410,15 +463,10 @@ class Scheduler:
         return True
 
     def _lend_rank(self, follower: Sequence, leader: Lease, draft: _Draft) -> None:
-        """Nobody waits for background work: what a live request needs is computed as if it were
-        its own."""
         for sequence in self._running:
-            work = sequence.work
-            if sequence.lease is leader and work.background and not follower.work.background:
-                work.background = False
-                self._running.sort(key=_order)
-                self._waiting.sort(key=_order)
-                if draft.budget > 0 and sequence.sequence_id not in draft.rows:
+            if _computes(sequence.lease, leader):
+                hurried = self._hurry(sequence.work, follower.work)
+                if hurried and draft.budget > 0 and sequence.sequence_id not in draft.rows:
                     self._add_chunk(sequence, draft)
                 return
 
@@ -436,9 +484,9 @@ class Scheduler:
 
     def _open(
         self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
-    ) -> OpenResult:
+    ) -> OpenResult | Missing:
         """Open a lease for all wanted tokens; of a stream, for its window."""
-        work, params = sequence.work, sequence.work.request.params
+        work = sequence.work
         if work.resting is not None:
             return self._resume(sequence, work.resting, now)
         if work.request.explain and not work.started:
@@ -450,29 +498,16 @@ class Scheduler:
             )
             if work.stream is not None:
                 work.divergence = within(work.divergence, work.stream)
-        result = self._cache.open(
-            sequence.tokens,
-            len(sequence.tokens),
-            namespace=work.request.namespace,
-            salt=work.request.salt,
-            directive=self._directive(sequence),
-            store=params.use_cache,
-            reuse=reuse and params.use_cache and sequence.work.request.reuse,
-            spare=self._rivals(work),
-            now=now,
-            last_resort=last_resort,
-            stream=work.stream,
-        )
+        result = self._lease(sequence, now, reuse=reuse, last_resort=last_resort)
         if isinstance(result, Opened):
             lease = result.lease
             sequence.lease = lease
-            sequence.computed = sequence.tokens[: lease.cached_tokens]
+            sequence.computed = sequence.tokens[: lease.committed]
             self._moves.extend(result.moves)
             self._begin_running(sequence)
             if not work.started:
                 self._leave_queue(work)
-                work.cached_tokens, work.miss = lease.cached_tokens, lease.miss
-                work.there = lease.there
+                work.note_opened(lease)
         return result
 
     def _begin_running(self, sequence: Sequence) -> None:
@@ -492,6 +527,36 @@ class Scheduler:
         self._begin_running(sequence)
         self._leave_queue(work)
         return Opened(lease, ())
+
+    def _lease(
+        self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool
+    ) -> OpenResult | Missing:
+        request, tokens = sequence.work.request, sequence.tokens
+        if request.joined is not None:
+            return self._cache.open_joined(
+                tokens,
+                len(tokens),
+                request.joined,
+                namespace=request.namespace,
+                salt=request.salt,
+                directive=self._directive(sequence),
+                spare=self._rivals(sequence.work),
+                now=now,
+                last_resort=last_resort,
+            )
+        return self._cache.open(
+            tokens,
+            len(tokens),
+            namespace=request.namespace,
+            salt=request.salt,
+            directive=self._directive(sequence),
+            store=request.params.use_cache,
+            reuse=reuse and request.params.use_cache and request.reuse,
+            spare=self._rivals(sequence.work),
+            now=now,
+            last_resort=last_resort,
+            stream=request.stream,
+        )
 
     def _directive(self, sequence: Sequence) -> Directive:
         """What the request asks of the cache, without a pin for which the budget is gone since it
@@ -540,8 +605,9 @@ class Scheduler:
         work, first, size = sequence.work, sequence.done, self.limits.block_size
         self._progress += first // size != (first + count) // size  # a block became whole
         offset = len(sequence.computed)
+        _, of_prompt = sequence.rows(first, work.prompt_rows(first, count))
         sequence.computed.extend(sequence.tokens[offset : offset + count])
-        work.computed_prompt_tokens += work.prompt_rows(first, count)
+        work.computed_prompt_tokens += len(of_prompt)
         work.prompt_logprobs.extend(outcome.prompt_logprobs)
         if sequence.lease.evicted:
             self._cache.append(sequence.lease, sequence.computed[offset:], now)
@@ -668,6 +734,7 @@ class Scheduler:
             if not work.started:
                 self._leave_queue(work)
             del self._works[work.handle]
+            self._makers.ended(work.handle)
 
     # ---- streams between two requests
 
@@ -742,6 +809,7 @@ class Scheduler:
         self.queues.of(work.request).drop(work.prompt_length)
 
     def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
+        self._makers.failed(work.handle, message)
         self.abort(work.handle, now)
         return WorkFailed(work.handle, message)
 
@@ -751,3 +819,8 @@ def within(divergence: Divergence, stream: StreamWindow) -> Divergence:
     if divergence.position < stream.size - 1:
         return divergence
     return Divergence(stream.size - 1, "too_short")
+
+
+def _computes(lease: Lease | None, leader: Lease) -> bool:
+    """Is the leader this lease, or a part of it?"""
+    return lease is leader or (isinstance(lease, Joined) and leader in lease.own)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
 from kveik.cache.directive import Divergence
+from kveik.cache.joining import Joined
 from kveik.cache.manager import Lease, Miss
 from kveik.cache.window import StreamWindow
 from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
@@ -43,6 +44,7 @@ class Work:
     started: bool = False  # blocks were held at least once
     prompt_done: bool = False
     cached_tokens: int = 0
+    approximate_tokens: int = 0
     there: int = 0  # prompt tokens that were in the cache, computed again or not
     miss: Miss | None = None
     divergence: Divergence | None = None  # where the request asked for it
@@ -52,6 +54,9 @@ class Work:
     savings: Savings | None = None
     pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    made: set[int] = field(default_factory=set)  # units of its prompt that were computed for it
+    makings: int = 0  # how often one was
+    exact_before: int = 0  # tokens of its beginning that were cached before that
     resting: RestingStream | None = None  # that this request goes on from, until it does
     prompt_start: int = 0
     evicted: int | None = None  # tokens that its stream has forgotten
@@ -78,6 +83,28 @@ class Work:
         """True while log-probabilities of the prompt are still owed: nothing may be skipped."""
         return self.request.params.prompt_logprobs is not None and not self.prompt_done
 
+    def note_made(self, unit: int, cached: int) -> None:
+        """A unit of its joined prompt is computed for it. cached: tokens of its exact beginning
+        that were there before."""
+        if not self.made:
+            self.exact_before = cached
+        self.made.add(unit)
+        self.makings += 1
+
+    def note_opened(self, lease: Lease) -> None:
+        """Blocks are held for the first time. What was computed for this request a moment ago does
+        not count as cached."""
+        self.cached_tokens, self.miss, self.there = lease.cached_tokens, lease.miss, lease.there
+        if isinstance(lease, Joined):
+            reused = lease.prompt_parts.reused
+            made = sum(stretch.length for stretch in reused if stretch.unit in self.made)
+            self.approximate_tokens = lease.approximate_tokens - made
+            if self.made:
+                self.cached_tokens = min(lease.cached_tokens, self.exact_before)
+                made += lease.cached_tokens - self.cached_tokens
+            self.computed_prompt_tokens += made
+            self.there -= made
+
     def note_stored(self, stored: int) -> None:
         """A lease on this prompt was released and left `stored` tokens from the start. What was
         there before is not stored again."""
@@ -90,13 +117,21 @@ class Work:
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *self.prompt_logprobs)
         miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
-        return PromptReady(self.cached_tokens, miss, rows, self.divergence, self.evicted)
+        return PromptReady(
+            cached_tokens=self.cached_tokens,
+            miss=miss,
+            prompt_logprobs=rows,
+            divergence=self.divergence,
+            evicted_tokens=self.evicted,
+            approximate_cached_tokens=self.approximate_tokens,
+        )
 
     def usage(self) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_length,
             completion_tokens=self.completion_tokens,
             cached_tokens=self.cached_tokens,
+            approximate_cached_tokens=self.approximate_tokens,
             computed_prompt_tokens=self.computed_prompt_tokens,
             stored_tokens=self.stored_tokens,
             savings=self.savings,
@@ -164,6 +199,18 @@ class Sequence:
     @property
     def missing(self) -> int:
         return len(self.tokens) - len(self.computed)
+
+    def rows(self, first: int, count: int) -> tuple[tuple[tuple[int, int], ...], tuple[int, ...]]:
+        """Spans of seen positions, and token ids, of what must be computed among the tokens
+        `first .. first + count`: all of them, unless the prompt is joined from modules."""
+        if not isinstance(self.lease, Joined):
+            offset = first - self.start
+            return ((first, count),), tuple(self.tokens[offset : offset + count])
+        pieces = self.lease.course.pieces(first, count)
+        ids: list[int] = []
+        for start, _, length in pieces:
+            ids += self.tokens[start : start + length]
+        return tuple((seen, length) for _, seen, length in pieces), tuple(ids)
 
     def sampling_plans(self) -> tuple[SamplingPlan, ...]:
         """One plan; for the sequence that computes the prompt, one per choice; none where nothing

@@ -49,10 +49,14 @@ class Totals:
         self.usages.append(event.usage)
 
     def json(self) -> Json:
-        """Extensions: `miss` (where the cache stopped serving this prompt, and why), `kveik`."""
+        """Extensions: `miss` (where the cache stopped serving this prompt, and why), `kveik`,
+        `approximate_cached_tokens` (reused in modules, never counted as cached)."""
         prompt = sum(usage.prompt_tokens for usage in self.usages)
         completion = sum(usage.completion_tokens for usage in self.usages)
         details: Json = {"cached_tokens": sum(usage.cached_tokens for usage in self.usages)}
+        approximate = sum(usage.approximate_cached_tokens for usage in self.usages)
+        if approximate:
+            details["approximate_cached_tokens"] = approximate
         if len(self.misses) == 1 and (miss := self.misses[0]) is not None:
             details["miss"] = {"position": miss.position, "reason": miss.reason}
         return {

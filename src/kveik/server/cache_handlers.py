@@ -51,7 +51,7 @@ async def create_cache(service: Service, request: Request) -> Response:
         caller_of(request).require_operator()
     messages = body.messages.messages if body.messages is not None else ()
     spec = NamedSpec(
-        namespace=_namespace(service, request),
+        namespace=namespace_of(service, request),
         name=body.name,
         messages=tuple(messages),
         prompt=body.prompt,
@@ -91,7 +91,7 @@ async def _created(engine: Engine, spec: NamedSpec, size: int, *, wait: bool) ->
 
 async def list_caches(service: Service, request: Request) -> Response:
     engine, caller = service.serving.engine, caller_of(request)
-    caches = engine.named.list(_namespace(service, request))
+    caches = engine.named.list(namespace_of(service, request))
     return json_response({"object": "list", "data": [_cache_object(one, caller) for one in caches]})
 
 
@@ -134,7 +134,7 @@ async def invalidate(service: Service, request: Request) -> Response:
         text = body.prefix
         prefix = tuple(await beside_loop(len(text), lambda: engine.tokenizer.encode(text)))
     selector = Selector(
-        namespace=_namespace(service, request),
+        namespace=namespace_of(service, request),
         name=body.name,
         tag=body.tag,
         document=body.document,
@@ -152,7 +152,7 @@ async def sessions(service: Service, request: Request) -> Response:
     engine = service.serving.engine
     data = [
         {"session": one.session, "idle": one.idle, "blocks": one.blocks, "tokens": one.tokens}
-        for one in engine.sessions(_namespace(service, request))
+        for one in engine.sessions(namespace_of(service, request))
     ]
     return json_response({"object": "list", "data": data})
 
@@ -160,8 +160,8 @@ async def sessions(service: Service, request: Request) -> Response:
 async def end_session(service: Service, request: Request) -> Response:
     """What the session alone computed goes at once; what others share stays."""
     engine = service.serving.engine
-    name = _path_word(request, "session", identifier)
-    receipt = engine.end_session(_namespace(service, request), name)
+    name = path_word(request, "session", identifier)
+    receipt = engine.end_session(namespace_of(service, request), name)
     if receipt is None:
         raise NotFound("session: there is no such session", param="session")
     return json_response(_receipt(receipt))
@@ -170,9 +170,9 @@ async def end_session(service: Service, request: Request) -> Response:
 async def announce_document(service: Service, request: Request) -> Response:
     """What came from any other version of the document is invalidated."""
     engine = service.serving.engine
-    name = _path_word(request, "document", document_id)
+    name = path_word(request, "document", document_id)
     body = await read_body(service, request, Announce)
-    receipt = engine.announce_document(_namespace(service, request), name, body.version)
+    receipt = engine.announce_document(namespace_of(service, request), name, body.version)
     return json_response(_receipt(receipt))
 
 
@@ -188,7 +188,7 @@ async def listing(service: Service, request: Request) -> Response:
         views = engine.cache_listing(None, top=top)
         data = [{"namespace": _shown(service, one), **_block(one)} for one in views]
         return json_response({"object": "cache.listing", "data": data})
-    views = engine.cache_listing(_namespace(service, request), top=top)
+    views = engine.cache_listing(namespace_of(service, request), top=top)
     data = [{**_block(one), "claims": list(one.claims)} for one in views]
     return json_response({"object": "cache.listing", "data": data})
 
@@ -196,7 +196,7 @@ async def listing(service: Service, request: Request) -> Response:
 async def manifest(service: Service, request: Request) -> Response:
     """What is hot now, as entries of a manifest that warms it (--warm)."""
     engine, top = service.serving.engine, _top(request)
-    namespace = _namespace(service, request)
+    namespace = namespace_of(service, request)
     return json_response({"entries": await asyncio.to_thread(hot_entries, engine, namespace, top)})
 
 
@@ -206,7 +206,7 @@ async def explain(service: Service, request: Request) -> Response:
     body = await read_body(service, request, ExplainPrompt)
     check_model(engine, body.model)
     salt = "" if body.cache_salt is None else salt_digest(body.cache_salt)
-    namespace = _namespace(service, request)
+    namespace = namespace_of(service, request)
     encoded = await beside_loop(_size(body), lambda: _encoded(engine, body, namespace, salt))
     found = await asyncio.to_thread(
         engine.explain_prompt,
@@ -239,7 +239,7 @@ def _size(body: Content) -> int:
     return body.messages.characters if body.messages is not None else len(body.prompt or "")
 
 
-def _namespace(service: Service, request: Request) -> str:
+def namespace_of(service: Service, request: Request) -> str:
     """The caller's own, or for an operator the one of the tenant that ?namespace= names."""
     caller = caller_of(request)
     name = request.query_params.get("namespace")
@@ -250,10 +250,10 @@ def _namespace(service: Service, request: Request) -> str:
 
 
 def _named(service: Service, request: Request) -> tuple[str, str]:
-    return _namespace(service, request), _path_word(request, "name", identifier)
+    return namespace_of(service, request), path_word(request, "name", identifier)
 
 
-def _path_word(request: Request, param: str, check: Callable[[object], str]) -> str:
+def path_word(request: Request, param: str, check: Callable[[object], str]) -> str:
     try:
         return check(request.path_params[param])
     except ValueError as error:

@@ -13,6 +13,15 @@ from typing import Any, TypeVar
 from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
+from kveik.engine.module_parts import (
+    chat_layout,
+    has_modules,
+    join,
+    refuse_join,
+    refuse_modules,
+)
+from kveik.engine.modules.layout import Layout
+from kveik.engine.modules.pml import read_prompt
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.token_memory import Encoded
 from kveik.engine.tokenizer import Tokenizer
@@ -92,15 +101,12 @@ async def chat_request(
     documents = document_parts(messages)
     places = [one.place for one in documents]
     places += [(message + before, part) for (message, part), _ in conversation.marks]
-    encoded = await beside_loop(
-        text_size(messages),
-        lambda: engine.token_memory.encode_chat(
-            messages,
-            places,
-            namespace=origin.namespace,
-            salt=asked.salt,
-            keep=asked.keep,
-        ),
+    modular = has_modules(messages)
+    if not modular:
+        refuse_join(asked.join, "kveik.join")
+    encoded, layout = await beside_loop(
+        LONG_TEXT + 1 if modular else text_size(messages),
+        lambda: _encoded(engine, messages, places, asked, origin),
     )
     ends = tuple(end for _, end in encoded.spans[len(documents) :])
     timed = breakpoint_spans([mark for _, mark in conversation.marks], ends)
@@ -113,6 +119,10 @@ async def chat_request(
     )
     asked = replace(asked, directive=directive)
     request = _request(engine, encoded.token_ids, params, origin, asked, messages)
+    if layout is not None:
+        _, joined = join(layout, asked.join, directive, engine.info.block_size)
+        # the window that a server gives to whoever asks for none is not for modules
+        request = replace(request, joined=joined, stream=asked.stream or None)
     return Prepared(request, ends, encoded.remembered)
 
 
@@ -130,6 +140,7 @@ async def _next_turn(
             param=asked.idle[0],
         )
     messages = _labelled(conversation)
+    refuse_modules(messages)
     ids = await beside_loop(
         text_size(messages), lambda: tuple(engine.tokenizer.encode_next_turn(messages))
     )
@@ -145,6 +156,27 @@ def answer_in_one_piece(engine: Engine, request: Request) -> Request:
     if request.params.max_tokens is not None or not (request.stream or request.resumes):
         return request
     return replace(request, params=replace(request.params, max_tokens=engine.info.max_model_len))
+
+
+def _encoded(
+    engine: Engine,
+    messages: Sequence[Mapping[str, Any]],
+    places: Sequence[tuple[int, int]],
+    asked: Retention,
+    origin: Origin,
+) -> tuple[Encoded, Layout | None]:
+    """The ids of a conversation, where the places stand in them, and how its modules do."""
+    if has_modules(messages):
+        made = chat_layout(engine.tokenizer, engine.schemas, origin.namespace, messages, places)
+        return Encoded(made.layout.token_ids, 0, made.spans), made.layout
+    encoded = engine.token_memory.encode_chat(
+        messages,
+        places,
+        namespace=origin.namespace,
+        salt=asked.salt,
+        keep=asked.keep,
+    )
+    return encoded, None
 
 
 def _labelled(conversation: Conversation) -> list[dict[str, Any]]:
@@ -189,6 +221,9 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
         max(counts, default=None),
     )
     asked = retention(body)
+    if asked.markup:
+        return await _markup_job(engine, body, asked, params, origin)
+    refuse_join(asked.join, "kveik.join")
     wanted = [_behind_cache(engine, one, asked, origin.namespace) for one in body.prompt]
     size = sum(len(prompt) for prompt in wanted)
     encoded = await beside_loop(
@@ -199,6 +234,22 @@ async def completion_job(engine: Engine, body: Completion, origin: Origin) -> Jo
         prompts = tuple(_text(engine.tokenizer, one) for one in wanted)
     requests = tuple(_request(engine, one.token_ids, params, origin, asked) for one in encoded)
     return Job(requests, params, prompts, tuple(one.remembered for one in encoded))
+
+
+async def _markup_job(
+    engine: Engine, body: Completion, asked: Retention, params: SamplingParams, origin: Origin
+) -> Job:
+    """Prompts that take modules from a schema."""
+    texts = [one for one in body.prompt if isinstance(one, str)]
+
+    def prepared(text: str) -> Request:
+        layout = engine.schemas.layout(origin.namespace, read_prompt(text))
+        made = join(layout, asked.join, asked.directive, engine.info.block_size)
+        request = _request(engine, made.token_ids, params, origin, asked)
+        return replace(request, joined=made.joined, stream=asked.stream or None)
+
+    requests = await beside_loop(LONG_TEXT + 1, lambda: tuple(map(prepared, texts)))
+    return Job(requests, params, remembered=(0,) * len(requests))
 
 
 def _completion_tokens(body: Completion) -> int | None:

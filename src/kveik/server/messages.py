@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
 from kveik.config import LIMITS, check_limit
+from kveik.engine.module_parts import read_use
 from kveik.engine.words import document_version, duration
 from kveik.errors import InvalidRequest, UnsupportedFeature
 from kveik.server.json_body import shown
@@ -37,7 +38,7 @@ PROMPT_CACHE_BREAKPOINT_SCHEMA = {
     "required": ["mode"],
     "additionalProperties": False,
 }
-_TEXT_PART = {
+_TEXT_PART: dict[str, Any] = {
     "type": "object",
     "properties": {
         "type": {"const": "text"},
@@ -47,6 +48,34 @@ _TEXT_PART = {
         "prompt_cache_breakpoint": PROMPT_CACHE_BREAKPOINT_SCHEMA,
     },
     "required": ["type", "text"],
+    "additionalProperties": False,
+}
+
+_MODULE_TEXT = {
+    **_TEXT_PART,
+    "properties": {**_TEXT_PART["properties"], "cache": {"enum": ["module", None]}},
+}
+_MODULE_USE: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "pattern": "^[A-Za-z_][A-Za-z0-9._-]{0,127}$"},
+        "args": {"type": ["object", "null"], "additionalProperties": {"type": "string"}},
+        "uses": {"type": ["array", "null"], "items": {}},
+    },
+    "required": ["name"],
+    "additionalProperties": False,
+}
+_MODULE_PART = {
+    "type": "object",
+    "properties": {
+        "type": {"const": "module"},
+        **_MODULE_USE["properties"],
+        "schema": {"type": ["string", "null"], "pattern": "^[A-Za-z_][A-Za-z0-9._-]{0,127}$"},
+        "document": DOCUMENT_SCHEMA,
+        "cache_control": CACHE_CONTROL_SCHEMA,
+        "prompt_cache_breakpoint": PROMPT_CACHE_BREAKPOINT_SCHEMA,
+    },
+    "required": ["type", "name"],
     "additionalProperties": False,
 }
 
@@ -60,11 +89,18 @@ Value = TypeVar("Value")
 class Conversation:
     """messages: role and content; a content is a string, or text parts where one is labelled.
 
-    documents: (place, document, version). marks: breakpoints, in the order of the prompt."""
+    documents: (place, document, version). marks: breakpoints, in the order of the prompt. modules:
+    places of parts that are prompt modules, of a schema or ad hoc."""
 
     messages: list[dict[str, Any]] = field(default_factory=list)
     documents: list[tuple[Place, str, str]] = field(default_factory=list)
     marks: list[tuple[Place, Mark]] = field(default_factory=list)
+    modules: list[Place] = field(default_factory=list)
+
+    @property
+    def labels(self) -> int:
+        """How many parts are more than text."""
+        return len(self.documents) + len(self.marks) + len(self.modules)
 
     @property
     def characters(self) -> int:
@@ -82,7 +118,9 @@ class Conversation:
 def text_size(messages: Iterable[Mapping[str, Any]]) -> int:
     """About how many characters there are to encode."""
     return sum(
-        len(content) if isinstance(content, str) else sum(len(part["text"]) for part in content)
+        len(content)
+        if isinstance(content, str)
+        else sum(len(part.get("text", "")) for part in content)
         for content in (message["content"] for message in messages)
     )
 
@@ -98,42 +136,48 @@ def told_of(checked: str, sent: str) -> Iterator[None]:
         raise type(error)(message, param=place, code=error.code) from None
 
 
-SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "minItems": int(LIMITS["message_count"].low),
-    "maxItems": int(LIMITS["message_count"].high),
-    "items": {
-        "type": "object",
-        "properties": {
-            "role": {"enum": list(_ROLES)},
-            "content": {
-                "anyOf": [
-                    {"type": "string"},
-                    {"type": "array", "minItems": 1, "items": _TEXT_PART},
-                ]
+def _schema(part: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "minItems": int(LIMITS["message_count"].low),
+        "maxItems": int(LIMITS["message_count"].high),
+        "items": {
+            "type": "object",
+            "properties": {
+                "role": {"enum": list(_ROLES)},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "minItems": 1, "items": part},
+                    ]
+                },
             },
+            "required": ["role", "content"],
+            "additionalProperties": False,
         },
-        "required": ["role", "content"],
-        "additionalProperties": False,
-    },
-}
+    }
 
 
-def check_messages(value: object) -> Conversation:
-    """Raises InvalidRequest naming the place. The role developer is the newer name of system."""
+SCHEMA = _schema(_TEXT_PART)
+SCHEMA_WITH_MODULES = _schema({"anyOf": [_MODULE_TEXT, _MODULE_PART]})
+
+
+def check_messages(value: object, *, modules: bool = False) -> Conversation:
+    """Raises InvalidRequest naming the place. The role developer is the newer name of system.
+    modules: parts may be prompt modules."""
     if not isinstance(value, list):
         _refuse("messages", "expected a list of messages")
     check_limit("message_count", len(value), param="messages")
     conversation = Conversation()
     for index, item in enumerate(value):
-        conversation.messages.append(_message(item, index, conversation))
+        conversation.messages.append(_message(item, index, conversation, modules))
     check_limit("document_count", len(conversation.documents), param="messages")
     controls = [mark for _, mark in conversation.marks if mark.field == "cache_control"]
     check_limit("breakpoint_count", len(controls), param="messages")
     return conversation
 
 
-def _message(item: object, index: int, conversation: Conversation) -> dict[str, Any]:
+def _message(item: object, index: int, conversation: Conversation, modules: bool) -> dict[str, Any]:
     place = f"messages[{index}]"
     if not isinstance(item, dict):
         _refuse(place, "expected an object with role and content")
@@ -145,7 +189,7 @@ def _message(item: object, index: int, conversation: Conversation) -> dict[str, 
         _refuse(f"{place}.{shown(name)}", "unknown field")
     return {
         "role": _role(item.get("role"), f"{place}.role"),
-        "content": _content(item.get("content"), index, conversation),
+        "content": _content(item.get("content"), index, conversation, modules),
     }
 
 
@@ -157,21 +201,43 @@ def _role(role: object, place: str) -> str:
     return _ROLES[role]
 
 
-def _content(content: object, index: int, conversation: Conversation) -> str | list[dict[str, str]]:
+def _content(
+    content: object, index: int, conversation: Conversation, modules: bool
+) -> str | list[dict[str, Any]]:
     """Joined text, or the parts where one is labelled: labels need to know where a part ends."""
     place = f"messages[{index}].content"
     if isinstance(content, str):
         return content
     if not isinstance(content, list) or not content:
         _refuse(place, "expected a string or a list of text parts")
-    labels = len(conversation.documents) + len(conversation.marks)
-    texts = []
+    labels = conversation.labels
+    parts: list[dict[str, Any]] = []
     for number, part in enumerate(content):
-        texts.append(_text(part, f"{place}[{number}]"))
-        _labels(part, (index, number), f"{place}[{number}]", conversation)
-    if labels == len(conversation.documents) + len(conversation.marks):
-        return "".join(texts)
-    return [{"type": "text", "text": text} for text in texts]
+        where = f"{place}[{number}]"
+        if modules and isinstance(part, dict) and _is_module(part):
+            conversation.modules.append((index, number))
+            parts.append(_module(part, where))
+        else:
+            parts.append({"type": "text", "text": _text(part, where)})
+        _labels(part, (index, number), where, conversation)
+    if labels == conversation.labels:
+        return "".join(part["text"] for part in parts)
+    return parts
+
+
+def _is_module(part: dict[str, Any]) -> bool:
+    return part.get("type") == "module" or part.get("cache") is not None
+
+
+def _module(part: dict[str, Any], place: str) -> dict[str, Any]:
+    """A module of a schema, or a text that is one, without its labels."""
+    own = {name: value for name, value in part.items() if name not in _LABELS}
+    if own.get("type") == "module":
+        read_use(own, place)
+        return own
+    if own.pop("cache") != "module":
+        _refuse(f"{place}.cache", "expected module, or leave it out")
+    return {"type": "text", "text": _text(own, place), "cache": "module"}
 
 
 def _text(part: object, place: str) -> str:

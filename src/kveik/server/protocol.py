@@ -167,6 +167,13 @@ Messages: TypeAlias = Annotated[
 ]
 
 
+ChatMessages: TypeAlias = Annotated[
+    Conversation,
+    PlainValidator(lambda value: messages.check_messages(value, modules=True)),
+    WithJsonSchema(messages.SCHEMA_WITH_MODULES),
+]
+
+
 class StreamOptions(Body):
     """include_obfuscation is accepted as false only: nothing is padded."""
 
@@ -216,13 +223,15 @@ class ChatCompletion(Generation):
     """POST /v1/chat/completions"""
 
     unserved = CHAT
-    messages: Messages
+    messages: ChatMessages
     max_completion_tokens: Annotated[int, bounded("max_tokens")] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, bounded("logprobs")] | None = None
 
     def check(self) -> None:
         super().check()
+        if self.kveik is not None and self.kveik.markup is not None:
+            refuse("kveik.markup", "goes with prompt only; in messages a part is a module")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             refuse("max_tokens", "send max_tokens or max_completion_tokens, not both")
         if self.top_logprobs is not None and not self.logprobs:
@@ -241,6 +250,11 @@ class Completion(Generation):
         super().check()
         if self.kveik is not None and self.kveik.continues:
             refuse("kveik.continue", "goes with messages only; use /v1/chat/completions")
+        if self.kveik is not None and self.kveik.markup:
+            if self.echo or self.cached_content is not None:
+                refuse("kveik.markup", "goes neither with echo nor with cached_content")
+            if not all(isinstance(one, str) for one in self.prompt):
+                refuse("prompt", "markup is a text, no token ids")
         if self.kveik is not None and self.kveik.explain and len(self.prompt) > 1:
             refuse("kveik.explain", "explains one prompt; send one")
         check_limit("choice_count", len(self.prompt) * (self.n or 1), param="n")
@@ -283,8 +297,9 @@ def parse(kind: type[AnyBody], body: Mapping[str, Any]) -> AnyBody:
     """The body as a checked record. Raises InvalidRequest (UnsupportedFeature) naming the field."""
     refuse_unserved(body, kind.unserved)
     fields = served(body, kind.unserved)
+    known = {field.alias or name for name, field in kind.model_fields.items()}
     for name in fields:
-        if name not in kind.model_fields:
+        if name not in known:
             refuse(shown(name), "unknown field" + _known(kind))
     try:
         record = kind.model_validate(fields)

@@ -28,6 +28,7 @@ from kveik.cache.directive import (
 )
 from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS, check_limit
+from kveik.engine.modules.joins import Join
 from kveik.engine.words import salt_digest, stream_window
 from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
 
@@ -87,7 +88,8 @@ Window: TypeAlias = Annotated[
 
 
 class Native(Body):
-    """The object "kveik" of a request; every field may be left out."""
+    """The object "kveik" of a request; every field may be left out. join: how prompt modules are
+    joined; markup: the prompt is `<prompt schema=...>`."""
 
     session: Identifier | None = None
     continues: bool | None = Field(None, alias="continue")
@@ -101,6 +103,8 @@ class Native(Body):
     write: Writes | None = None
     explain: bool | None = None
     stream_window: Window | None = None
+    join: Join | None = None
+    markup: bool | None = None
 
 
 class CacheOptions(Body):
@@ -141,7 +145,8 @@ class Retention:
     reuse False: computed cold. continues: the finished turns of the session come first.
     write_to_mark: what comes behind the last prompt_cache_breakpoint is not stored. stream: the
     window of an endless stream; False: none; None: as the server was configured. idle: fields that
-    say nothing to a stream that goes on."""
+    say nothing to a stream that goes on. join: how modules are joined, None: the usual way; markup:
+    prompts are markup of a schema."""
 
     directive: Directive = PLAIN
     salt: str = ""
@@ -150,6 +155,8 @@ class Retention:
     explain: bool = False
     cached_content: str | None = None
     write_to_mark: bool = False
+    join: Join | None = None
+    markup: bool = False
     shortest: float = math.inf  # lifetime of a breakpoint at which something is deleted
     stream: StreamWindow | Literal[False] | None = None
     idle: tuple[str, ...] = ()
@@ -188,6 +195,8 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
         explain=bool(native.explain),
         cached_content=fields.cached_content,
         write_to_mark=to_mark,
+        join=native.join,
+        markup=bool(native.markup),
         shortest=min(_lifetimes(marks), default=math.inf),
         stream=_stream(native, fields),
         idle=_idle(native, fields, marks),

@@ -19,6 +19,7 @@ from kveik.server import (
     cache_handlers,
     handlers,
     responses_handlers,
+    schema_handlers,
     schemas,
 )
 from kveik.server.anthropic_fields import CountTokens, Messages
@@ -143,6 +144,35 @@ ROUTES: tuple[Route, ...] = (
         "/v1/caches/{name:path}",
         cache_handlers.delete_cache,
         Operation("End a named cache", schemas.RECEIPT, query=schemas.TENANT),
+    ),
+    Route(
+        "POST",
+        "/v1/schemas",
+        schema_handlers.create_schema,
+        Operation(
+            "Register a schema of prompt modules",
+            schemas.MODULE_SCHEMA,
+            schema_handlers.CreateSchema,
+            query=schemas.TENANT,
+        ),
+    ),
+    Route(
+        "GET",
+        "/v1/schemas",
+        schema_handlers.list_schemas,
+        Operation("The schemas", schemas.MODULE_SCHEMAS, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/schemas/{name:path}",
+        schema_handlers.get_schema,
+        Operation("A schema", schemas.MODULE_SCHEMA, query=schemas.TENANT),
+    ),
+    Route(
+        "DELETE",
+        "/v1/schemas/{name:path}",
+        schema_handlers.delete_schema,
+        Operation("Forget a schema", schemas.DELETED, query=schemas.TENANT),
     ),
     Route(
         "GET",

@@ -80,6 +80,26 @@ CACHE = _object(
         "error": _NULL_STRING,
     }
 )
+MODULE_SCHEMA = _object(
+    {
+        "object": {"const": "schema"},
+        "name": _STRING,
+        "placement": {"enum": ["packed", "fixed"]},
+        "created": _INTEGER,
+        "modules": _list(
+            _object(
+                {
+                    "name": _STRING,
+                    "cache": {"type": "boolean"},
+                    "parameters": _list(_object({"name": _STRING, "length": _INTEGER})),
+                }
+            )
+        ),
+        "schema": ANY,
+    }
+)
+MODULE_SCHEMAS = _object({"object": {"const": "list"}, "data": _list(MODULE_SCHEMA)})
+DELETED = _object({"object": _STRING, "name": _STRING, "deleted": {"const": True}})
 CACHES = _object({"object": {"const": "list"}, "data": _list(CACHE)})
 MANIFEST = _object({"entries": _list(ANY)})
 SESSIONS = _object(
@@ -132,9 +152,10 @@ _USAGE = _object(
         "prompt_tokens_details": _object(
             {
                 "cached_tokens": _INTEGER,
+                "approximate_cached_tokens": _INTEGER,
                 "miss": _object({"position": _INTEGER, "reason": _STRING}),
             },
-            optional=("miss",),
+            optional=("approximate_cached_tokens", "miss"),
         ),
         "kveik": _object(
             {
