@@ -396,3 +396,30 @@ def test_a_model_whose_positions_are_fixed_refuses_streams(plain: EngineParts) -
     with pytest.raises(UnsupportedFeature, match="rotary") as told:
         engine(replace(plain, model=Learned())).submit(stream(prompt(5)), lambda event: None)  # type: ignore[arg-type]
     assert (told.value.param, told.value.status) == ("stream_window", 400)
+
+
+def test_sixteen_streams_share_the_blocks_of_their_prompt(parts: EngineParts) -> None:
+    """One copy with sixteen references while the prompt is in the window, the sinks' for good; and
+    no stream holds more than its window and three partly used blocks."""
+    begin = prompt(36, seed=5)
+    held = engine(parts, 200)
+    window = StreamWindow(4, 36)
+    run(held, [request(begin)])
+    requests = [stream([*begin, 7 + n], window, max_tokens=60) for n in range(16)]
+    for one in requests:
+        held.submit(one, lambda event: None)
+    held.step()
+    pool, sequences = held._cache.pools[0], held._scheduler._running
+    first, second = sequences[0].lease.blocks[0][:2]  # type: ignore[union-attr]
+    assert pool.refs[first] == pool.refs[second] == 16
+    for _ in range(55):
+        held.step()
+        for sequence in sequences:
+            assert sequence.lease is not None
+            assert sequence.lease.held(0) * grid.BLOCK <= window.size + 3 * (grid.BLOCK - 1)
+    assert len(sequences) == 16
+    assert pool.refs[first] == 16
+    assert pool.refs[second] == 0
+    while held.step():
+        pass
+    held.check()
