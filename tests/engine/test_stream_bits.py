@@ -3,6 +3,8 @@ equal to its lone run bit for bit."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from grid import engine, prompt, request, run
 from kveik.cache.directive import Directive, Selector
 from kveik.cache.window import StreamWindow
 from kveik.engine.parts import EngineParts
-from kveik.engine.request import Request
+from kveik.engine.request import ChoiceDelta, Event, Request, RequestFinished
 from kveik.errors import (
     Conflict,
     InvalidRequest,
@@ -249,6 +251,37 @@ def test_a_session_goes_on_in_its_window(parts: EngineParts) -> None:
     assert two.usage.prompt_tokens == 30
     assert two.usage.computed_prompt_tokens == 30
     assert two.usage.evicted_tokens == WINDOW.evicted(50 + 8 + 30 + 8 - 2)
+
+
+def test_nothing_is_computed_behind_the_stop_string_of_an_open_stream(plain: EngineParts) -> None:
+    """Also where texts have a thread of their own and are told slowly: what is in the window is
+    what was said."""
+    [free] = run(engine(plain), [turn(prompt(9), max_tokens=90)])
+    said = [token.token_id for token in free.chosen[0]]
+    text = plain.tokenizer.decode(said)
+    stop = text[len(text) // 2 :][:6]
+    assert stop
+    held, told, ended = engine(plain), [], threading.Event()
+
+    def sink(event: Event) -> None:
+        if isinstance(event, ChoiceDelta):
+            time.sleep(0.003)
+            told.extend(event.token_ids)
+        elif isinstance(event, RequestFinished):
+            ended.set()
+
+    held.start()
+    try:
+        held.submit(turn(prompt(9), max_tokens=90, stop=(stop,), logprobs=None), sink)
+        assert ended.wait(60)
+        assert told == said[: len(told)]
+        assert len(told) < 90
+        while not held.has_stream("", "s"):
+            time.sleep(0.003)
+    finally:
+        held.stop()
+    resting = held._scheduler.streams._streams["", "s"]
+    assert resting.start + len(resting.tokens) == 9 + len(told)
 
 
 def test_a_short_session_has_forgotten_nothing_and_goes_on(plain: EngineParts) -> None:
