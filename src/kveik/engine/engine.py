@@ -290,7 +290,7 @@ class Engine:
                 "stream_window, or serve a model with plain rotary embeddings",
                 param="stream_window",
             )
-        with self._state:
+        with contextlib.nullcontext() if request.stream is None else self._state:
             self._scheduler.max_tokens_for(request)
         if request.directive.pin:
             with self._state:
