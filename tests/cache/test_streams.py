@@ -227,14 +227,16 @@ def test_a_stream_that_rests_does_not_keep_its_session_alive() -> None:
     assert kept.table.get("", "s") is None
 
 
-def test_what_a_stream_alone_held_is_overwritten_when_its_session_ends() -> None:
+@pytest.mark.parametrize("ends", [True, False], ids=["the session ends", "another takes its place"])
+def test_what_a_stream_alone_held_is_overwritten_when_it_ends(ends: bool) -> None:
     kept = books()
     lease = open_stream(kept, PROMPT, directive=session("s"))
     feed(kept, lease, list(range(50)))
     private = {block for block in lease.blocks[0] if kept.pools[0].owner[block] < 0}
     kept.take_erasures()
     kept.rest(lease)
-    kept.end_session("", "s")
+    if ends:
+        kept.end_session("", "s")
     kept.end(lease, keep=False)
     assert private <= {erase.block for erase in kept.take_erasures()}
 

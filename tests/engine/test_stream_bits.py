@@ -250,6 +250,7 @@ def test_a_session_goes_on_in_its_window(parts: EngineParts) -> None:
     assert two.usage is not None
     assert two.usage.prompt_tokens == 30
     assert two.usage.computed_prompt_tokens == 30
+    assert (two.usage.cached_tokens, two.usage.stored_tokens) == (0, 0)
     assert two.usage.evicted_tokens == WINDOW.evicted(50 + 8 + 30 + 8 - 2)
 
 
@@ -358,6 +359,18 @@ def test_an_open_stream_holds_its_window_under_the_budget_of_pins(plain: EngineP
     held.end_session("", "s")
     held.step()
     run(held, [turn(prompt(50), session="t")])
+
+
+def test_streams_in_the_queue_count_against_that_budget(plain: EngineParts) -> None:
+    held = engine(plain, 40, pin_share=0.2, max_num_seqs=1)
+    held.submit(request(prompt(50), max_tokens=20), lambda event: None)
+    held.step()
+    held.submit(turn(prompt(50)), lambda event: None)
+    held.step()  # it waits for a seat
+    with pytest.raises(StreamBudgetExceeded):
+        held.submit(turn(prompt(50), session="t"), lambda event: None)
+    while held.step():
+        pass
 
 
 def test_an_idle_stream_gives_way_to_what_could_never_run(plain: EngineParts) -> None:
