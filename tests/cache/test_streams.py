@@ -227,6 +227,32 @@ def test_a_stream_that_rests_does_not_keep_its_session_alive() -> None:
     assert kept.table.get("", "s") is None
 
 
+@pytest.mark.parametrize("ends", [True, False], ids=["the session ends", "another takes its place"])
+def test_what_a_stream_alone_held_is_overwritten_when_it_ends(ends: bool) -> None:
+    kept = books()
+    lease = open_stream(kept, PROMPT, directive=session("s"))
+    feed(kept, lease, list(range(50)))
+    private = {block for block in lease.blocks[0] if kept.pools[0].owner[block] < 0}
+    kept.take_erasures()
+    kept.rest(lease)
+    if ends:
+        kept.end_session("", "s")
+    kept.end(lease, keep=False)
+    assert private <= {erase.block for erase in kept.take_erasures()}
+
+
+@pytest.mark.parametrize("selector", [Selector(tag="news"), Selector(prefix=(0, 1))])
+def test_what_is_invalidated_is_overwritten_when_a_stream_lets_it_go(selector: Selector) -> None:
+    kept = books()
+    lease = open_stream(kept, PROMPT, directive=session("s", tags=("news",)))
+    feed(kept, lease, list(range(50)))
+    kept.invalidate(selector)
+    kept.take_erasures()
+    before = set(lease.blocks[0])
+    feed(kept, lease, list(range(30)))
+    assert before <= {erase.block for erase in kept.take_erasures()}
+
+
 def test_a_stream_cannot_be_forked() -> None:
     kept = books()
     with pytest.raises(ValueError, match="one continuation"):

@@ -228,12 +228,16 @@ class ScriptedPartner:
     """Answers with the number of messages it was shown; `breaks` maps a question to an error."""
 
     name = "scripted"
+    endless = False
 
     def __init__(self, breaks: Mapping[str, BaseException] | None = None) -> None:
         self.facts = chat_command.Facts(10, 4, 2)
         self.seen: list[list[dict[str, str]]] = []
         self.closed = 0
         self._breaks = breaks or {}
+
+    def forget(self) -> None:
+        """It keeps nothing."""
 
     def answer(self, messages: chat_command.Messages) -> Iterator[str]:
         self.seen.append([dict(message) for message in messages])

@@ -3,6 +3,8 @@ equal to its lone run bit for bit."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ from grid import engine, prompt, request, run
 from kveik.cache.directive import Directive, Selector
 from kveik.cache.window import StreamWindow
 from kveik.engine.parts import EngineParts
-from kveik.engine.request import Request
+from kveik.engine.request import ChoiceDelta, Event, Request, RequestFinished
 from kveik.errors import (
     Conflict,
     InvalidRequest,
@@ -248,7 +250,39 @@ def test_a_session_goes_on_in_its_window(parts: EngineParts) -> None:
     assert two.usage is not None
     assert two.usage.prompt_tokens == 30
     assert two.usage.computed_prompt_tokens == 30
+    assert (two.usage.cached_tokens, two.usage.stored_tokens) == (0, 0)
     assert two.usage.evicted_tokens == WINDOW.evicted(50 + 8 + 30 + 8 - 2)
+
+
+def test_nothing_is_computed_behind_the_stop_string_of_an_open_stream(plain: EngineParts) -> None:
+    """Also where texts have a thread of their own and are told slowly: what is in the window is
+    what was said."""
+    [free] = run(engine(plain), [turn(prompt(9), max_tokens=90)])
+    said = [token.token_id for token in free.chosen[0]]
+    text = plain.tokenizer.decode(said)
+    stop = text[len(text) // 2 :][:6]
+    assert stop
+    held, told, ended = engine(plain), [], threading.Event()
+
+    def sink(event: Event) -> None:
+        if isinstance(event, ChoiceDelta):
+            time.sleep(0.003)
+            told.extend(event.token_ids)
+        elif isinstance(event, RequestFinished):
+            ended.set()
+
+    held.start()
+    try:
+        held.submit(turn(prompt(9), max_tokens=90, stop=(stop,), logprobs=None), sink)
+        assert ended.wait(60)
+        assert told == said[: len(told)]
+        assert len(told) < 90
+        while not held.has_stream("", "s"):
+            time.sleep(0.003)
+    finally:
+        held.stop()
+    resting = held._scheduler.streams._streams["", "s"]
+    assert resting.start + len(resting.tokens) == 9 + len(told)
 
 
 def test_a_short_session_has_forgotten_nothing_and_goes_on(plain: EngineParts) -> None:
@@ -327,6 +361,18 @@ def test_an_open_stream_holds_its_window_under_the_budget_of_pins(plain: EngineP
     run(held, [turn(prompt(50), session="t")])
 
 
+def test_streams_in_the_queue_count_against_that_budget(plain: EngineParts) -> None:
+    held = engine(plain, 40, pin_share=0.2, max_num_seqs=1)
+    held.submit(request(prompt(50), max_tokens=20), lambda event: None)
+    held.step()
+    held.submit(turn(prompt(50)), lambda event: None)
+    held.step()  # it waits for a seat
+    with pytest.raises(StreamBudgetExceeded):
+        held.submit(turn(prompt(50), session="t"), lambda event: None)
+    while held.step():
+        pass
+
+
 def test_an_idle_stream_gives_way_to_what_could_never_run(plain: EngineParts) -> None:
     held = engine(plain, 20, pin_share=0.5)
     run(held, [turn(prompt(50))])
@@ -396,3 +442,30 @@ def test_a_model_whose_positions_are_fixed_refuses_streams(plain: EngineParts) -
     with pytest.raises(UnsupportedFeature, match="rotary") as told:
         engine(replace(plain, model=Learned())).submit(stream(prompt(5)), lambda event: None)  # type: ignore[arg-type]
     assert (told.value.param, told.value.status) == ("stream_window", 400)
+
+
+def test_sixteen_streams_share_the_blocks_of_their_prompt(parts: EngineParts) -> None:
+    """One copy with sixteen references while the prompt is in the window, the sinks' for good; and
+    no stream holds more than its window and three partly used blocks."""
+    begin = prompt(36, seed=5)
+    held = engine(parts, 200)
+    window = StreamWindow(4, 36)
+    run(held, [request(begin)])
+    requests = [stream([*begin, 7 + n], window, max_tokens=60) for n in range(16)]
+    for one in requests:
+        held.submit(one, lambda event: None)
+    held.step()
+    pool, sequences = held._cache.pools[0], held._scheduler._running
+    first, second = sequences[0].lease.blocks[0][:2]  # type: ignore[union-attr]
+    assert pool.refs[first] == pool.refs[second] == 16
+    for _ in range(55):
+        held.step()
+        for sequence in sequences:
+            assert sequence.lease is not None
+            assert sequence.lease.held(0) * grid.BLOCK <= window.size + 3 * (grid.BLOCK - 1)
+    assert len(sequences) == 16
+    assert pool.refs[first] == 16
+    assert pool.refs[second] == 0
+    while held.step():
+        pass
+    held.check()

@@ -178,7 +178,7 @@ def test_a_stop_string_ends_the_text_and_the_window_alike(llm: LLM) -> None:
     assert output.outputs[0].finish_reason == "stop"
     said = len(output.outputs[0].token_ids)
     assert said < len(ids)
-    resting = llm.engine._scheduler._resting["", "s"]
+    resting = llm.engine._scheduler.streams._streams["", "s"]
     prompt = len(whole.prompt_token_ids)
     assert resting.tokens[prompt - resting.start :] == ids[:said]
 

@@ -186,7 +186,7 @@ class Leasing:
         self.restrictor.stop_leading(lease)
         self.leases.discard(lease)
         self.streams.discard(lease)
-        if lease.rests_in is not None and lease.rests_in.over:
+        if lease.rests_in is not None:  # nobody can ever read again what it alone holds
             lease.erase = True
         if finished:
             self.turns.hear(lease)

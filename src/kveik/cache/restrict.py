@@ -64,6 +64,8 @@ class Restrictor:
         """What begins with the packed tokens `selector` is not published (empty: nothing is)."""
         if not selector:
             self.detach(lease)
+        elif lease.evicted:  # nobody knows its beginning any more
+            lease.erase = True
         elif len(selector) > lease.committed * WORD:
             lease.selectors.append(selector)
         elif lease.limit > lease.sealed and lease.node >= 0:

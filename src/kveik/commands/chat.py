@@ -25,6 +25,9 @@ from kveik.managed import CacheOptions
 from kveik.outputs import StreamDelta
 from kveik.session import Session, new_session_id
 
+_USUAL_CONTEXT = 1024
+"""Tokens of a stream's window where a server does not say what its model sees."""
+
 Messages = Sequence[Mapping[str, str]]
 
 HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
@@ -107,7 +110,8 @@ class RemotePartner:
         model = self._remote.json("GET", "/v1/models")["data"][0]
         self.name = str(model["id"])
         self.endless = endless
-        self._window = stream_window or f"4+{max(int(model['max_model_len']) - 4, 1)}"
+        context = int(model.get("max_model_len", _USUAL_CONTEXT))
+        self._window = stream_window or f"4+{max(context - 4, 1)}"
         self._session: str | None = None
         self._goes_on = False
 

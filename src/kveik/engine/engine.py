@@ -53,6 +53,7 @@ from kveik.engine.request import (
     RequestFinished,
     SamplingParams,
 )
+from kveik.engine.resting import key_of
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
 from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits, within
@@ -279,7 +280,7 @@ class Engine:
             return self._submit(_behind(request, resting, self._end_ids), sink, resting)
         except BaseException:
             with self._state:
-                self._scheduler.put_back(request, resting, self._clock())
+                self._scheduler.streams.put_back(key_of(request), resting, self._clock())
             raise
 
     def _submit(
@@ -299,7 +300,7 @@ class Engine:
                 "length); join them with exact",
                 param="join",
             )
-        with self._state:
+        with contextlib.nullcontext() if request.stream is None else self._state:
             self._scheduler.max_tokens_for(request)
         if request.directive.pin:
             with self._state:
@@ -337,7 +338,7 @@ class Engine:
         """Does the session have an open stream, to be gone on from?"""
         with self._state:
             self._end_expired()
-            return session is not None and self._scheduler.has_stream(namespace, session)
+            return self._scheduler.streams.has((namespace, session or ""))
 
     def _end_expired(self) -> None:
         """Streams whose time was up while nobody stepped."""
@@ -349,11 +350,9 @@ class Engine:
         session = request.directive.session
         with self._state:
             self._end_expired()
-            resting = None
-            if session is not None:
-                resting = self._scheduler.take_stream(request.namespace, session)
+            resting = self._scheduler.streams.take(key_of(request))
             if resting is not None and resting.salt != request.salt:
-                self._scheduler.put_back(request, resting, self._clock())
+                self._scheduler.streams.put_back(key_of(request), resting, self._clock())
                 resting = None
         if resting is None:
             raise Conflict(
@@ -391,7 +390,7 @@ class Engine:
                 step_seconds=totals.step_seconds,
                 stored_tokens=totals.stored_tokens,
                 named_caches=len(self.named),
-                open_streams=scheduler.open_streams,
+                open_streams=len(scheduler.streams),
                 conversations=conversations,
                 conversation_bytes=conversation_bytes,
                 seconds_saved=totals.seconds_saved,
@@ -440,7 +439,7 @@ class Engine:
         with self._changing() as now:
             done = self._cache.reset(namespace)
             if done:
-                self._scheduler.end_streams(lambda space, _: namespace in (None, space), now)
+                self._scheduler.streams.end_of(namespace, now)
                 self.history.reset(namespace)
                 self.token_memory.forget(namespace)
             return done
@@ -587,7 +586,7 @@ class Engine:
         while self._forgotten:
             gone.add(self._forgotten.popleft())
         if gone:
-            self._scheduler.end_streams(lambda *session: session in gone, now)
+            self._scheduler.streams.end(gone, now)
 
     def _drain_inbox(self, now: float) -> bool:
         """Hand arrivals to the scheduler. Each counts as queued until the scheduler counts it."""

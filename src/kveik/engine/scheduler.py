@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import logging
 from bisect import insort
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from operator import attrgetter
 
@@ -40,6 +40,7 @@ from kveik.engine.plan import (
     StepResult,
 )
 from kveik.engine.request import FinishReason, Request
+from kveik.engine.resting import RestingStreams, key_of
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
@@ -140,7 +141,7 @@ class Scheduler:
         self._failures: list[WorkFailed] = []
         self._step: tuple[int, dict[int, tuple[Sequence, int]]] | None = None
         self._flushed = False  # the step before was launched for its fence only
-        self._resting: dict[tuple[str, str], RestingStream] = {}  # by namespace and session
+        self.streams = RestingStreams(cache, self._note_progress)
         self._progress = 0  # counts whatever may turn a Wait into something else
         self._makers = Makers()
         self._arrivals = itertools.count()
@@ -218,8 +219,8 @@ class Scheduler:
                 param="stream_window",
             )
         if not request.resumes:
-            session = request.directive.session
-            stays = session is not None and not self.has_stream(request.namespace, session)
+            stays = request.directive.session is not None
+            stays = stays and not self.streams.has(key_of(request))
             waiting = self._promised() if stays else 0
             self._cache.check_stream(stream, request.namespace, stays=stays, waiting=waiting)
         return ENDLESS if params.max_tokens is None else params.max_tokens
@@ -258,8 +259,7 @@ class Scheduler:
         )
         self._works[handle] = work
         if resting is None and request.stream is not None:  # the session begins anew
-            key = (request.namespace, request.directive.session)
-            self.end_streams(lambda *one: one == key)
+            self.streams.end((key_of(request),), 0.0)
         tokens = list(request.prompt_token_ids)
         if resting is not None:
             work.resting, work.prompt_start = resting, resting.start + len(resting.tokens)
@@ -305,7 +305,7 @@ class Scheduler:
         if self._step is not None:
             raise RuntimeError("plan_step: the result of the step before was not applied")
         self.sweeping = self._cache.tick(now)
-        self._end_gone_streams(now)
+        self.streams.end_over(now)
         draft = _Draft(self.limits.max_num_batched_tokens)
         self._keep_promises(draft, now)
         for background in (False, True):
@@ -475,7 +475,7 @@ class Scheduler:
         that were given up before their first step have passed one; or else it never will."""
         if isinstance(self._open(sequence, now, reuse=False), Opened):
             self._add_chunk(sequence, draft)
-        elif not self._flushed or self._end_one_stream(now):
+        elif not self._flushed or self.streams.end_oldest(now):
             draft.flush = True
         elif isinstance(self._open(sequence, now, reuse=False, last_resort=True), Opened):
             self._add_chunk(sequence, draft)
@@ -723,12 +723,14 @@ class Scheduler:
     def _end(self, sequence: Sequence, now: float, *, finished: bool) -> None:
         work = sequence.work
         if sequence.lease is not None:
-            if not (finished and self._rest(sequence, now)):
+            if finished and self.streams.rest(sequence, now):
+                self._lay_down(sequence)
+            else:
                 self._give_up_blocks(sequence, now, finished=finished)
         else:
             self._waiting.remove(sequence)
             if work.resting is not None:  # it has not gone on yet: the turn never was
-                self.put_back(work.request, work.resting, now)
+                self.streams.put_back(key_of(work.request), work.resting, now)
         del work.sequences[sequence.choice]
         if not work.sequences:
             if not work.started:
@@ -736,73 +738,17 @@ class Scheduler:
             del self._works[work.handle]
             self._makers.ended(work.handle)
 
-    # ---- streams between two requests
-
-    def take_stream(self, namespace: str, session: str) -> RestingStream | None:
-        """The open stream of a session, for the request that goes on from it; None: there is none,
-        or a request works on it."""
-        if not self.has_stream(namespace, session):
-            return None
-        return self._resting.pop((namespace, session))
-
-    def has_stream(self, namespace: str, session: str) -> bool:
-        resting = self._resting.get((namespace, session))
-        return resting is not None and not self._cache.is_over(resting.lease)
-
-    def put_back(self, request: Request, resting: RestingStream, now: float) -> None:
-        """The request that was to go on will not."""
-        key = (request.namespace, request.directive.session or "")
-        if key in self._resting:  # the session began another stream meanwhile
-            self._cache.release(resting.lease, keep=False, finished=None, now=now)
-        else:
-            self._resting[key] = resting
-
-    def end_streams(self, gone: Callable[[str, str], bool], now: float = 0.0) -> None:
-        """End every open stream that rests in a (namespace, session) which is gone."""
-        for key in [key for key in self._resting if gone(*key)]:
-            self._cache.release(self._resting.pop(key).lease, keep=False, finished=None, now=now)
-            self._progress += 1
-
-    @property
-    def open_streams(self) -> int:
-        """Streams that wait for the next request of their session."""
-        return len(self._resting)
-
-    def _end_gone_streams(self, now: float) -> None:
-        over = {key for key, one in self._resting.items() if self._cache.is_over(one.lease)}
-        if over:
-            self.end_streams(lambda *key: key in over, now)
-
-    def _end_one_stream(self, now: float) -> bool:
-        """Nothing runs and what is asked for has no room: the stream that rests for longest goes,
-        as pins do. False: there is none."""
-        for key in self._resting:
-            self.end_streams(lambda *one, first=key: one == first, now)
-            return True
-        return False
-
-    def _rest(self, sequence: Sequence, now: float) -> bool:
-        """The answer is complete and the session keeps its stream open; False: it is none."""
-        work, lease = sequence.work, sequence.lease
-        session = work.request.directive.session
-        if work.stream is None or session is None or lease is None:
-            return False
-        key = (work.request.namespace, session)
-        self.end_streams(lambda *one: one == key, now)
-        self._cache.rest(lease, now)
-        work.note_stored(lease.stored)
-        self._resting[key] = RestingStream(
-            lease,
-            work.stream,
-            sequence.tokens,
-            sequence.computed,
-            sequence.start,
-            work.request.salt,
-        )
+    def _lay_down(self, sequence: Sequence) -> None:
+        """Its stream rests: the lease is another's to release."""
+        assert sequence.lease is not None
+        if not sequence.work.prompt_start:
+            sequence.work.note_stored(sequence.lease.stored)
         sequence.lease = None
         self._running.remove(sequence)
         self._progress += 1
-        return True
+
+    def _note_progress(self) -> None:
+        self._progress += 1
 
     def _leave_queue(self, work: Work) -> None:
         work.started = True
