@@ -57,6 +57,10 @@ PLAN = [
     ("/v1/caches/{name}", "PATCH", POSITIVE, 10),
     ("/v1/caches/{name}", "PATCH", NEGATIVE, 10),
     ("/v1/caches/{name}", "DELETE", POSITIVE, 5),
+    ("/v1/schemas", "POST", POSITIVE, 10),
+    ("/v1/schemas", "POST", NEGATIVE, 20),
+    ("/v1/schemas/{name}", "GET", POSITIVE, 5),
+    ("/v1/schemas/{name}", "DELETE", POSITIVE, 5),
     ("/v1/sessions/{session}", "DELETE", POSITIVE, 5),
     ("/v1/documents/{document}", "POST", POSITIVE, 5),
     ("/v1/documents/{document}", "POST", NEGATIVE, 10),
@@ -65,7 +69,10 @@ PLAN = [
     ("/v1/cache/invalidate", "POST", NEGATIVE, 20),
     ("/v1/cache/explain", "POST", POSITIVE, 15),
     ("/v1/cache/explain", "POST", NEGATIVE, 10),
-    *[(path, "GET", POSITIVE, 2) for path in ("/v1/caches", "/v1/sessions", "/v1/cache/manifest")],
+    *[
+        (path, "GET", POSITIVE, 2)
+        for path in ("/v1/caches", "/v1/schemas", "/v1/sessions", "/v1/cache/manifest")
+    ],
     *[
         (path, "GET", POSITIVE, 2)
         for path in ("/", "/health", "/ready", "/version", "/metrics", "/v1/models")
@@ -93,6 +100,9 @@ def serve_here(path: str, body: Any) -> None:
         body["prompt"] = body.get("prompt") or "Hi"
         body.pop("messages", None)
         body.pop("tokens", None)
+    if path == "/v1/schemas" and isinstance(body, dict):
+        body.clear()
+        body["pml"] = '<schema name="s"><module name="m">text</module></schema>'
     if isinstance(body, dict) and "model" in body:
         body["model"] = MODEL
         for field in CONTRADICTING:
