@@ -23,6 +23,11 @@ void check(const Arena& a, int64_t value, int64_t limit, const char* what) {
                           std::to_string(a.blocks) + " blocks");
 }
 
+// plane: layer * kv_heads + head
+int64_t piece_of(const Arena& a, int64_t plane, int64_t block) {
+  return (plane / a.kv_heads * a.blocks + block) * a.kv_heads + plane % a.kv_heads;
+}
+
 char* block_at(void* plane, int64_t piece, int64_t bytes) {
   return static_cast<char*>(plane) + piece * bytes;
 }
@@ -70,9 +75,9 @@ void copy_block(const Arena& a, int64_t source, int64_t target, int64_t slots) {
   check(a, target, a.blocks, "block");
   check(a, slots, a.block_size + 1, "number of slots");
   if (source == target) return;
+  int64_t keys = key_block_bytes(a), values = value_block_bytes(a);
   for (int64_t plane = 0; plane < a.layers * a.kv_heads; ++plane) {
-    int64_t from = plane * a.blocks + source, to = plane * a.blocks + target;
-    int64_t keys = key_block_bytes(a), values = value_block_bytes(a);
+    int64_t from = piece_of(a, plane, source), to = piece_of(a, plane, target);
     copy_keys(a, block_at(a.keys, from, keys), block_at(a.keys, to, keys), slots);
     copy_values(a, block_at(a.values, from, values), block_at(a.values, to, values), slots);
   }
@@ -81,7 +86,7 @@ void copy_block(const Arena& a, int64_t source, int64_t target, int64_t slots) {
 void erase_block(const Arena& a, int64_t block) {
   check(a, block, a.blocks, "block");
   for (int64_t plane = 0; plane < a.layers * a.kv_heads; ++plane) {
-    int64_t piece = plane * a.blocks + block;
+    int64_t piece = piece_of(a, plane, block);
     std::memset(block_at(a.keys, piece, key_block_bytes(a)), 0, key_block_bytes(a));
     std::memset(block_at(a.values, piece, value_block_bytes(a)), 0, value_block_bytes(a));
   }

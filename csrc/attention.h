@@ -24,6 +24,7 @@
 //   Element                  of queries, keys and values: float or bf16
 //   configure_tiles()        once per worker and call
 //   reads_in_place(arena, by_tile)   whether find_keys may leave keys in the arena
+//   fetches                  whether score fetches coming_values, and combine coming_keys
 //   score(queries, width, rows, slots, scores)
 //                            queries x keys for slots first .. end, at most 16 rows
 //   combine(scores, width, rows, slots, partial, weigh)
@@ -148,25 +149,34 @@ struct ItemHead {
     });
   }
 
-  void meet(const AttentionPlan::Visit& visit) {
+  void meet(const AttentionPlan::Visit& visit, const AttentionPlan::Visit& next) {
     if (visit.turn) turn(visit);
     Slots<T>& slots = *room.slots;
     bool in_place = Products::reads_in_place(arena, plan.pieces[visit.piece].by_tile);
     find_keys(plan, visit, arena, layer, head, in_place, slots);
-    find_values(plan, visit, arena, layer, head, slots);
+    if constexpr (Products::fetches) {
+      slots.fetching =
+          find_coming(plan, visit.piece, arena, layer, head, false, slots.coming_values) &&
+          find_coming(plan, next.piece, arena, layer, head, true, slots.coming_keys);
+    }
     int64_t end = visit.end * share();
+    bool found = false;
     for (int64_t query = visit.begin * share(); query < end; query += kRows) {
       int64_t rows = end - query < kRows ? end - query : kRows;
-      meet(visit, query, static_cast<int>(rows), slots);
+      if (!begin(visit, query, static_cast<int>(rows), slots)) continue;
+      Products::score(room.queries + query * arena.width, arena.width, static_cast<int>(rows),
+                      slots, room.scores);
+      if (!found) find_values(plan, visit, arena, layer, head, slots);  // fetched meanwhile
+      found = true;
+      meet(query, static_cast<int>(rows), slots);
+      slots.fetching = false;
     }
   }
 
-  // Up to 16 query rows of the visit, from `query` on.
-  void meet(const AttentionPlan::Visit& visit, int64_t query, int rows, Slots<T>& slots) {
+  // Up to 16 query rows of the visit, from `query` on: from scores to what is added.
+  void meet(int64_t query, int rows, Slots<T>& slots) {
     Tile& tile = *room.tile;
-    if (!begin(visit, query, rows, slots)) return;
     int first = slots.first / kStep, end = slots.end / kStep;
-    Products::score(room.queries + query * arena.width, arena.width, rows, slots, room.scores);
     for (int step = first; step < end; ++step) {
       bool whole = step * kStep >= tile.from && step * kStep + kStep - 1 <= tile.to;
       if (!whole) hide(tile, step, room.scores);
@@ -265,7 +275,8 @@ inline void attend(const float* q, const Arena& arena, int64_t layer, const Atte
     ItemHead<Products> own{plan, item, arena, q, layer, at % heads, room};
     own.start();
     for (int32_t v = item.first_visit; v < item.first_visit + item.visits; ++v) {
-      own.meet(plan.visits[v]);
+      bool last = v + 1 == item.first_visit + item.visits;
+      own.meet(plan.visits[v], plan.visits[last ? v : v + 1]);
     }
     own.finish(y);
   }

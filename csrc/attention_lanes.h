@@ -15,6 +15,7 @@ namespace KVEIK_LEVEL {
 struct VectorProducts {
   using Element = float;
 
+  static constexpr bool fetches = false;
   static void configure_tiles() {}
   static bool reads_in_place(const Arena& arena, bool by_tile) {
     return by_tile && arena.type == KvType::f32;

@@ -15,20 +15,24 @@ namespace KVEIK_LEVEL {
 struct PairProducts {
   using Element = bf16;
 
+  static constexpr bool fetches = true;
   static void configure_tiles() {}
   static bool reads_in_place(const Arena&, bool by_tile) { return by_tile; }
 
-  template <int count>
+  static void fetch(const Coming& coming, int column, int64_t line) {
+    __builtin_prefetch(coming.at[column] + line * coming.stride, 0, 2);
+  }
+
+  template <int count, bool fetching>
   static void score_rows(const bf16* queries, int64_t width, const Slots<bf16>& s, float* out) {
-    int end = s.end / kLanes;
-    for (int c = s.first / kLanes; c < end; c += 2) {
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
       F32 sums[2][count] = {};
       const bf16 *left = s.column[c], *right = s.column[c + 1];
-      // the next two columns, which lie anywhere, on their way from memory meanwhile
-      const bf16* ahead[2] = {s.column[c + 2 < end ? c + 2 : c], s.column[c + 3 < end ? c + 3 : c]};
       for (int64_t i = 0; i < width; i += 2) {
-        __builtin_prefetch(ahead[0] + i * s.stride);
-        __builtin_prefetch(ahead[1] + i * s.stride);
+        if constexpr (fetching) {
+          fetch(s.coming_values, c, i / 2);
+          fetch(s.coming_values, c + 1, i / 2);
+        }
         Pairs keys[2] = {Pairs(left + i * s.stride), Pairs(right + i * s.stride)};
 #pragma GCC unroll 8
         for (int row = 0; row < count; ++row) {
@@ -46,17 +50,22 @@ struct PairProducts {
   }
   static void score(const bf16* queries, int64_t width, int rows, const Slots<bf16>& s,
                     float* scores) {
-    by_eights(rows, [&](int row, auto count) {
-      score_rows<count>(queries + row * width, width, s, scores + row * kLanes);
+    by_eights(rows, s.fetching, [&](int row, auto count, auto fetching) {
+      score_rows<count, fetching>(queries + row * width, width, s, scores + row * kLanes);
     });
   }
 
   // weights: where a step of 32 slots has those of its first row
-  template <int count>
+  template <int count, bool fetching>
   static void combine_rows(const float* weights, int64_t width, const Slots<bf16>& s, float* out) {
     for (int64_t i = 0; i < width; i += 2 * kLanes) {
       F32 sums[2][count] = {};
       for (int slot = s.first; slot < s.end; slot += 2) {
+        if constexpr (fetching) {
+          int64_t line = i / 2 + slot % kLanes;
+          fetch(s.coming_keys, slot / kLanes, line);
+          fetch(s.coming_keys, slot / kLanes, line + 1);
+        }
         const bf16* values = s.values + slot * width + 2 * i;
         Pairs both[2] = {Pairs(values), Pairs(values + 2 * kLanes)};
         const float* own = weights + slot / kStep * 2 * kLine;
@@ -79,18 +88,27 @@ struct PairProducts {
   static void combine(const float* weights, int64_t width, int rows, const Slots<bf16>& s,
                       float* partial, Weigh weigh) {
     for (int step = s.first / kStep; step < s.end / kStep; ++step) weigh(step);
-    by_eights(rows, [&](int row, auto count) {
-      combine_rows<count>(weights + row * kLanes, width, s, partial + row * width);
+    by_eights(rows, s.fetching, [&](int row, auto count, auto fetching) {
+      combine_rows<count, fetching>(weights + row * kLanes, width, s, partial + row * width);
     });
   }
 
-  // Calls rows(first, how many) until all had their turn.
+  // Calls rows(first, how many, whether they fetch) until all had their turn.
   template <class Rows>
-  static void by_eights(int count, Rows rows) {
+  static void by_eights(int count, bool fetching, Rows rows) {
     int row = 0;
-    for (; row + 8 <= count; row += 8) rows(row, std::integral_constant<int, 8>());
-    for (; row + 4 <= count; row += 4) rows(row, std::integral_constant<int, 4>());
-    for (; row < count; ++row) rows(row, std::integral_constant<int, 1>());
+    auto next = [&](auto now) {
+      for (; row + now <= count; row += now) {
+        if (fetching && row == 0) {
+          rows(row, now, std::true_type());
+        } else {
+          rows(row, now, std::false_type());
+        }
+      }
+    };
+    next(std::integral_constant<int, 8>());
+    next(std::integral_constant<int, 4>());
+    next(std::integral_constant<int, 1>());
   }
 };
 

@@ -18,7 +18,7 @@ inline size_t value_bytes(const Arena& arena) { return arena.type == KvType::bf1
 // One block of one head: keys and values as kernels.h draws them.
 inline char* block_of(const Arena& arena, void* plane, int64_t slots, int64_t layer, int64_t head,
                       int64_t block) {
-  int64_t piece = (layer * arena.kv_heads + head) * arena.blocks + block;
+  int64_t piece = (layer * arena.blocks + block) * arena.kv_heads + head;
   return static_cast<char*>(plane) + piece * slots * arena.width * value_bytes(arena);
 }
 inline char* keys_of(const Arena& arena, int64_t layer, int64_t head, int64_t block) {

@@ -38,14 +38,14 @@ inline void put(const Arena& a, void* plane, int64_t index, float value) {
 
 inline int64_t key_index(const Arena& a, int64_t layer, int64_t head, int64_t block, int64_t slot,
                          int64_t i) {
-  int64_t first = ((layer * a.kv_heads + head) * a.blocks + block) * a.block_size * a.width;
+  int64_t first = ((layer * a.blocks + block) * a.kv_heads + head) * a.block_size * a.width;
   if (a.type == KvType::f32) return first + i * a.block_size + slot;
   return first + (i / 2 * a.block_size + slot) * 2 + i % 2;
 }
 
 inline int64_t value_index(const Arena& a, int64_t layer, int64_t head, int64_t block, int64_t slot,
                            int64_t i) {
-  int64_t pieces = (layer * a.kv_heads + head) * a.blocks + block;
+  int64_t pieces = (layer * a.blocks + block) * a.kv_heads + head;
   if (a.type == KvType::f32) return (pieces * a.block_size + slot) * a.width + i;
   int64_t pairs = (a.block_size + 1) / 2;
   return ((pieces * pairs + slot / 2) * a.width + i) * 2 + slot % 2;

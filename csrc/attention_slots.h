@@ -23,6 +23,13 @@ namespace KVEIK_LEVEL {
 constexpr int kStep = 32;                  // slots of one step of weights x values
 constexpr int kColumns = kSplit / kLanes;  // of scores; a column is 16 slots
 
+// What will be read soon, as lines of 64 bytes: `width / 2` of them for each column of 16 slots of
+// bfloat16, `stride` bytes apart.
+struct Coming {
+  const char* at[kColumns];
+  int64_t stride;
+};
+
 // Where the 256 slots of a visit are read. T: float or bfloat16.
 //   float     column [width][stride], values [256][width]
 //   bfloat16  column [width / 2][stride][2], values [128][width][2]
@@ -35,6 +42,8 @@ struct Slots {
   int first, end;
   int broken;  // slots whose values are not all finite; these became zero
   int16_t broken_slot[kSplit];
+  bool fetching;  // products of these rows fetch, for the first rows of a visit:
+  Coming coming_values, coming_keys;  // of this visit, of the next one
 };
 
 constexpr bool by_pairs(const bf16*) { return true; }
@@ -119,6 +128,26 @@ inline void find_keys(const AttentionPlan& plan, const AttentionPlan::Visit& vis
   for (int c = 0; c < visit.low / 16; ++c) s.column[c] = s.column[visit.low / 16];
 }
 
+// Where a piece lies, to be fetched ahead; false where sixteen slots do not lie together. There is
+// an address for every column.
+inline bool find_coming(const AttentionPlan& plan, int32_t piece, const Arena& arena, int64_t layer,
+                        int64_t head, bool keys, Coming& coming) {
+  if (!plan.pieces[piece].by_tile || arena.type != KvType::bf16) return false;
+  coming.stride = keys ? arena.block_size * 4 : 64;
+  int64_t slot_bytes = keys ? 4 : arena.width * 2;
+  int next = 0;
+  for_runs(plan, piece, 0, kSplit - 1, [&](int64_t block, int64_t offset, int slot, int count) {
+    const char* from =
+        keys ? keys_of(arena, layer, head, block) : values_of(arena, layer, head, block);
+    for (int c = slot / 16; c <= (slot + count - 1) / 16; ++c) {
+      coming.at[c] = from + (offset + 16 * c - slot) * slot_bytes;
+      for (; next <= c; ++next) coming.at[next] = coming.at[c];
+    }
+  });
+  for (; next < kColumns; ++next) coming.at[next] = coming.at[next - 1];
+  return true;
+}
+
 // ---- values -------------------------------------------------------------------------------------
 
 // count slots of a block of values to slots of the copy [128][width][2]
@@ -184,9 +213,9 @@ inline bool any_broken(const T* values, int64_t count) {
 }
 
 template <class T>
-inline void take_out_broken(int64_t width, Slots<T>& s) {
+inline void take_out_broken(int64_t width, int first, int end, Slots<T>& s) {
   constexpr int together = by_pairs(static_cast<T*>(nullptr)) ? 2 : 1;
-  for (int slot = s.first; slot < s.end; ++slot) {
+  for (int slot = first; slot < end; ++slot) {
     T* own = s.values + slot / together * together * width + slot % together;
     bool broken = false;
     for (int64_t i = 0; i < width; ++i) {
@@ -205,17 +234,18 @@ template <class T>
 inline void find_values(const AttentionPlan& plan, const AttentionPlan::Visit& visit,
                         const Arena& arena, int64_t layer, int64_t head, Slots<T>& s) {
   int64_t width = arena.width;
-  s.first = visit.low / kStep * kStep;
-  s.end = (visit.high / kStep + 1) * kStep;
+  int first = visit.low / kStep * kStep, last = (visit.high / kStep + 1) * kStep;
   int low = (visit.low + 1) / 2 * 2, high = (visit.high + 1) / 2 * 2;  // whole pairs
-  std::memset(s.values + s.first * width, 0, (low - s.first) * width * sizeof(T));
-  std::memset(s.values + high * width, 0, (s.end - high) * width * sizeof(T));
+  std::memset(s.values + first * width, 0, (low - first) * width * sizeof(T));
+  std::memset(s.values + high * width, 0, (last - high) * width * sizeof(T));
   auto copy = [&](int64_t block, int64_t offset, int slot, int count) {
     copy_values(arena, values_of(arena, layer, head, block), offset, slot, count, s.values);
   };
   for_runs(plan, visit.piece, visit.low, visit.high, copy);
   s.broken = 0;
-  if (any_broken(s.values + s.first * width, (s.end - s.first) * width)) take_out_broken(width, s);
+  if (any_broken(s.values + first * width, (last - first) * width)) {
+    take_out_broken(width, first, last, s);
+  }
 }
 
 }  // namespace KVEIK_LEVEL

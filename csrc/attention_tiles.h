@@ -15,6 +15,7 @@ namespace KVEIK_LEVEL {
 struct TileProducts {
   using Element = bf16;
 
+  static constexpr bool fetches = false;
   static void configure_tiles() { configure(product_tiles(kRows, kRows)); }
   static bool reads_in_place(const Arena&, bool by_tile) { return by_tile; }
 

@@ -23,7 +23,10 @@ nb::object plane(nb::handle self, void* data, int64_t block_bytes) {
     using T = decltype(value);
     size_t shape[] = {size_t(a.layers), size_t(a.kv_heads), size_t(a.blocks),
                       size_t(block_bytes) / sizeof(T)};
-    return nb::cast(nb::ndarray<nb::numpy, T>(data, 4, shape, self));
+    // of a block all heads lie together
+    auto numbers = static_cast<int64_t>(shape[3]), heads = a.kv_heads;
+    int64_t strides[] = {a.blocks * heads * numbers, numbers, heads * numbers, 1};
+    return nb::cast(nb::ndarray<nb::numpy, T>(data, 4, shape, self, strides));
   };
   return a.type == KvType::bf16 ? array(uint16_t{}) : array(float{});
 }

@@ -57,14 +57,15 @@ struct Table {
 enum class KvType : int { bf16, f32 };
 
 // The arena of one KvGroup. width is head_dim padded to a multiple of 32; a slot's padding is zero.
-// Element (layer, head, block) of each plane is one piece of block_size * width values:
+// Element (layer, block, head) of each plane is one piece of block_size * width values; the heads
+// of a block lie together, so that blocks that lie anywhere are few pages:
 //
-//   bf16  keys   [layers][kv_heads][blocks] x [width / 2][block_size][2]   pairs of dimensions
-//         values [layers][kv_heads][blocks] x [block_size / 2][width][2]   pairs of slots
+//   bf16  keys   [layers][blocks][kv_heads] x [width / 2][block_size][2]   pairs of dimensions
+//         values [layers][blocks][kv_heads] x [block_size / 2][width][2]   pairs of slots
 //         (block_size 1: the pairs of values lie in a block of its own with an empty partner:
 //          [1][width][2], that is stride 2 * width)
-//   f32   keys   [layers][kv_heads][blocks] x [width][block_size]
-//         values [layers][kv_heads][blocks] x [block_size][width]
+//   f32   keys   [layers][blocks][kv_heads] x [width][block_size]
+//         values [layers][blocks][kv_heads] x [block_size][width]
 struct Arena {
   KvType type;
   int64_t layers, kv_heads, blocks, block_size, head_dim, width;
