@@ -184,7 +184,7 @@ class Joining:
             room -= sum(not idle.is_pinned(block) for block in held)
             if last_resort:
                 room = idle.count - len(held)
-            if need > len(pool.free) + room:
+            if need > len(pool.free) + room - self.holdings.streams.promised(group):
                 return False
         return True
 
