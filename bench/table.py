@@ -1,4 +1,5 @@
-"""Write docs/BENCHMARKS.md from the JSON that the benchmarks left in bench/results.
+"""Write docs/BENCHMARKS.md from the JSON that the benchmarks left in bench/results. What was not
+measured again keeps its section: each says its machine, commit and date.
 
 Usage: python bench/table.py
 """
@@ -14,9 +15,10 @@ HEAD = """# Benchmarks
 
 Written by `python bench/table.py` from what `make bench` and `make bench-peers` measured. Times are
 of one shared, noisy machine: compare within a run and quote ratios. Where a row has two sides, both
-were measured in the same process. The numpy reference kernels compute in float32; beating other
-engines is the native kernels' job.
+were measured in the same process. Sections may be of different machines. The numpy reference
+kernels compute in float32; beating other engines is the native kernels' job.
 """
+PAGE = ROOT / "docs" / "BENCHMARKS.md"
 
 
 def number(value: float) -> str:
@@ -58,10 +60,21 @@ def section(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def sections(page: str) -> dict[str, str]:
+    """The sections of a page by name."""
+    _, *parts = page.split("\n## ")
+    return {part.split("\n", 1)[0]: f"## {part.strip()}" for part in parts}
+
+
+def page(before: str, results: list[dict[str, Any]]) -> str:
+    """The page of these results, and of what stood there before of other benchmarks."""
+    known = sections(before) | {result["benchmark"]: section(result) for result in results}
+    return "\n\n".join([HEAD.strip(), *(known[name] for name in sorted(known))]) + "\n"
+
+
 def main() -> None:
     results = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    text = "\n\n".join([HEAD.strip(), *(section(result) for result in results)]) + "\n"
-    (ROOT / "docs" / "BENCHMARKS.md").write_text(text)
+    PAGE.write_text(page(PAGE.read_text() if PAGE.exists() else "", results))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import random_model
 import rounds
 import run_all
 import streams
+import table
 from report import Report
 
 from kveik.cache.segments import KvGroup
@@ -176,3 +177,22 @@ def test_what_the_benches_share_is_not_run_as_a_benchmark() -> None:
     shared = {path.stem for path in paths if "if __name__" not in path.read_text()}
     assert shared <= run_all.NOT_BENCHMARKS
     assert {"rounds", "random_model", "kernel_chains"} <= shared
+
+
+def test_a_page_keeps_the_sections_that_were_not_measured_again() -> None:
+    machine = {"cpu": "x", "cores": 2, "memory_gib": 1, "python": "3", "numpy": "2"}
+    result = {
+        "benchmark": "memory",
+        "command": "python bench/memory.py",
+        "commit": "new",
+        "date": "today",
+        "machine": machine | {"load_1min": 0},
+        "figures": [],
+        "notes": [],
+    }
+    before = "# Benchmarks\n\nold head\n\n## memory\n\nold\n\n## embedded\n\nkept\n"
+    page = table.page(before, [result])
+    assert page.startswith(table.HEAD.strip() + "\n\n## embedded\n\nkept\n\n## memory\n\n")
+    assert "commit new" in page
+    assert "\nold" not in page
+    assert table.page(page, []) == page
