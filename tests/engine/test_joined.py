@@ -190,6 +190,17 @@ def test_preempted_requests_keep_their_text() -> None:
         assert made.texts[handle, 0] == expected(built.tokens, built.prompt(), 60)
 
 
+def test_a_prompt_with_modules_can_be_warmed() -> None:
+    made, built = bench(), typical()
+    add(made, 0, built, max_tokens=0)
+    made.drain()
+    assert made.finished[0, 0] == "length"
+    work = add(made, 1, built)
+    made.drain()
+    assert work.usage().computed_prompt_tokens == 1
+    assert made.texts[1, 0] == expected(built.tokens, built.prompt(), 4)
+
+
 def test_an_aborted_request_leaves_nothing_behind() -> None:
     for steps in range(4):
         made = bench(budget=16)

@@ -22,7 +22,7 @@ from kveik import (
     Use,
     prompt_module,
 )
-from kveik.config import EngineConfig
+from kveik.config import LIMITS, EngineConfig
 from kveik.engine.engine import Engine
 from kveik.errors import NotFound
 from kveik.outputs import RequestOutput
@@ -182,6 +182,16 @@ def test_schemas_are_named_listed_and_forgotten(llm: LLM) -> None:
         llm.schemas.get("s")
 
 
+def test_a_namespace_has_so_many_schemas(llm: LLM) -> None:
+    most = int(LIMITS["schema_count"].high)
+    for number in range(most - 1):  # one is there
+        llm.schemas.add(Schema(f"s{number}", Module("m", "x")))
+    llm.schemas.add(Schema("s0", Module("m", "y")))  # in place of another
+    with pytest.raises(InvalidRequest, match=f"{most + 1} is outside"):
+        llm.schemas.add(Schema("more", Module("m", "x")))
+    llm.schemas.add(Schema("more", Module("m", "x")), namespace="other")
+
+
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (SchemaPrompt("trips", (Use("paris"),)), {}, "module paris"),
     (SchemaPrompt("trips", (Use("plan", {"days": "many " * 9}),)), {}, "module plan.days"),
@@ -198,6 +208,13 @@ def test_what_is_wrong_is_named(llm: LLM, prompt: Any, cache: dict[str, Any], fi
     with pytest.raises(InvalidRequest) as caught:
         ask(llm, prompt, **cache)
     assert caught.value.param == field
+
+
+def test_a_module_where_nothing_is_joined_is_refused(llm: LLM) -> None:
+    messages = [{"role": "user", "content": [passage("some text")]}]
+    with pytest.raises(InvalidRequest, match="chat requests only") as caught:
+        llm.caches.create("faq", messages=messages)
+    assert caught.value.param == "messages[0].content[0].cache"
 
 
 def test_a_way_of_joining_that_is_none() -> None:

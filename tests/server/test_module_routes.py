@@ -221,10 +221,12 @@ def test_a_part_that_is_wrong_is_named(one: CacheServer, part: Any, element: str
     assert error(one.send("POST", CHAT, body)) == (400, element)
 
 
-def test_two_members_of_a_union_do_not_stand_in_one_chat(one: CacheServer) -> None:
-    messages = said(*({"type": "module", "name": name} for name in ("surf", "food")))
-    body = {"model": MODEL, "messages": messages, "max_tokens": 1}
+def test_two_members_of_a_union_do_not_stand_in_one_message(one: CacheServer) -> None:
+    surf, food = ({"type": "module", "name": name} for name in ("surf", "food"))
+    body = {"model": MODEL, "messages": said(surf, food), "max_tokens": 1}
     assert error(one.send("POST", CHAT, body)) == (400, "module food")
+    later = [*said(surf), *said("Fine.", role="assistant"), *said(food)]
+    assert one.usage(later)["prompt_tokens"] > 100
 
 
 def test_fields_about_modules_are_never_without_effect(one: CacheServer) -> None:
@@ -238,6 +240,10 @@ def test_fields_about_modules_are_never_without_effect(one: CacheServer) -> None
     modular = {**plain, "messages": said("Read: ", module(fresh(20)))}
     assert error(one.send("POST", CHAT, {**modular, "kveik": {"write": False}}))[1] == "write"
     assert error(one.send("POST", CHAT, {**modular, "prompt_logprobs": 1}))[1] == "prompt_logprobs"
+    marked = said({"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}})
+    marked += said(module(fresh(20)))
+    chosen = {**plain, "messages": marked, "prompt_cache_options": {"mode": "explicit"}}
+    assert error(one.send("POST", CHAT, chosen)) == (400, "join")
     tokens = {"messages": said(module("x"))}
     assert one.send("POST", "/tokenize", tokens).status_code == 400
 

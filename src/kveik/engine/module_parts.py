@@ -191,7 +191,7 @@ def _resolved(
     """The messages with the text of every module, and where modules stand."""
     copies = [dict(message) for message in messages]
     found: list[_Found] = []
-    names: dict[str, set[str]] = {}
+    names: dict[tuple[int, str], set[str]] = {}  # a later turn may take another member of a union
     for place, part in _parts(messages):
         if not _is_module(part):
             continue
@@ -200,19 +200,25 @@ def _resolved(
             if part.get("cache") != "module":
                 refuse(f"{field}.cache", "expected module, or leave it out")
             found.append(_Found(place, None))
+            _replace_part(copies, place, {name: part[name] for name in part if name != "cache"})
             continue
         use, named = read_use(part, field)
         encoded = schemas.of_module(namespace, use.name, named)
         found.append(_Found(place, encoded.part(use)))
-        taken = names.setdefault(encoded.schema.name, set())
+        taken = names.setdefault((place[0], encoded.schema.name), set())
         taken.add(use.name)
         check_unions(encoded.schema, taken)
         label = {"document": part["document"]} if part.get("document") is not None else {}
-        parts = list(copies[place[0]]["content"])
-        parts[place[1]] = {"type": "text", "text": written(encoded.schema, use), **label}
-        copies[place[0]]["content"] = parts
+        text = {"type": "text", "text": written(encoded.schema, use), **label}
+        _replace_part(copies, place, text)
     check_limit("module_count", len(found), param="messages")
     return list(copies), found
+
+
+def _replace_part(messages: list[dict[str, Any]], place: Place, part: Message) -> None:
+    parts = list(messages[place[0]]["content"])
+    parts[place[1]] = part
+    messages[place[0]]["content"] = parts
 
 
 def _parts(messages: Sequence[Message]) -> Iterator[tuple[Place, Mapping[str, Any]]]:

@@ -472,6 +472,8 @@ def _text_content(content: Any, field: str) -> str | None:
             )
         if not isinstance(part.get("text"), str):
             _refuse(f"{field}[{index}].text", "expected a string")
+        if part.get("cache") is not None:
+            _refuse(f"{field}[{index}].cache", "modules are joined in chat requests only")
         texts.append(part["text"])
     return "".join(texts)
 
