@@ -19,7 +19,7 @@ import numpy as np
 
 from kveik.cache.window import StreamWindow
 from kveik.config import EngineConfig
-from kveik.engine.parts import choose_ops
+from kveik.kernels.backend import choose_ops
 from kveik.kernels.ops import Batch, GroupBatch, KvSpec, Ops
 from kveik.models import load_model
 

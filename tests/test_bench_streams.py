@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import sys
 from pathlib import Path
@@ -38,8 +39,8 @@ def text(count: int, seed: int = 0) -> list[int]:
 @pytest.mark.parametrize(
     "window", [StreamWindow(4, 60), StreamWindow(0, 64), StreamWindow(2, 62, 16)]
 )
-def test_bare_rows_are_the_engine_s_stream(window: StreamWindow) -> None:
-    ids = text(300)
+def test_bare_rows_are_the_engine_s_stream(shape: tuple[int, ...]) -> None:
+    window, ids = StreamWindow(*shape), text(300)
     found = rows.Rows(novel.EMBEDDED, len(ids)).losses(ids, rows.streaming(window))
     with LLM(**POOL) as llm:
         told = stream_quality.told(llm, ids, window)
@@ -71,7 +72,7 @@ def test_a_watch_sees_what_the_engine_tells() -> None:
     llm.close()
     with LLM(**POOL) as plain:
         [told] = plain.score({"prompt_token_ids": ids})
-    expected = [one for one in told.token_logprobs if one is not None]
+    expected = [one for one in told.logprobs if one is not None]
     assert np.abs(seen[np.arange(79), ids[1:]] - expected).max() < 1e-4
 
 
@@ -112,7 +113,7 @@ def test_turns_cover_a_novel(length: int, scored: bool) -> None:
     turns = list(stream_long.pieces(length, scored))
     assert turns[0][0] == 0
     assert turns[-1][1] == length
-    assert all(a[1] == b[0] for a, b in zip(turns, turns[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(turns))
     assert min(stop - start for start, stop in turns) >= 2
     inside = [start for start, _ in turns if start in stream_long.PASSAGE]
     assert len(inside) == (512 if scored else len(range(1, 3)))
