@@ -197,45 +197,75 @@ def question(rng: random.Random, pool: WordPool, length: int, count: int) -> Que
     return Question([encode(EMBEDDED, text) for text in texts], asked + answer, len(answer), place)
 
 
-def answers_rightly(subject: Subject, one: Question, how: Join) -> bool:
+def answered(subject: Subject, one: Question, how: Join) -> Any:
+    """Log-probabilities of the rows that predict the answer."""
     lead = opening(EMBEDDED) + encode(EMBEDDED, "<|user|>")
     layout = prompt(lead, one.modules, one.text)
-    rows = subject.rows(layout, how, one.answer + 1)[:-1]
-    return bool((rows.argmax(1) == one.text[-one.answer :]).all())
+    return subject.rows(layout, how, one.answer + 1)[:-1]
 
 
-def recall(
-    subject: Subject, pool: WordPool, length: int, count: int, questions: int
-) -> dict[str, float]:
-    """% of right answers by way of joining; the same questions for all."""
+@dataclass(frozen=True)
+class Recall:
+    """right: % of the answers that greedy decoding would write; divergence: from `exact` over their
+    tokens, nats. By way of joining, of the same questions."""
+
+    right: dict[str, float]
+    divergence: dict[str, float]
+
+
+def recall(subject: Subject, pool: WordPool, length: int, count: int, questions: int) -> Recall:
     rng = random.Random(f"recall {length} {count}")
     right: dict[str, list[bool]] = {how: [] for how in ALL}
+    divergence: dict[str, list[float]] = {how: [] for how in JOINS}
     for _ in range(questions):
         one = question(rng, pool, length, count)
-        for how in ALL:
-            right[how].append(answers_rightly(subject, one, how))
-    return {how: 100 * float(np.mean(values)) for how, values in right.items()}
+        rows = {how: answered(subject, one, how) for how in ALL}
+        truth = rows["exact"]
+        for how, found in rows.items():
+            right[how].append(bool((found.argmax(1) == one.text[-one.answer :]).all()))
+            if how != "exact":
+                divergence[how].append(float((np.exp(truth) * (truth - found)).sum(1).mean()))
+    return Recall(
+        {how: 100 * float(np.mean(values)) for how, values in right.items()},
+        {how: float(np.mean(values)) for how, values in divergence.items()},
+    )
 
 
 def measure_recall(report: Report, subject: Subject, text: Path, questions: int) -> None:
     _, pool = collect_words([text.read_text(encoding="utf-8-sig")])
-    lines = ["| recall, modules | exact | independent | link | link2 |", "|---|---|---|---|---|"]
+    lines = [
+        "| recall, modules | exact | independent | link | link2 | "
+        "KL over the answer, independent | link | link2 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for length, count in SHAPES:
         if length == 448:  # a hundred lines: far beyond what the model was trained to look up in
             continue
         found = recall(subject, pool, length, count, questions)
-        lines.append(
-            f"| {count} x {length} | " + " | ".join(f"{found[how]:.1f} %" for how in ALL) + " |"
-        )
-        report.figure(
-            f"recall, {count} modules of {length}: lost by link against exact",
-            found["exact"] - found["link"],
-            "points",
-            bar=LOST if length == BARRED else None,
-            sense="<=",
-            **found,
-        )
+        shares = [f"{found.right[how]:.1f} %" for how in ALL]
+        nats = [f"{found.divergence[how]:.4f}" for how in JOINS]
+        lines.append(f"| {count} x {length} | {' | '.join((*shares, *nats))} |")
+        report_recall(report, f"{count} modules of {length}", length, found)
     report.text("\n".join(lines))
+
+
+def report_recall(report: Report, name: str, length: int, found: Recall) -> None:
+    gap = found.divergence["independent"]
+    report.figure(
+        f"recall, {name}: lost by link against exact",
+        found.right["exact"] - found.right["link"],
+        "points",
+        bar=LOST if length == BARRED else None,
+        sense="<=",
+        right=found.right,
+    )
+    report.figure(
+        f"answers, {name}: KL recovered by link",
+        100 * (1 - found.divergence["link"] / gap),
+        "%",
+        bar=RECOVERED if length == BARRED and gap >= GAP else None,
+        divergence=found.divergence,
+    )
 
 
 def main() -> None:

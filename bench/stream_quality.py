@@ -23,6 +23,7 @@ Usage: python bench/stream_quality.py [--text FILE] [--tokens N] [--quick]
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from collections.abc import Sequence
@@ -75,10 +76,10 @@ def window_of(cache: int, sinks: int, evict: int = 1) -> StreamWindow:
 
 
 class Mass:
-    """Sums up, layer by layer, the attention that each key draws from rows behind `behind`."""
+    """Sums up, by layer and head, the attention that each key draws from rows behind `behind`."""
 
-    def __init__(self, layers: int, keys: int, behind: int) -> None:
-        self.sums = np.zeros((layers, keys))
+    def __init__(self, layers: int, heads: int, keys: int, behind: int) -> None:
+        self.sums = np.zeros((layers, heads, keys))
         self.rows = 0
         self._behind = behind
 
@@ -92,11 +93,11 @@ class Mass:
         scores[:, np.arange(count)[None] > np.arange(self._behind, count)[:, None]] = -np.inf
         weights = np.exp(scores - scores.max(-1, keepdims=True))
         weights /= weights.sum(-1, keepdims=True)
-        self.sums[layer, :count] += weights.mean((0, 1))
+        self.sums[layer, :, :count] += weights.mean(1)
         self.rows += layer == 0
 
     def mean(self) -> Floats:
-        """[layers, keys], over heads and rows; a row of it sums to 1."""
+        """[layers, heads, keys], over rows; over keys it sums to 1."""
         return self.sums / self.rows
 
 
@@ -111,7 +112,7 @@ def turn(x: Any, spec: AttentionSpec) -> Any:
 
 
 def attention_mass(folder: Path, windows: Sequence[Sequence[int]]) -> Floats:
-    """[layers, keys] over the second halves of these windows of equal length."""
+    """[layers, heads, keys] over the second halves of these windows of equal length."""
     own, length = reference_ops(), len(windows[0])
     mass: list[Mass] = []
 
@@ -120,7 +121,9 @@ def attention_mass(folder: Path, windows: Sequence[Sequence[int]]) -> Floats:
         return own.paged_attention(q, arena, layer, batch, spec)
 
     rows = Rows(folder, length, replace(own, paged_attention=attention))
-    mass.append(Mass(len(rows.model.groups[0].layers), length, length // 2))
+    config = json.loads((folder / "config.json").read_text())
+    shape = config["num_hidden_layers"], config["num_attention_heads"]
+    mass.append(Mass(*shape, length, length // 2))
     for ids in windows:
         rows.logits(ids, dense)
     return mass[0].mean()
@@ -135,16 +138,16 @@ def measure_mass(report: Report, text: Path, quick: bool) -> None:
         ids = ids_of(folder, text, count * room)
         windows = [first + ids[k * room : (k + 1) * room] for k in range(count)]
         found[folder] = mass = attention_mass(folder, windows)
-        top = int(mass[:, 0].argmax())
+        layer, head = divmod(int(mass[:, :, 0].argmax()), mass.shape[1])
         report.figure(
-            f"{name}: attention on position 0, layer {top} of {len(mass)}",
-            100 * float(mass[top, 0]),
+            f"{name}: attention on position 0, head {head} of layer {layer}",
+            100 * float(mass[layer, head, 0]),
             "%",
-            per_layer=[[float(x) for x in row[:8]] for row in mass],
+            first_eight={str(n): one[:, :8].tolist() for n, one in enumerate(mass)},
         )
     report.text(mass_table(found))
     report.note(
-        f"Attention mass: mean over heads, over rows {length // 2} to {length - 1} and {count} "
+        f"Attention mass: over rows {length // 2} to {length - 1} and {count} "
         f"windows of {length} tokens; an even share would be {100 / (0.75 * length):.2f} % a token."
     )
     if not quick:
@@ -153,12 +156,15 @@ def measure_mass(report: Report, text: Path, quick: bool) -> None:
 
 def mass_table(found: dict[Path, Floats]) -> str:
     lines = [
-        "| attention on | layer | position 0 | 1 to 3 | 4 to 255 | the rest |",
-        "|---|---|---|---|---|---|",
+        "| attention, mean of the heads | layer | position 0 | its largest head | 1 to 3 | "
+        "4 to 255 | the rest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for folder, mass in found.items():
-        for layer, row in enumerate(mass):
-            parts = (row[0], row[1:4].sum(), row[4:256].sum(), row[256:].sum())
+        for layer, heads in enumerate(mass):
+            row = heads.mean(0)
+            rest = (row[1:4].sum(), row[4:256].sum(), row[256:].sum())
+            parts = (row[0], heads[:, 0].max(), *rest)
             shares = " | ".join(f"{100 * part:.1f} %" for part in parts)
             lines.append(f"| {NAMES[folder]} | {layer} | {shares} |")
     return "\n".join(lines)
@@ -171,7 +177,8 @@ def draw_mass(found: dict[Path, Floats]) -> None:
         for (folder, mass), line in zip(found.items(), ("-", "--"), strict=True):
             for layer, row in enumerate(mass):
                 label = f"{NAMES[folder]}, layer {layer}"
-                axes.plot(range(1, 33), 100 * row[:32], line, linewidth=1, label=label)
+                share = 100 * row.mean(0)[:32]
+                axes.plot(range(1, 33), share, line, linewidth=1, label=label)
         axes.set(xlabel="position (1: the first token)", ylabel="attention, %", yscale="log")
         axes.legend(fontsize=5, ncol=2)
 
@@ -218,8 +225,8 @@ def told(llm: LLM, ids: Sequence[int], window: StreamWindow) -> Floats:
 def measure_perplexity(report: Report, text: Path, tokens: int, samples: int) -> None:
     table = ["| perplexity | cache 256 | 512 | 1024 |", "|---|---|---|---|"]
     for folder, name in NAMES.items():
-        ids = opening(folder) + ids_of(folder, text, tokens)
-        subject = Subject.of(folder, ids)
+        count = tokens if folder is EMBEDDED else tokens // 2
+        subject = Subject.of(folder, opening(folder) + ids_of(folder, text, count))
         streams = compare_windows(report, subject, name, samples, table)
         original = compare_original(report, subject, name, streams, table)
         compare_dense(report, subject, name, streams, original)
@@ -229,7 +236,7 @@ def measure_perplexity(report: Report, text: Path, tokens: int, samples: int) ->
     report.text("\n".join(table))
     report.note(
         f'"Computed again" and what is compared with it: {samples} positions spread over the text '
-        "behind the first window. All other perplexities: every token."
+        "behind the first window. All other perplexities: every token; of the twin half the text."
     )
 
 
@@ -423,11 +430,12 @@ def measure_recall(report: Report, text: Path, questions: int) -> None:
 
 def report_recall(report: Report, back: int, size: StreamWindow, right: Any, inside: Any) -> None:
     name = f"recall, {size.sinks}+{size.window}, {back} lines back"
+    share = 100 * float(right.mean())
     if inside.all():
         bar = 95.0 if back == BACK else None
-        report.figure(f"{name} (inside)", 100 * right.mean(), "%", bar=bar)
+        report.figure(f"{name} (inside)", share, "%", bar=bar)
     elif not inside.any():
-        report.figure(f"{name} (outside)", 100 * right.mean(), "%")
+        report.figure(f"{name} (outside)", share, "%")
 
 
 def main() -> None:
@@ -439,7 +447,7 @@ def main() -> None:
     report = Report("stream_quality")
     tokens = options.tokens or (6_000 if options.quick else 50_000)
     measure_mass(report, options.text, options.quick)
-    measure_perplexity(report, options.text, tokens, 40 if options.quick else 1000)
+    measure_perplexity(report, options.text, tokens, 40 if options.quick else 600)
     measure_recall(report, options.text, 20 if options.quick else 200)
     note_text(report, options.text, tokens)
     report.finish()

@@ -95,7 +95,7 @@ def plain_side(llm: LLM, cache: int, steps: int) -> Callable[[], float]:
 
 def again_side(llm: LLM, cache: int) -> Callable[[], None]:
     """A token of a window that is computed anew."""
-    prompt = prompt_of(llm, cache)
+    prompt = prompt_of(llm, cache - 1)  # with the new token as many as the context has
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
 
     def side() -> None:

@@ -36,9 +36,7 @@ def text(count: int, seed: int = 0) -> list[int]:
     return [0, *random.Random(seed).choices(range(8, 4096), k=count - 1)]
 
 
-@pytest.mark.parametrize(
-    "window", [StreamWindow(4, 60), StreamWindow(0, 64), StreamWindow(2, 62, 16)]
-)
+@pytest.mark.parametrize("shape", [(4, 60), (0, 64), (2, 62, 16)])
 def test_bare_rows_are_the_engine_s_stream(shape: tuple[int, ...]) -> None:
     window, ids = StreamWindow(*shape), text(300)
     found = rows.Rows(novel.EMBEDDED, len(ids)).losses(ids, rows.streaming(window))
@@ -78,9 +76,9 @@ def test_a_watch_sees_what_the_engine_tells() -> None:
 
 def test_attention_mass_adds_up_and_is_the_kernel_s() -> None:
     mass = stream_quality.attention_mass(novel.EMBEDDED, [text(64), text(64, 1)])
-    assert mass.shape == (6, 64)
-    assert np.allclose(mass.sum(1), 1)
-    assert mass[:, 0].max() > 0.1, "the sink that the model was trained with"
+    assert mass.shape == (6, 4, 64)
+    assert np.allclose(mass.sum(-1), 1)
+    assert mass[:, :, 0].max() > 0.1, "the sink that the model was trained with"
 
 
 def test_queries_are_turned_as_the_kernel_turns_keys() -> None:
@@ -104,7 +102,8 @@ def test_questions_of_a_record_stream_have_their_answers_behind_them() -> None:
         key, value = line.split(": ", 1)
         assert decode(ids[one.start : one.stop]) == f" The {key} is {value}.\n"
         between = decode(ids[one.start - one.reach : one.start])
-        assert sum(": " in each for each in between.split("\n")) == 20
+        lines = [each for each in between.split("\n") if not each.startswith("Answer:")]
+        assert sum(": " in each for each in lines) == 20
 
 
 @pytest.mark.parametrize("length", [12_000, 20_000, 20_001])
