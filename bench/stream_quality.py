@@ -235,6 +235,10 @@ def measure_perplexity(report: Report, text: Path, tokens: int, samples: int) ->
         subject.llm.close()
     report.text("\n".join(table))
     report.note(
+        "Without sinks there are no original positions to keep: rotary embeddings see distances, "
+        "so window attention as the article has it is the row of 0 sinks."
+    )
+    report.note(
         f'"Computed again" and what is compared with it: {samples} positions spread over the text '
         "behind the first window. All other perplexities: every token; of the twin half the text."
     )
