@@ -74,6 +74,7 @@ bench-peers: $(VENV)/.installed-test
 
 soak: $(VENV)/.installed-test sanitize
 	KVEIK_SOAK=1 $(BIN)/pytest -m soak --timeout 7200 $(ARGS)
+	$(BIN)/python bench/run_all.py --only stream_long
 
 # A second copy of the package, built with sanitizers, that the kernel tests find first. Their library
 # has to be in the process before Python is, and their report must not be captured; what Python
