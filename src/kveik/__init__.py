@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     )
     from kveik.llm import LLM
     from kveik.managed import CacheOptions
-    from kveik.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, StreamDelta
+    from kveik.outputs import (
+        CompletionOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestOutput,
+        ScoreOutput,
+        StreamDelta,
+    )
 
 __all__ = [
     "LLM",
@@ -37,6 +44,7 @@ __all__ = [
     "CompletionOutput",
     "ConfigError",
     "ContextLengthExceeded",
+    "EmbeddingRequestOutput",
     "InvalidRequest",
     "KveikError",
     "Logprob",
@@ -74,7 +82,15 @@ _HOMES |= dict.fromkeys(
     ("Module", "Parameter", "Role", "Schema", "Union"), "kveik.engine.modules.schema"
 )
 _HOMES |= dict.fromkeys(
-    ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
+    (
+        "CompletionOutput",
+        "EmbeddingRequestOutput",
+        "Logprob",
+        "RequestOutput",
+        "ScoreOutput",
+        "StreamDelta",
+    ),
+    "kveik.outputs",
 )
 
 

@@ -48,6 +48,12 @@ class Model(Protocol):
     def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """One step. arenas: one per group. Returns logits float32 [R, V] of batch.logit_rows."""
 
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """The same step up to the last norm: hidden states float32 [R, H] of batch.logit_rows."""
+
+    def logits(self, hidden: Array) -> Array:
+        """What is left of `forward`: [R, H] -> logits float32 [R, V]."""
+
 
 def refuse_shift(model: Model, tables: Sequence[BlockTable]) -> None:
     """UnsupportedFeature if a segment is shifted and the model cannot see keys elsewhere."""

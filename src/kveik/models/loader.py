@@ -45,11 +45,17 @@ class Network:
     max_position: int
     can_shift: bool
     fingerprint: bytes
-    network: Callable[[Batch, Sequence[Arena]], Array]
+    network: Decoder | Gpt
 
     def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """Logits float32 [R, V] of batch.logit_rows; writes K and V of the batch's rows."""
         return self.network(batch, arenas)
+
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        return self.network.hidden(batch, arenas)
+
+    def logits(self, hidden: Array) -> Array:
+        return self.network.logits(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,7 @@ class LoadedModel:
     parameters: int
     layer_parameters: int
     attention_width: int
+    hidden_size: int
     dtype: str
     weights: str
     kv_dtype: str
@@ -135,6 +142,7 @@ def load_model(
             if len(shape) == 2 and name.startswith(_LAYERS)
         ),
         attention_width=architecture.num_heads * architecture.head_dim,
+        hidden_size=architecture.hidden_size,
         dtype=dtype,
         weights=_forms(weights.forms),
         kv_dtype=kv_dtype,
