@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kveik.cache.window import StreamWindow
+    from kveik.engine.inspection import Inspection
     from kveik.engine.modules.function import prompt_module
     from kveik.engine.modules.prompt import SchemaPrompt, Use
     from kveik.engine.modules.schema import Module, Parameter, Role, Schema, Union
@@ -45,6 +46,7 @@ __all__ = [
     "ConfigError",
     "ContextLengthExceeded",
     "EmbeddingRequestOutput",
+    "Inspection",
     "InvalidRequest",
     "KveikError",
     "Logprob",
@@ -74,6 +76,7 @@ _HOMES = {
     "CacheOptions": "kveik.managed",
     "SamplingParams": "kveik.engine.request",
     "StreamWindow": "kveik.cache.window",
+    "Inspection": "kveik.engine.inspection",
     "SchemaPrompt": "kveik.engine.modules.prompt",
     "Use": "kveik.engine.modules.prompt",
     "prompt_module": "kveik.engine.modules.function",

@@ -23,6 +23,7 @@ from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
 from kveik.engine.explain import Explanation, explain
+from kveik.engine.inspection import Inspection
 from kveik.engine.manifest import read_manifest
 from kveik.engine.modules.prompt import SchemaPrompt
 from kveik.engine.pooling import unit_vector
@@ -207,6 +208,21 @@ class LLM:
         requests = [self.request(prompt, params, options) for prompt in _listed(prompts)]
         embedding = [replace(request, embed=True) for request in requests]
         return [_embedding(one) for one in self._collect_all(embedding, use_tqdm)]
+
+    def inspect(self, prompt: Prompt) -> Inspection:
+        """Keys and values of a prompt as the cache keeps them, and who attends to whom, as numpy
+        arrays, one per layer; T tokens:
+
+            keys, values   float32 [KV heads, T, head size]
+            attention      float32 [heads, T, T], rows add up to 1
+
+        Computed cold and alone: neither the cache nor other requests notice. Raises InvalidRequest
+        for a prompt so long that its attention would take more than 512 MiB, or with modules."""
+        request = self.request(prompt, SamplingParams(max_tokens=0))
+        if request.joined is not None:
+            refuse("prompt", "modules are computed apart; inspect a prompt without them")
+        with self._stepping:
+            return self.engine.inspect(request.prompt_token_ids)
 
     def session(
         self,

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -53,6 +53,9 @@ class Network:
 
     def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         return self.network.hidden(batch, arenas)
+
+    def with_ops(self, ops: Ops) -> Network:
+        return replace(self, network=replace(self.network, ops=ops))
 
     def logits(self, hidden: Array) -> Array:
         return self.network.logits(hidden)
