@@ -57,6 +57,8 @@ class FreeModel:
         self.work()
         return self.logits
 
+    hidden = forward
+
 
 def free_ops(tokens: Sequence[int]) -> Ops:
     """Nothing is computed; sampling says `tokens`, one after another."""

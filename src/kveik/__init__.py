@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from kveik.cache.window import StreamWindow
+    from kveik.engine.inspection import Inspection
     from kveik.engine.modules.function import prompt_module
     from kveik.engine.modules.prompt import SchemaPrompt, Use
     from kveik.engine.modules.schema import Module, Parameter, Role, Schema, Union
@@ -29,7 +30,14 @@ if TYPE_CHECKING:
     )
     from kveik.llm import LLM
     from kveik.managed import CacheOptions
-    from kveik.outputs import CompletionOutput, Logprob, RequestOutput, ScoreOutput, StreamDelta
+    from kveik.outputs import (
+        CompletionOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestOutput,
+        ScoreOutput,
+        StreamDelta,
+    )
 
 __all__ = [
     "LLM",
@@ -37,6 +45,8 @@ __all__ = [
     "CompletionOutput",
     "ConfigError",
     "ContextLengthExceeded",
+    "EmbeddingRequestOutput",
+    "Inspection",
     "InvalidRequest",
     "KveikError",
     "Logprob",
@@ -66,6 +76,7 @@ _HOMES = {
     "CacheOptions": "kveik.managed",
     "SamplingParams": "kveik.engine.request",
     "StreamWindow": "kveik.cache.window",
+    "Inspection": "kveik.engine.inspection",
     "SchemaPrompt": "kveik.engine.modules.prompt",
     "Use": "kveik.engine.modules.prompt",
     "prompt_module": "kveik.engine.modules.function",
@@ -74,7 +85,15 @@ _HOMES |= dict.fromkeys(
     ("Module", "Parameter", "Role", "Schema", "Union"), "kveik.engine.modules.schema"
 )
 _HOMES |= dict.fromkeys(
-    ("CompletionOutput", "Logprob", "RequestOutput", "ScoreOutput", "StreamDelta"), "kveik.outputs"
+    (
+        "CompletionOutput",
+        "EmbeddingRequestOutput",
+        "Logprob",
+        "RequestOutput",
+        "ScoreOutput",
+        "StreamDelta",
+    ),
+    "kveik.outputs",
 )
 
 

@@ -23,8 +23,10 @@ from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
 from kveik.engine.engine import Engine
 from kveik.engine.explain import Explanation, explain
+from kveik.engine.inspection import Inspection
 from kveik.engine.manifest import read_manifest
 from kveik.engine.modules.prompt import SchemaPrompt
+from kveik.engine.pooling import unit_vector
 from kveik.engine.request import Event, PromptReady, Request, SamplingParams
 from kveik.engine.tokenizer import Tokenizer
 from kveik.engine.warm import WarmProgress, WarmStart
@@ -34,6 +36,8 @@ from kveik.managed import PLAIN_USE, CacheOptions, checked, refuse, selector
 from kveik.module_schemas import ModuleSchemas
 from kveik.outputs import (
     DeltaCollector,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
     OutputCollector,
     RequestOutput,
     ScoreOutput,
@@ -184,6 +188,41 @@ class LLM:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
         outputs = self._complete_all([self.request(text, params) for text in listed], use_tqdm)
         return [_score(output) for output in outputs]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool | None = None,
+        *,
+        cache: CacheOptions | None = None,
+    ) -> list[EmbeddingRequestOutput]:
+        """A vector for each text: the mean of the model's last hidden states (behind the last norm)
+        over all of its tokens, scaled to length 1, so that a dot product is the cosine.
+
+        Nothing is taken from the cache, because every hidden state is needed, and nothing is left
+        in it unless `cache` says so: nobody goes on from a passage."""
+        params = SamplingParams(max_tokens=0)
+        options = cache or CacheOptions(write=False)
+        if options.explain:
+            refuse("explain", "nothing of an embedding comes from the cache; leave it out")
+        requests = [self.request(prompt, params, options) for prompt in _listed(prompts)]
+        embedding = [replace(request, embed=True) for request in requests]
+        return [_embedding(one) for one in self._collect_all(embedding, use_tqdm)]
+
+    def inspect(self, prompt: Prompt) -> Inspection:
+        """Keys and values of a prompt as the cache keeps them, and who attends to whom, as numpy
+        arrays, one per layer; T tokens:
+
+            keys, values   float32 [KV heads, T, head size]
+            attention      float32 [heads, T, T], rows add up to 1
+
+        Computed cold and alone: neither the cache nor other requests notice. Raises InvalidRequest
+        for a prompt so long that its attention would take more than 512 MiB, or with modules."""
+        request = self.request(prompt, SamplingParams(max_tokens=0))
+        if request.joined is not None:
+            refuse("prompt", "modules are computed apart; inspect a prompt without them")
+        with self._stepping:
+            return self.engine.inspect(request.prompt_token_ids)
 
     def session(
         self,
@@ -359,6 +398,12 @@ class LLM:
 
     def _complete_all(self, requests: list[Request], bar: bool | None) -> list[RequestOutput]:
         """All outputs in the order of `requests`; raises the first error."""
+        collectors = self._collect_all(requests, bar)
+        for collector in collectors:
+            collector.output.explanation = self._explanation(collector.request, collector.ready)
+        return [collector.output for collector in collectors]
+
+    def _collect_all(self, requests: list[Request], bar: bool | None) -> list[OutputCollector]:
         collectors = [
             self.collector(replace(request, request_id=str(number)))
             for number, request in enumerate(requests)
@@ -369,9 +414,7 @@ class LLM:
             if collector.error is not None:
                 ended.close()
                 raise collector.error
-        for collector in collectors:
-            collector.output.explanation = self._explanation(collector.request, collector.ready)
-        return [collector.output for collector in collectors]
+        return collectors
 
     def _explanation(self, request: Request, ready: PromptReady | None) -> Explanation | None:
         """Why not more of its prompt was cached when it was admitted, where it asked."""
@@ -466,6 +509,15 @@ def _score(output: RequestOutput) -> ScoreOutput:
     places = zip(output.prompt_token_ids, output.prompt_logprobs, strict=True)
     logprobs = [None if place is None else place[token_id].logprob for token_id, place in places]
     return ScoreOutput(output.prompt, output.prompt_token_ids, logprobs)
+
+
+def _embedding(collector: OutputCollector) -> EmbeddingRequestOutput:
+    assert collector.ready is not None
+    output = collector.output
+    vector = unit_vector(collector.ready.pooled).tolist()
+    return EmbeddingRequestOutput(
+        output.request_id, EmbeddingOutput(vector), output.prompt_token_ids, output.usage
+    )
 
 
 def _with_bar(ended: Iterable[OutputCollector], total: int) -> Iterator[OutputCollector]:

@@ -93,6 +93,26 @@ class ScoreOutput:
     logprobs: list[float | None]
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """embedding: numbers of float32, together of length 1."""
+
+    embedding: list[float]
+
+    @property
+    def hidden_size(self) -> int:
+        return len(self.embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequestOutput:
+    request_id: str
+    outputs: EmbeddingOutput
+    prompt_token_ids: list[int]
+    usage: Usage | None = None
+    finished: bool = True
+
+
 @dataclass(slots=True)
 class StreamDelta:
     """New text of one choice. The last delta of a choice has its finish_reason; the last one of the

@@ -68,6 +68,11 @@ def toy_ops(faults: Faults) -> Ops:
         "upload": _shaped,
         "download": lambda array: array,
         "sample": sample,
+        "take_rows": lambda states, rows: [states[row] for row in rows],
+        "sum_rows": lambda states, ranges: [
+            [sum(int.from_bytes(one, "big") for one in states[first : first + count])]
+            for first, count in ranges
+        ],
         "copy_blocks": copy_blocks,
         "erase_blocks": erase_blocks,
         "capture": lambda forward, bucket: forward,
@@ -99,6 +104,12 @@ class ToyModel:
     rows: int = 0
 
     def forward(self, batch: Batch, arenas: Sequence[dict[int, int]]) -> list[bytes]:
+        return self.logits(self.hidden(batch, arenas))
+
+    def logits(self, hidden: list[bytes]) -> list[bytes]:
+        return hidden
+
+    def hidden(self, batch: Batch, arenas: Sequence[dict[int, int]]) -> list[bytes]:
         self.faults.forward(batch.token_ids)
         self.rows += len(batch.token_ids)
         states: list[list[bytes]] = []

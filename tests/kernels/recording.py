@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from kveik.kernels.ops import GroupBatch, Ops
 
 PLAIN_RESULTS = {
-    *("download", "kept_as", "sample", "rope_write_kv"),
+    *("download", "kept_as", "sample", "sum_rows", "rope_write_kv"),
     *("copy_blocks", "erase_blocks", "capture"),
 }
 

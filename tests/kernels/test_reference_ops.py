@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from array import array
 
 import ml_dtypes
@@ -216,3 +217,22 @@ def test_a_backend_says_what_it_is() -> None:
     assert OPS.name == "reference"
     assert OPS.level.startswith("numpy ")
     assert OPS.numerics_version == reference_ops().numerics_version
+
+
+def test_sums_of_parts_are_the_sum_and_near_to_the_truth() -> None:
+    x = floats(300, 40, seed=8) * np.float32(50) + np.float32(3)
+    [whole] = OPS.sum_rows(x, [(0, 300)])
+    parts = OPS.sum_rows(x, [(0, 7), (7, 200), (207, 93)])
+    assert [sum(column) for column in zip(*parts, strict=True)] == whole
+    for found, column in zip(whole, x.T, strict=True):
+        assert found / 2**30 == pytest.approx(math.fsum(column.tolist()), abs=300 * 2**-31)
+    assert OPS.sum_rows(x[200:203], [(1, 1)]) == OPS.sum_rows(x, [(201, 1)])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 65536.0])
+def test_what_cannot_be_added_up_is_said(value: float) -> None:
+    x = floats(3, 4)
+    x[1, 2] = value
+    with pytest.raises(FloatingPointError, match="hidden states"):
+        OPS.sum_rows(x, [(0, 3)])
+    assert OPS.sum_rows(x, [(0, 1), (2, 1)])  # other rows are not concerned

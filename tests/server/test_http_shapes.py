@@ -268,7 +268,7 @@ def test_the_wrong_content_type(server: RunningServer, content_type: str | None)
 
 @pytest.mark.parametrize(
     "path",
-    ["/nope", "/v1", "/v1/", "/v1/chat/completions/", "/docs", "/v1/embeddings", "//v1/models",
+    ["/nope", "/v1", "/v1/", "/v1/chat/completions/", "/docs", "/v1/audio/speech", "//v1/models",
      "/V1/models", "/v1/models/x"],
 )  # fmt: skip
 def test_unknown_routes_and_models(server: RunningServer, path: str) -> None:

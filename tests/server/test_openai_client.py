@@ -598,7 +598,7 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
 
 def test_routes_that_are_not_served(client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError):
-        client.embeddings.create(model=MODEL, input="x")
+        client.images.generate(model=MODEL, prompt="x")
     with pytest.raises(openai.NotFoundError):
         client.moderations.create(input="x")
 

@@ -38,6 +38,8 @@ PLAN = [
     ("/v1/chat/completions", "POST", NEGATIVE, 90),
     ("/v1/completions", "POST", POSITIVE, 90),
     ("/v1/completions", "POST", NEGATIVE, 90),
+    ("/v1/embeddings", "POST", POSITIVE, 30),
+    ("/v1/embeddings", "POST", NEGATIVE, 30),
     ("/v1/responses", "POST", POSITIVE, 60),
     ("/v1/responses", "POST", NEGATIVE, 60),
     ("/v1/messages", "POST", POSITIVE, 60),
@@ -112,6 +114,7 @@ def serve_here(path: str, body: Any) -> None:
             body["max_tokens"] = 3
         if path == "/v1/responses":
             body["max_output_tokens"] = 3
+        body.pop("dimensions", None)
 
 
 @pytest.mark.parametrize(

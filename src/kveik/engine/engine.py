@@ -32,6 +32,7 @@ from kveik.config import EngineConfig, parse_stream_window
 from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
+from kveik.engine.inspection import Inspection, inspect_prompt
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
@@ -189,6 +190,7 @@ class Engine:
         progress: Progress | None = None,
     ) -> None:
         """Build the pool around parts that are loaded already."""
+        self._parts = parts
         self.config = parts.config
         self.tokenizer = parts.tokenizer
         self.info = engine_info(parts)
@@ -433,6 +435,12 @@ class Engine:
             block_size=self.info.block_size,
             evicted=None if stream is None else stream.evicted(len(token_ids) - 1),
         )
+
+    def inspect(self, token_ids: Sequence[int]) -> Inspection:
+        """Keys, values and attention of a prompt; see Inspection. Computed on the caller's thread:
+        nobody may step the engine meanwhile."""
+        _check_ids(Request(tuple(token_ids), SamplingParams()), self.info.vocab_size)
+        return inspect_prompt(self._parts, self.info, token_ids)
 
     def reset_cache(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False, and nothing changed, while requests hold blocks."""

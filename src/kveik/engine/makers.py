@@ -115,6 +115,8 @@ def check_joined(request: Request, prompt: JoinedPrompt, cache: CacheManager, co
         )
     if not cache.caches:
         _refuse("join", "prefix caching is off, so that modules cannot be kept; send exact")
+    if request.embed:
+        _refuse("prompt", "every token of what is embedded is computed; send it without modules")
     if params.prompt_logprobs is not None:
         _refuse("prompt_logprobs", "needs every position of the prompt; join modules with exact")
     if not params.use_cache or not request.reuse:

@@ -42,6 +42,7 @@ class EngineInfo:
     pool_bytes: int
     kv_bytes_per_token: int
     block_bytes: tuple[int, ...]  # of one block of each group
+    hidden_size: int  # numbers of an embedding
     defaults: dict[str, float]  # sampling defaults of generation_config.json
 
 
@@ -63,6 +64,7 @@ class EngineParts:
     parameters: int = 0
     layer_parameters: int = 0
     attention_width: int = 0
+    hidden_size: int = 0
     dtype: str = "float32"
     weights: str = "float32"
     kv_dtype: str = "float32"
@@ -104,6 +106,7 @@ def engine_info(parts: EngineParts) -> EngineInfo:
         kv_bytes_per_token=sum(group.bytes_per_block for group in model.groups)
         // config.block_size,
         block_bytes=tuple(group.bytes_per_block for group in model.groups),
+        hidden_size=parts.hidden_size,
         defaults=dict(parts.defaults),
     )
 
@@ -161,6 +164,7 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         parameters=loaded.parameters,
         layer_parameters=loaded.layer_parameters,
         attention_width=loaded.attention_width,
+        hidden_size=loaded.hidden_size,
         dtype=loaded.dtype,
         weights=loaded.weights,
         kv_dtype=loaded.kv_dtype,

@@ -57,7 +57,8 @@ class SequencePlan:
     samples: one per choice, drawn from the last row (several only when a prompt forks: n > 1);
     empty while the prompt is not finished. prompt_logprobs: alternatives to report for every row
     of this step whose successor is in `targets` (aligned with token_ids; -1: no target), or None.
-    stream: the window by which every row of the spans forgets, or None.
+    stream: the window by which every row of the spans forgets, or None. pools: the hidden states of
+    all rows are asked for, as their sum.
     """
 
     sequence_id: int
@@ -69,6 +70,7 @@ class SequencePlan:
     targets: tuple[int, ...] = ()
     adapter: int = 0
     stream: StreamWindow | None = None
+    pools: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,15 @@ class SampledToken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """What came of one SequencePlan. tokens: one per choice in `samples`.
+    """What came of one SequencePlan. tokens: one per choice in `samples`. pooled: where the plan
+    pools, the sum of the last hidden states of its rows, H integers (`Ops.sum_rows`).
 
     `error` is set when this sequence failed alone; its neighbours are unharmed."""
 
     sequence_id: int
     tokens: tuple[SampledToken, ...] = ()
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    pooled: tuple[int, ...] = ()
     error: str | None = None
 
 

@@ -112,6 +112,9 @@ class Request:
     divergence. remembered: token ids of the prompt that did not have to be encoded. joined: the
     prompt is put together from modules that are computed apart; None: it is one sequence.
 
+    embed: PromptReady brings the sum of the last hidden states of the prompt, every token of which
+    is computed for it.
+
     stream: only this window of prompt and answer is kept, so that neither has a longest length;
     with a session the window stays open behind the answer. resumes: the prompt is what comes
     next in the open stream of that session."""
@@ -132,6 +135,7 @@ class Request:
     messages: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     stream: StreamWindow | None = None
     resumes: bool = False
+    embed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,8 @@ class MissReason:
 class PromptReady:
     """The prompt is computed (sent once, before the first ChoiceDelta). divergence: where it left
     what was cached when it was admitted, for a request that asked to have it explained.
-    evicted_tokens: forgotten by its stream so far; None: it is none."""
+    evicted_tokens: forgotten by its stream so far; None: it is none. pooled: of a request that
+    embeds, the sum of its last hidden states (`Ops.sum_rows`)."""
 
     cached_tokens: int
     miss: MissReason | None
@@ -185,6 +190,7 @@ class PromptReady:
     divergence: Divergence | None = None
     evicted_tokens: int | None = None
     approximate_cached_tokens: int = 0
+    pooled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,7 @@ class Runner:
     def __init__(self, model: Model, ops: Ops, store: KvStore, block_size: int) -> None:
         self._model = model
         self._forward = ops.capture(model.forward, 0)
+        self._hidden = ops.capture(model.hidden, 0)
         self._ops = ops
         self._store = store
         self._block_size = block_size
@@ -143,9 +144,25 @@ class Runner:
         if not sequences:
             return ()
         readouts = _Readouts(sequences)
-        logits = self._forward(self._batch(sequences, readouts.rows), self._store.arenas)
+        batch = self._batch(sequences, readouts.rows + readouts.pooled_rows)
+        sums: list[list[int]] = []
+        if readouts.pools:
+            logits, sums = self._pool(batch, readouts)
+        else:
+            logits = self._forward(batch, self._store.arenas)
         sampled = self._ops.sample(logits, readouts.sample_rows) if readouts.rows else []
-        return readouts.results(sampled)
+        return readouts.results(sampled, sums)
+
+    def _pool(self, batch: Batch, readouts: _Readouts) -> tuple[Array, list[list[int]]]:
+        """Logits [R, V] of the rows that have them (or none), and the sums that are asked for. A
+        row's logits are the same bits as without anybody who pools."""
+        ops, count = self._ops, len(readouts.rows)
+        hidden = self._hidden(batch, self._store.arenas)  # [R + pooled rows, H]
+        sums = ops.sum_rows(hidden, [(count + first, rows) for first, rows in readouts.pools])
+        if not count:
+            return None, sums
+        own = ops.take_rows(hidden, self._upload(list(range(count))))  # [R, H]
+        return self._model.logits(own), sums
 
     def _batch(self, sequences: Sequence[SequencePlan], logit_rows: list[int]) -> Batch:
         layouts = [_GroupLayout(group, self._block_size) for group in self._model.groups]
@@ -180,6 +197,8 @@ class _Readouts:
     """Which rows of the step need logits, and what is read from each.
 
     rows: rows of the batch, ascending; sample_rows: what `Ops.sample` reads, by index into rows.
+    pooled_rows: rows whose hidden states are added up; pools: (first, count) of each sequence that
+    asks for it, by index into pooled_rows.
     """
 
     def __init__(self, sequences: Sequence[SequencePlan]) -> None:
@@ -187,6 +206,8 @@ class _Readouts:
         self._counts: list[int] = []  # targets per sequence; its samples follow them
         self.rows: list[int] = []
         self.sample_rows: list[SampleRow] = []
+        self.pooled_rows: list[int] = []
+        self.pools: list[tuple[int, int]] = []
         start = 0
         for sequence in sequences:
             self._add(sequence, start)
@@ -201,17 +222,24 @@ class _Readouts:
         if sequence.samples:
             index = self._want(start + len(sequence.token_ids) - 1)
             self.sample_rows.extend(draw_row(index, plan) for plan in sequence.samples)
+        if sequence.pools:
+            count = len(sequence.token_ids)
+            self.pools.append((len(self.pooled_rows), count))
+            self.pooled_rows += range(start, start + count)
 
     def _want(self, row: int) -> int:
         self.rows.append(row)
         return len(self.rows) - 1
 
-    def results(self, sampled: Sequence[Sampled]) -> tuple[SequenceResult, ...]:
-        found, results = iter(sampled), []
+    def results(
+        self, sampled: Sequence[Sampled], sums: Sequence[Sequence[int]]
+    ) -> tuple[SequenceResult, ...]:
+        found, pooled, results = iter(sampled), iter(sums), []
         for sequence, targets in zip(self._sequences, self._counts, strict=True):
             rows = tuple(token_logprobs(next(found)) for _ in range(targets))
             tokens = tuple(sampled_token(next(found), plan) for plan in sequence.samples)
-            results.append(SequenceResult(sequence.sequence_id, tokens, rows))
+            pool = tuple(next(pooled)) if sequence.pools else ()
+            results.append(SequenceResult(sequence.sequence_id, tokens, rows, pool))
         return tuple(results)
 
 

@@ -105,7 +105,8 @@ class _Draft:
         assert sequence.lease is not None
         work, first = sequence.work, sequence.done
         spans, token_ids = sequence.rows(first, count)
-        owed = work.request.params.prompt_logprobs if work.wants_prompt_rows else None
+        wants = work.wants_prompt_rows
+        owed = work.request.params.prompt_logprobs if wants else None
         ends = first + count == sequence.length
         plan = SequencePlan(
             sequence_id=sequence.sequence_id,
@@ -116,6 +117,7 @@ class _Draft:
             prompt_logprobs=owed,
             targets=sequence.targets(first, count) if owed is not None else (),
             stream=work.stream,
+            pools=wants and work.request.embed,
         )
         self.plans.append(plan)
         self.rows[sequence.sequence_id] = (sequence, count)
@@ -608,7 +610,7 @@ class Scheduler:
         _, of_prompt = sequence.rows(first, work.prompt_rows(first, count))
         sequence.computed.extend(sequence.tokens[offset : offset + count])
         work.computed_prompt_tokens += len(of_prompt)
-        work.prompt_logprobs.extend(outcome.prompt_logprobs)
+        work.note_rows(outcome)
         if sequence.lease.evicted:
             self._cache.append(sequence.lease, sequence.computed[offset:], now)
         else:
@@ -701,7 +703,7 @@ class Scheduler:
         self.preemptions += 1
         self._give_up_blocks(sequence, now)
         if sequence.work.wants_prompt_rows:
-            sequence.work.prompt_logprobs.clear()
+            sequence.work.forget_rows()
         self._enqueue(sequence)
 
     def _give_up_blocks(

@@ -19,13 +19,14 @@ token of the answer, which is not computed yet.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from operator import add
 from typing import NamedTuple, TypeAlias
 
 from kveik.cache.directive import Divergence
 from kveik.cache.joining import Joined
 from kveik.cache.manager import Lease, Miss
 from kveik.cache.window import StreamWindow
-from kveik.engine.plan import SampledToken, SamplingPlan, TokenLogprobs
+from kveik.engine.plan import SampledToken, SamplingPlan, SequenceResult, TokenLogprobs
 from kveik.engine.request import FinishReason, MissReason, PromptReady, Request, Savings, Usage
 
 
@@ -54,6 +55,7 @@ class Work:
     savings: Savings | None = None
     pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    pooled: tuple[int, ...] = ()  # sum of the hidden states of the rows computed so far
     made: set[int] = field(default_factory=set)  # units of its prompt that were computed for it
     makings: int = 0  # how often one was
     exact_before: int = 0  # tokens of its beginning that were cached before that
@@ -80,8 +82,23 @@ class Work:
 
     @property
     def wants_prompt_rows(self) -> bool:
-        """True while log-probabilities of the prompt are still owed: nothing may be skipped."""
-        return self.request.params.prompt_logprobs is not None and not self.prompt_done
+        """True while log-probabilities or hidden states of the prompt are still owed: nothing may
+        be skipped."""
+        request = self.request
+        wanted = request.embed or request.params.prompt_logprobs is not None
+        return wanted and not self.prompt_done
+
+    def note_rows(self, outcome: SequenceResult) -> None:
+        """What a step says of rows of the prompt."""
+        self.prompt_logprobs.extend(outcome.prompt_logprobs)
+        if outcome.pooled:
+            before = self.pooled or (0,) * len(outcome.pooled)
+            self.pooled = tuple(map(add, before, outcome.pooled))
+
+    def forget_rows(self) -> None:
+        """The prompt is computed from its beginning again."""
+        self.prompt_logprobs.clear()
+        self.pooled = ()
 
     def note_made(self, unit: int, cached: int) -> None:
         """A unit of its joined prompt is computed for it. cached: tokens of its exact beginning
@@ -124,6 +141,7 @@ class Work:
             divergence=self.divergence,
             evicted_tokens=self.evicted,
             approximate_cached_tokens=self.approximate_tokens,
+            pooled=self.pooled,
         )
 
     def usage(self) -> Usage:

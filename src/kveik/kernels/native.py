@@ -34,7 +34,7 @@ from kveik.kernels.ops import (
     QuantizedArray,
     WeightKind,
 )
-from kveik.kernels.reference import allocate, download
+from kveik.kernels.reference import allocate, download, sum_rows
 
 NUMERICS = "native-1"
 PACKING = 1
@@ -122,6 +122,7 @@ class _Backend:
             take_rows=self.take_rows,
             logits=self.logits,
             sample=partial(sample, level=self._level, pool=self._pool),
+            sum_rows=sum_rows,
             copy_blocks=_native.Arena.copy_blocks,
             erase_blocks=_native.Arena.erase_blocks,
             capture=self.capture,

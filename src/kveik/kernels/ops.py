@@ -216,6 +216,9 @@ class Ops:
     # (x[R, H], head[V, H] packed as "linear") -> float32 [R, V]
     logits: Callable[[Array, Weight], Array]
     sample: Callable[[Array, Sequence[SampleRow]], list[Sampled]]
+    # (x[R, H], [(first, count), ...]) -> for each range of rows its sum, H integers in units of
+    # 2^-30: whole numbers add up to the same in any order, so that sums of parts are the sum
+    sum_rows: Callable[[Array, Sequence[tuple[int, int]]], list[list[int]]]
     # (arena, [(src, dst, slots), ...]): copies slots 0..n of block src to block dst in every layer
     copy_blocks: Callable[[Arena, Sequence[tuple[int, int, int]]], None]
     # (arena, blocks): overwrites every byte of these blocks (what was deleted must be gone)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -78,6 +78,7 @@ def reference_ops() -> Ops:
         take_rows=take_rows,
         logits=logits,
         sample=sample,
+        sum_rows=sum_rows,
         copy_blocks=copy_blocks,
         erase_blocks=erase_blocks,
         capture=capture,
@@ -201,6 +202,27 @@ def embed_add(x: Floats, table: Floats, positions: Ids) -> Floats:
 def take_rows(x: Floats, rows: Ids) -> Floats:
     """x [T, H], rows [R] -> [R, H]."""
     return x.take(rows, axis=0)
+
+
+SUM_UNITS = 2.0**30
+"""In which sums of rows are counted: finer than float32 for any value from 2^-6 on."""
+
+SUMMABLE = 2.0**16
+"""Values below it leave room for 2^17 rows in 64 bits."""
+
+
+def sum_rows(x: Floats, ranges: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """x [R, H] -> the sum of every range (first row, rows) in units of 2^-30.
+
+    Raises FloatingPointError for values that are not numbers, or 65536 and more."""
+    sums: list[list[int]] = []
+    for first, count in ranges:
+        rows = x[first : first + count]
+        if not (np.abs(rows) < SUMMABLE).all():
+            raise FloatingPointError("hidden states are not finite, or too large to be added up")
+        units = np.rint(rows.astype(np.float64) * SUM_UNITS).astype(np.int64)
+        sums.append(units.sum(axis=0).tolist())
+    return sums
 
 
 def _row_sums(x: Floats) -> Floats:

@@ -105,6 +105,11 @@ class _Angles:
         return turned
 
 
+def turned(x: Floats, positions: Ids, rope: RopeSpec) -> Floats:
+    """x [..., T, D] -> rotated to positions [T]."""
+    return _Angles.at(positions, rope).turn(x)
+
+
 def rope_write_kv(
     k: Floats, v: Floats, arena: PagedKv, layer: int, batch: GroupBatch, spec: AttentionSpec
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from kveik.cache.segments import BlockTable, KvGroup
 from kveik.errors import UnsupportedFeature
-from kveik.kernels.ops import Arena, Array, Batch
+from kveik.kernels.ops import Arena, Array, Batch, Ops
 from kveik.models.loader import LoadedModel, load_model
 
 __all__ = ["LoadedModel", "Model", "load_model", "refuse_shift"]
@@ -47,6 +47,15 @@ class Model(Protocol):
 
     def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """One step. arenas: one per group. Returns logits float32 [R, V] of batch.logit_rows."""
+
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """The same step up to the last norm: hidden states float32 [R, H] of batch.logit_rows."""
+
+    def with_ops(self, ops: Ops) -> Model:
+        """The same packed weights behind other callables of their backend."""
+
+    def logits(self, hidden: Array) -> Array:
+        """What is left of `forward`: [R, H] -> logits float32 [R, V]."""
 
 
 def refuse_shift(model: Model, tables: Sequence[BlockTable]) -> None:

@@ -40,7 +40,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Callable: (batch, arenas) -> logits float32 [R, V]."""
+    """Callable: (batch, arenas) -> logits float32 [R, V] = logits(hidden(batch, arenas))."""
 
     ops: Ops
     eps: float
@@ -50,6 +50,13 @@ class Decoder:
     head: Weight  # [V, H]
 
     def __call__(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        return self.logits(self.hidden(batch, arenas))
+
+    def logits(self, hidden: Array) -> Array:
+        return self.ops.logits(hidden, self.head)  # [R, V]
+
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """What the head reads of batch.logit_rows, behind the last norm: [R, H]."""
         ops, eps = self.ops, self.eps
         x = ops.embed(self.embedding, batch.token_ids)  # [T, H]
         residual: Array | None = None
@@ -64,8 +71,8 @@ class Decoder:
             gate = ops.linear(h, layer.gate, batch.adapters)  # [T or R, I]
             up = ops.linear(h, layer.up, batch.adapters)  # [T or R, I]
             x = ops.linear(ops.silu_mul(gate, up), layer.down, batch.adapters)  # [T or R, H]
-        h, _ = ops.rms_norm(x, self.norm, None, eps, residual)  # [R, H]
-        return ops.logits(h, self.head)  # [R, V]
+        h, _ = ops.rms_norm(x, self.norm, None, eps, residual)
+        return h
 
     def _attend(self, h: Array, layer: Layer, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """h [T, H] -> [T, Q * D]; writes the K and V of these rows first."""

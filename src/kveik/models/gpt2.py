@@ -45,7 +45,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Gpt:
-    """Callable: (batch, arenas) -> logits float32 [R, V]."""
+    """Callable: (batch, arenas) -> logits float32 [R, V] = logits(hidden(batch, arenas))."""
 
     ops: Ops
     eps: float
@@ -57,6 +57,13 @@ class Gpt:
     head: Weight  # [V, H]
 
     def __call__(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        return self.logits(self.hidden(batch, arenas))
+
+    def logits(self, hidden: Array) -> Array:
+        return self.ops.logits(hidden, self.head)  # [R, V]
+
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        """What the head reads of batch.logit_rows, behind the last norm: [R, H]."""
         ops = self.ops
         x = ops.embed(self.embedding, batch.token_ids)  # [T, H]
         x = ops.embed_add(x, self.positions, batch.positions)  # [T, H]
@@ -71,8 +78,8 @@ class Gpt:
             h, residual = self._norm(x, layer.inner_norm, residual)
             h = ops.gelu(ops.linear(h, layer.up, batch.adapters), self.gelu)  # [T or R, I]
             x = ops.linear(h, layer.down, batch.adapters)  # [T or R, H]
-        h, _ = self._norm(x, self.norm, residual)  # [R, H]
-        return ops.logits(h, self.head)  # [R, V]
+        h, _ = self._norm(x, self.norm, residual)
+        return h
 
     def _norm(self, x: Array, norm: Norm, residual: Array | None) -> tuple[Array, Array]:
         return self.ops.layer_norm(x, norm.weight, norm.bias, self.eps, residual)

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -45,11 +45,20 @@ class Network:
     max_position: int
     can_shift: bool
     fingerprint: bytes
-    network: Callable[[Batch, Sequence[Arena]], Array]
+    network: Decoder | Gpt
 
     def forward(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
         """Logits float32 [R, V] of batch.logit_rows; writes K and V of the batch's rows."""
         return self.network(batch, arenas)
+
+    def hidden(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
+        return self.network.hidden(batch, arenas)
+
+    def with_ops(self, ops: Ops) -> Network:
+        return replace(self, network=replace(self.network, ops=ops))
+
+    def logits(self, hidden: Array) -> Array:
+        return self.network.logits(hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,7 @@ class LoadedModel:
     parameters: int
     layer_parameters: int
     attention_width: int
+    hidden_size: int
     dtype: str
     weights: str
     kv_dtype: str
@@ -135,6 +145,7 @@ def load_model(
             if len(shape) == 2 and name.startswith(_LAYERS)
         ),
         attention_width=architecture.num_heads * architecture.head_dim,
+        hidden_size=architecture.hidden_size,
         dtype=dtype,
         weights=_forms(weights.forms),
         kv_dtype=kv_dtype,

@@ -15,10 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from kveik import __version__
+from kveik.engine.request import Request as EngineRequest
 from kveik.errors import Conflict, InvalidRequest, KveikError, Unavailable
 from kveik.server import metrics, page
 from kveik.server.answers import Answer, ChatAnswer, CompletionAnswer
 from kveik.server.auth import Caller
+from kveik.server.bridge import Feed
 from kveik.server.jobs import (
     Job,
     Origin,
@@ -40,7 +42,7 @@ from kveik.server.protocol import (
     parse,
 )
 from kveik.server.service import Service, Serving
-from kveik.server.sse import Chunks, Dialect, EventStream, StreamRules, collect
+from kveik.server.sse import Chunks, Dialect, EventStream, StreamRules, Whole, collect
 
 Handler: TypeAlias = Callable[[Service, Request], Awaitable[Response]]
 
@@ -173,15 +175,26 @@ async def generate(service: Service, serving: Serving, request: Request, work: W
     requests = work.job.requests
     if not work.streams:
         requests = tuple(answer_in_one_piece(serving.engine, one) for one in requests)
-    try:
-        feed = serving.bridge.open(requests, limit)
-    except KveikError as error:
-        raise named(error, work.field) from None
+    feed = open_feed(serving, requests, limit, work.field)
     if work.streams:
         rules = StreamRules(service.ping_seconds, service.config.slow_reader_seconds)
         return EventStream(feed, work.dialect, rules, lambda: serving.bridge.close(feed))
+    return await in_one_piece(serving, feed, work.dialect, request)
+
+
+def open_feed(
+    serving: Serving, requests: tuple[EngineRequest, ...], limit: int | None, field: str
+) -> Feed:
+    """Submit the requests, whose prompts came in this field."""
     try:
-        return json_response(await collect(feed, work.dialect, request.receive))
+        return serving.bridge.open(requests, limit)
+    except KveikError as error:
+        raise named(error, field) from None
+
+
+async def in_one_piece(serving: Serving, feed: Feed, answer: Whole, request: Request) -> Response:
+    try:
+        return json_response(await collect(feed, answer, request.receive))
     finally:
         serving.bridge.close(feed)
 

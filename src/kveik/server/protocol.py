@@ -7,7 +7,7 @@ whose `param` is the path of the field. null stands for a field that was left ou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import Field, PlainValidator, ValidationError, WithJsonSchema
 
@@ -70,16 +70,16 @@ def _logit_bias(value: object) -> dict[int, float]:
     return biases
 
 
-def _prompts(value: object) -> tuple[Prompt, ...]:
+def _prompts(value: object, name: str) -> tuple[Prompt, ...]:
     """A string, a list of strings, a list of token ids or a list of such lists."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list) or not value:
-        refuse("prompt", "expected a string, strings, token ids or lists of token ids")
+        refuse(name, "expected a string, strings, token ids or lists of token ids")
     if isinstance(value[0], int):
-        return (_token_ids(value, "prompt"),)
-    check_limit("prompt_count", len(value), param="prompt")
-    return tuple(_one_prompt(item, f"prompt[{index}]") for index, item in enumerate(value))
+        return (_token_ids(value, name),)
+    check_limit("prompt_count", len(value), param=name)
+    return tuple(_one_prompt(item, f"{name}[{index}]") for index, item in enumerate(value))
 
 
 def _one_prompt(item: object, place: str) -> Prompt:
@@ -141,19 +141,29 @@ LogitBias: TypeAlias = Annotated[
         }
     ),
 ]
+
+
+def _prompts_schema(text: dict[str, Any]) -> dict[str, Any]:
+    """text: the schema of one string."""
+    return {
+        "anyOf": [
+            text,
+            {"type": "array", "minItems": 1, "items": text, "maxItems": 1024},
+            _ID_LIST,
+            {"type": "array", "minItems": 1, "items": _ID_LIST, "maxItems": 1024},
+        ]
+    }
+
+
 Prompts: TypeAlias = Annotated[
     tuple[Prompt, ...],
-    PlainValidator(_prompts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "minItems": 1, "items": {"type": "string"}, "maxItems": 1024},
-                _ID_LIST,
-                {"type": "array", "minItems": 1, "items": _ID_LIST, "maxItems": 1024},
-            ]
-        }
-    ),
+    PlainValidator(lambda value: _prompts(value, "prompt")),
+    WithJsonSchema(_prompts_schema({"type": "string"})),
+]
+Inputs: TypeAlias = Annotated[
+    tuple[Prompt, ...],
+    PlainValidator(lambda value: _prompts(value, "input")),
+    WithJsonSchema(_prompts_schema({"type": "string", "minLength": 1})),
 ]
 TokenIds: TypeAlias = Annotated[
     tuple[int, ...],
@@ -258,6 +268,21 @@ class Completion(Generation):
         if self.kveik is not None and self.kveik.explain and len(self.prompt) > 1:
             refuse("kveik.explain", "explains one prompt; send one")
         check_limit("choice_count", len(self.prompt) * (self.n or 1), param="n")
+
+
+class Embeddings(Body):
+    """POST /v1/embeddings. `user` is accepted and has no effect on the answer."""
+
+    model: Annotated[str, Field(max_length=512)]
+    input: Inputs
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, bounded("dimensions")] | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+    def check(self) -> None:
+        for index, one in enumerate(self.input):
+            if not one:
+                refuse("input" if len(self.input) == 1 else f"input[{index}]", "is empty")
 
 
 class Tokenize(Body):

@@ -17,6 +17,7 @@ from starlette.routing import Router
 from kveik.server import (
     anthropic_handlers,
     cache_handlers,
+    embeddings,
     handlers,
     responses_handlers,
     schema_handlers,
@@ -32,7 +33,7 @@ from kveik.server.cache_bodies import (
 )
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
-from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Tokenize
+from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Embeddings, Tokenize
 from kveik.server.responses_fields import ResponseRequest
 from kveik.server.service import Service
 
@@ -78,6 +79,12 @@ ROUTES: tuple[Route, ...] = (
         "/v1/completions",
         handlers.completions,
         Operation("Continue a text", schemas.COMPLETION, Completion, streams=True),
+    ),
+    Route(
+        "POST",
+        "/v1/embeddings",
+        embeddings.embeddings,
+        Operation("Vectors of texts", schemas.EMBEDDINGS, Embeddings),
     ),
     Route(
         "POST",

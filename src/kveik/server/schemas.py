@@ -47,6 +47,22 @@ MODEL = _object(
         "max_model_len": _INTEGER,
     }
 )
+EMBEDDINGS = _object(
+    {
+        "object": {"const": "list"},
+        "data": _list(
+            _object(
+                {
+                    "object": {"const": "embedding"},
+                    "index": _INTEGER,
+                    "embedding": {"anyOf": [_list({"type": "number"}), _STRING]},
+                }
+            )
+        ),
+        "model": _STRING,
+        "usage": _object({"prompt_tokens": _INTEGER, "total_tokens": _INTEGER}),
+    }
+)
 MODELS = _object({"object": {"const": "list"}, "data": _list(MODEL)})
 
 _NUMBER: Schema = {"type": "number", "minimum": 0}

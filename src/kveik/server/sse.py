@@ -35,16 +35,20 @@ DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Dialect(Protocol):
-    """One generation in the words of one API. Either `take` and then `whole`, or `frames` and
-    then `ending`; `failure` ends a stream instead. `ping` is sent when nothing comes."""
-
-    @property
-    def ping(self) -> bytes: ...
+class Whole(Protocol):
+    """An answer in one piece: `take` of every event, then `whole`."""
 
     def take(self, tagged: Tagged) -> object: ...
 
     def whole(self) -> dict[str, Any]: ...
+
+
+class Dialect(Whole, Protocol):
+    """One generation in the words of one API: whole, or `frames` and then `ending`; `failure` ends
+    a stream instead. `ping` is sent when nothing comes."""
+
+    @property
+    def ping(self) -> bytes: ...
 
     def frames(self, tagged: Tagged) -> bytes: ...
 
@@ -92,13 +96,13 @@ class StreamRules:
     slow_reader_seconds: float
 
 
-async def collect(feed: Feed, dialect: Dialect, receive: Receive) -> dict[str, Any]:
+async def collect(feed: Feed, answer: Whole, receive: Receive) -> dict[str, Any]:
     """Take every event and return the whole answer. Raises what ended the feed."""
     async with _leaving(feed, receive):
         while not feed.done:
             for tagged in await feed.batch():
-                dialect.take(tagged)
-    return dialect.whole()
+                answer.take(tagged)
+    return answer.whole()
 
 
 class EventStream(Response):
