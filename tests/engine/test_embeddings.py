@@ -11,7 +11,7 @@ from typing import Any
 
 import grid
 import pytest
-from grid import engine, prompt, request, run
+from grid import Run, engine, prompt, request, run
 from test_exactness import SUBJECTS, available
 from toy import absorb
 from toy_model import ToyModel, toy_engine
@@ -105,10 +105,16 @@ def test_texts_beside_embeddings_are_the_same_bits(
     texts = [request(prompt(40, 3)), request(prompt(20, 4), n=2, prompt_logprobs=1)]
     alone = [run(engine(parts), [one])[0] for one in texts]
     subject = engine(parts, max_num_batched_tokens=32)
-    sinks = [Sums() for _ in range(6)]
+    together = [Run(one, [[] for _ in range(one.params.n)]) for one in texts]
+    for one in together:
+        subject.submit(one.request, one)
+    while not all(one.chosen[-1] for one in together):
+        subject.step()
+    sinks = [Sums() for _ in range(6)]  # from now on three rows of logits stand beside them
     for number, sink in enumerate(sinks):
         subject.submit(embedding(prompt(60, 10 + number)), sink)
-    together = run(subject, texts, apart=1)
+    while subject.step():
+        pass
     for one, wanted in zip(together, alone, strict=True):
         assert (one.chosen, one.prompt) == (wanted.chosen, wanted.prompt)
     assert all(sink.pooled for sink in sinks)
