@@ -57,9 +57,13 @@ class Subject:
     watch: Watch
 
     def rows(self, layout: Layout, how: Join, count: int) -> Any:
-        """Log-probabilities of the last `count` rows, computed in the prompt."""
+        """Log-probabilities of the last `count` rows. They are computed in the prompt: `forget`
+        sees to it that nobody has asked the same before."""
         run(self.llm, request(layout, how, self.llm.engine.info.block_size))
         return self.watch.last(count)
+
+    def forget(self) -> None:
+        self.llm.engine.reset_cache()
 
 
 # ---- continuation -------------------------------------------------------------------------------
@@ -98,6 +102,7 @@ def continuation(
     for _ in range(samples):
         modules, text = passages(rng, novel, length, count)
         layout = prompt(opening(EMBEDDED), modules, text)
+        subject.forget()
         rows = {how: subject.rows(layout, how, CONTINUATION) for how in ALL}
         truth = rows["exact"]
         for how, found in rows.items():
@@ -219,6 +224,7 @@ def recall(subject: Subject, pool: WordPool, length: int, count: int, questions:
     divergence: dict[str, list[float]] = {how: [] for how in JOINS}
     for _ in range(questions):
         one = question(rng, pool, length, count)
+        subject.forget()
         rows = {how: answered(subject, one, how) for how in ALL}
         truth = rows["exact"]
         for how, found in rows.items():

@@ -18,7 +18,8 @@ Recall is by teacher forcing: an answer counts where greedy decoding would write
 values are made of the novel's own words, by the recipe's generator, of the tenth of words that
 training left out.
 
-Usage: python bench/stream_quality.py [--text FILE] [--tokens N] [--quick]
+Usage: python bench/stream_quality.py [--text FILE] [--tokens N] [--samples N] [--questions N]
+                                      [--quick]
 """
 
 from __future__ import annotations
@@ -445,14 +446,17 @@ def report_recall(report: Report, back: int, size: StreamWindow, right: Any, ins
 def main() -> None:
     parser = parser_with_text(__doc__)
     parser.add_argument("--tokens", type=int, help="of the novel; default: 50,000")
+    parser.add_argument("--samples", type=int, help="windows computed again; default: 600")
+    parser.add_argument("--questions", type=int, help="at each distance; default: 200")
     options = parser.parse_args()
     if not there(options.text):
         return
     report = Report("stream_quality")
     tokens = options.tokens or (6_000 if options.quick else 50_000)
     measure_mass(report, options.text, options.quick)
-    measure_perplexity(report, options.text, tokens, 40 if options.quick else 600)
-    measure_recall(report, options.text, 20 if options.quick else 200)
+    samples = options.samples or (40 if options.quick else 600)
+    measure_perplexity(report, options.text, tokens, samples)
+    measure_recall(report, options.text, options.questions or (20 if options.quick else 200))
     note_text(report, options.text, tokens)
     report.finish()
 

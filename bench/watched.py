@@ -45,6 +45,8 @@ class Watch:
 
     def last(self, count: int) -> Any:
         """Log-probabilities float64 [count, V]."""
+        if len(self._logits) < count:
+            raise ValueError(f"the last step had {len(self._logits)} rows, not {count}")
         rows = self._logits[-count:].astype(np.float64)
         rows -= rows.max(1, keepdims=True)
         return rows - np.log(np.exp(rows).sum(1, keepdims=True))
