@@ -404,6 +404,28 @@ def recalled(llm: LLM, ids: Sequence[int], asked: Sequence[Asked], window: Strea
     return np.array([(ranks[one.start - 1 : one.stop - 1] == 1).all() for one in asked])
 
 
+def compare_recall(report: Report, llm: LLM, pool: WordPool, questions: int) -> None:
+    """The same questions with the window computed anew: what the model can look up in it at all."""
+    rng = random.Random("recall again")
+    ids, asked = record_stream(rng, pool, EVERY * questions + BACK, BACK)
+    first, rows = opening(EMBEDDED), Rows(EMBEDDED, CONTEXT)
+    later = [one for one in asked if one.stop > CONTEXT]
+    for size in (window_of(CONTEXT, 4), window_of(512, 4)):
+        again = []
+        for one in later:
+            window = first + ids[one.stop - size.size + len(first) : one.stop]
+            length = one.stop - one.start
+            best = rows.logits(window, dense)[-length - 1 : -1].argmax(1)
+            again.append(bool((best == window[-length:]).all()))
+        name = f"recall, {size.sinks}+{size.window}, {BACK} lines back"
+        report.ratio(
+            f"{name}: stream / window computed again",
+            100 * float(recalled(llm, ids, later, size).mean()),
+            100 * float(np.mean(again)),
+            questions=len(later),
+        )
+
+
 def measure_recall(report: Report, text: Path, questions: int) -> None:
     _, pool = collect_words([text.read_text(encoding="utf-8-sig")])
     llm = LLM(kv_memory="128MiB", max_num_batched_tokens=2048)
@@ -424,6 +446,7 @@ def measure_recall(report: Report, text: Path, questions: int) -> None:
             if size is window or back == BACK:
                 report_recall(report, back, size, right, inside)
         table.append(f"| {back} | {np.median(reach):.0f} | {' | '.join(cells)} |")
+    compare_recall(report, llm, pool, questions)
     llm.close()
     report.text("\n".join(table))
     report.note(
