@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 
@@ -79,8 +80,12 @@ def test_unusual_but_good_requests(server: RunningServer, data: bytes) -> None:
 def test_pipelined_requests_are_answered_in_order(server: RunningServer) -> None:
     with server.connect() as connection:
         connection.sendall(request_bytes("/nope", b"{}") + request_bytes(PATH, BODY))
-        assert read_response(connection)[0] == 404
-        assert read_response(connection)[0] == 200
+        answers = b""
+        while answers.count(b"HTTP/1.1 ") < 2:  # both may come in one piece
+            part = connection.recv(65536)
+            assert part, answers
+            answers += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404", b"200"]
 
 
 def test_a_smuggled_request_is_only_a_body(server: RunningServer) -> None:
