@@ -63,6 +63,11 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return lower, median, upper
 
 
+def _named(argument: str) -> str:
+    """Without the folders of this machine."""
+    return Path(argument).name if os.path.isabs(argument) else argument
+
+
 @dataclass
 class Report:
     """Collects figures of one benchmark and prints them."""
@@ -150,7 +155,8 @@ class Report:
             "commit": commit(),
             "date": time.strftime("%Y-%m-%d"),
             "machine": machine(),
-            "command": "python " + " ".join([os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+            "command": "python "
+            + " ".join([os.path.relpath(sys.argv[0], ROOT), *map(_named, sys.argv[1:])]),
             "figures": self.figures,
             "notes": self.notes,
             "texts": self.texts,

@@ -16,6 +16,7 @@ import attention
 import cache_on_off
 import kernel_chains
 import random_model
+import report
 import rounds
 import run_all
 import streams
@@ -196,3 +197,14 @@ def test_a_page_keeps_the_sections_that_were_not_measured_again() -> None:
     assert "commit new" in page
     assert "\nold" not in page
     assert table.page(page, []) == page
+
+
+def test_a_result_names_no_folder_of_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["bench/x.py", "--text", "/some/where/novel.txt", "--quick"])
+    report.Report("x").finish(quiet=True)
+    written = (tmp_path / "x.json").read_text()
+    assert "novel.txt --quick" in written
+    assert "/some/where" not in written
