@@ -2,7 +2,7 @@
 // from the nibbles.
 //
 // Unpacking costs what it costs for one row as for sixteen, and for one row it takes longer than
-// the memory needs. So up to kFewRows rows multiply nibbles as they lie, as unsigned bytes of 0 ..
+// the memory needs. So a few rows multiply nibbles as they lie, as unsigned bytes of 0 ..
 // 15, and take `zero * sum of x` back. Integers inside a group are exact and the sums of groups are
 // those of linear_int.h, so the bits are the same.
 #pragma once
@@ -53,12 +53,13 @@ inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t e
 
 #if KVEIK_VNNI
 
-constexpr int64_t kFewRows = 2;         // more multiply faster on tiles, or as fast
+constexpr int64_t kFewLines = 4;        // more multiply faster on tiles, or as fast
 constexpr int64_t kPackedInputs = 128;  // of one tile of nibbles
 constexpr int64_t kAheadBytes = 8192;   // that are fetched before they are multiplied
 
-inline bool from_nibbles(const Linear& weight, int64_t rows) {
-  return weight.type == WeightType::int4 && rows <= kFewRows && weight.group % kPackedInputs == 0;
+inline bool from_nibbles(const Linear& weight, int64_t lines) {
+  return weight.type == WeightType::int4 && lines <= kFewLines &&
+         weight.group % kPackedInputs == 0;
 }
 
 inline __m512i four_inputs(const int8_t* x) {
@@ -77,14 +78,14 @@ inline I32 zeros_of(const Linear& weight, int64_t sixteen, int64_t group) {
   return zeros;
 }
 
-// Sums += 128 inputs of `count` rows (hi, lo of each) from step `step` on x one tile.
-template <int count>
-inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t step, I32* low_sums,
+// Sums += 128 inputs of the first `lines` lines, from step `step` on, x one tile.
+template <int lines, int P>
+inline void add_tile(const uint8_t* tile, const IntOperand<P>& operand, int64_t step, I32* low_sums,
                      I32* high_sums) {
-  const int8_t *low_x[2 * count], *high_x[2 * count];
-  for (int i = 0; i < 2 * count; ++i) {
-    low_x[i] = operand.at(i / 2, step) + i % 2 * operand.lo_distance();
-    high_x[i] = operand.at(i / 2, step + 1) + i % 2 * operand.lo_distance();
+  const int8_t *low_x[lines], *high_x[lines];
+  for (int i = 0; i < lines; ++i) {
+    low_x[i] = operand.line(0, i, step);
+    high_x[i] = operand.line(0, i, step + 1);
   }
   const __m512i nibbles = _mm512_set1_epi8(15);
   for (int64_t line = 0; line < 16; ++line) {
@@ -93,7 +94,7 @@ inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t ste
     __m512i packed = _mm512_loadu_si512(from);
     __m512i low = _mm512_and_si512(packed, nibbles);
     __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibbles);
-    for (int i = 0; i < 2 * count; ++i) {
+    for (int i = 0; i < lines; ++i) {
       low_sums[i] =
           (I32)_mm512_dpbusd_epi32((__m512i)low_sums[i], low, four_inputs(low_x[i] + line * 4));
       high_sums[i] =
@@ -103,53 +104,57 @@ inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t ste
 }
 
 // The first `count` rows x one panel, without the scales of rows.
-template <int count>
-inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& operand,
+template <int count, int P>
+inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand<P>& operand,
                         F32 (*totals)[2]) {
+  constexpr int lines = count * P;
   const auto* data = static_cast<const uint8_t*>(weight.data);
   int64_t groups = weight.in_padded / weight.group;
   for (int64_t group = 0; group < groups; ++group) {
     // low and high nibbles apart, so that a sum need not wait for the one before
-    I32 low_sums[2][2 * count] = {}, high_sums[2][2 * count] = {};
+    I32 low_sums[2][lines] = {}, high_sums[2][lines] = {};
     int64_t begin = group * weight.group, end = begin + weight.group;
     for (int64_t k = begin; k < end; k += kPackedInputs) {
       const uint8_t* from = data + (panel * weight.in_padded + k) * kPanel / 2;
       for (int tile = 0; tile < 2; ++tile, from += kTileInt) {
         I32 zeros = zeros_of(weight, panel * 2 + tile, group);
-        for (int i = 0; i < 2 * count; ++i) {
-          low_sums[tile][i] -= zeros * sum_of(operand, i / 2, i % 2, k, k + kPackedInputs);
+        for (int i = 0; i < lines; ++i) {
+          low_sums[tile][i] -= zeros * operand.sum_of(0, i, k, k + kPackedInputs);
         }
-        add_tile<count>(from, operand, k / kStepInt, low_sums[tile], high_sums[tile]);
+        add_tile<lines>(from, operand, k / kStepInt, low_sums[tile], high_sums[tile]);
       }
     }
     for (int tile = 0; tile < 2; ++tile) {
       F32 scale = group_scale(weight, panel * kPanel + tile * kLanes, group);
+      I32 sums[lines];
+      for (int i = 0; i < lines; ++i) sums[i] = low_sums[tile][i] + high_sums[tile][i];
       for (int row = 0; row < count; ++row) {
         F32& total = totals[row][tile];
-        const I32 *low = low_sums[tile] + 2 * row, *high = high_sums[tile] + 2 * row;
-        F32 value = hi_and_lo(low[0] + high[0], low[1] + high[1]);
-        total = fused(value, scale, group == 0 ? F32{} : total);
+        total = fused(whole_value<P>(sums + row * P), scale, group == 0 ? F32{} : total);
       }
     }
   }
 }
 
-// All rows of the operand (at most kFewRows) x one panel: totals [rows][2].
-inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand& operand,
+// All rows of the operand (at most kFewLines lines) x one panel: totals [rows][2].
+template <int P>
+inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand<P>& operand,
                          F32 (*totals)[2]) {
-  if (operand.rows == 1) {
-    nibble_sums<1>(weight, panel, operand, totals);
-  } else {
-    nibble_sums<2>(weight, panel, operand, totals);
+  if (operand.rows == 1) return nibble_sums<1>(weight, panel, operand, totals);
+  if (operand.rows == 2) return nibble_sums<2>(weight, panel, operand, totals);
+  if constexpr (P == 1) {
+    if (operand.rows == 3) return nibble_sums<3>(weight, panel, operand, totals);
+    nibble_sums<4>(weight, panel, operand, totals);
   }
 }
 
 #else
 
-constexpr int64_t kFewRows = 1;
+constexpr int64_t kFewLines = 1;
 
 inline bool from_nibbles(const Linear&, int64_t) { return false; }
-inline void nibble_panel(const Linear&, int64_t, const IntOperand&, F32 (*)[2]) {}
+template <int P>
+inline void nibble_panel(const Linear&, int64_t, const IntOperand<P>&, F32 (*)[2]) {}
 
 #endif
 
