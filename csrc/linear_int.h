@@ -14,7 +14,6 @@
 #pragma once
 
 #include "linear_int4.h"
-#include "products_int.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
@@ -23,83 +22,46 @@ constexpr int64_t kChunk = 512;  // inputs of int4 that a few rows unpack at onc
 
 // ---- from integers to rows of y -----------------------------------------------------------------
 
-// Up to 32 lines x one panel: the last group's integers, and the sum of the groups before.
-template <int P>
-struct RowSums {
-  IntBlock ints;
-  alignas(64) float before[kTogether<P>][kPanel];
-};
-
-template <int P>
-inline F32 group_value(const IntBlock& ints, int64_t row, int64_t part) {
-  I32 sums[P];
-#pragma GCC unroll 2
-  for (int i = 0; i < P; ++i) std::memcpy(sums + i, ints.sums[P * row + i] + part, sizeof sums[i]);
-  return whole_value<P>(sums);
-}
-
-template <int P>
-inline void add_group(RowSums<P>& sums, const Linear& weight, int64_t panel, int64_t group,
-                      int64_t rows) {
-  for (int64_t part = 0; part < kPanel; part += kLanes) {
-    F32 scale = group_scale(weight, panel * kPanel + part, group);
-    for (int64_t row = 0; row < rows; ++row) {
-      float* sum = sums.before[row] + part;
-      F32 before = group == 0 ? F32{} : load(sum);
-      store(sum, fused(group_value<P>(sums.ints, row, part), scale, before));
-    }
-  }
-}
-
 inline F32 bias_of(const Linear& weight, int64_t column) {
   return weight.bias != nullptr ? load(weight.bias + column) : F32{};
 }
 
-// The last group added, the scale of the row, the bias: for one row after the other.
-template <int P>
-struct Finish {
-  const RowSums<P>& sums;
-  F32 scale, bias;
-  bool alone;  // there is no group before the last
-
-  Finish(const RowSums<P>& of, const Linear& weight, int64_t column)
-      : sums(of),
-        scale(group_scale(weight, column, weight.in_padded / weight.group - 1)),
-        bias(bias_of(weight, column)),
-        alone(weight.group == weight.in_padded) {}
-
-  F32 operator()(int64_t row, int64_t part, float row_scale) const {
-    F32 before = alone ? F32{} : load(sums.before[row] + part);
-    return fused(fused(group_value<P>(sums.ints, row, part), scale, before), all(row_scale), bias);
+// What comes next in memory while a panel is multiplied: for few rows what follows at once, for many
+// the next panel.
+inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool nibbles) {
+  int64_t bytes = weight.in_padded * kPanel / (weight.type == WeightType::int4 ? 2 : 1);
+  const auto* data = static_cast<const char*>(weight.data);
+  int64_t panels = weight.out_padded / kPanel;
+  int64_t pass = nibbles ? kNibblePass : kPassLines, fetches = nibbles ? 4 : kFetches;
+  if (lines <= pass) {
+    int64_t far = nibbles ? kNibblesAhead : weight.type == WeightType::int4 ? 0 : kFewAhead;
+    if (far == 0) return {nullptr, nullptr, 0};
+    return {data + panel * bytes + far, data + panels * bytes, kStepBytes / 64 / fetches};
   }
-};
+  if (panel + 1 == panels) return {nullptr, nullptr, 0};
+  int64_t steps = weight.in_padded / (nibbles ? kPackedInputs : kStepInt);
+  fetches *= (lines + pass - 1) / pass * steps;
+  return {data + (panel + 1) * bytes, data + (panel + 2) * bytes,
+          (bytes / 64 + fetches - 1) / fetches};
+}
 
-// A panel's weights as a worker goes over them: int4 unpacked into `memory`, all at once where many
-// rows follow, chunk by chunk in L1 where few do.
+// A panel's weights as a worker goes over them: nibbles that are not multiplied as they lie are
+// unpacked into `memory`, all at once where many rows follow, chunk by chunk in L1 where few do.
 struct PanelTiles {
-  const Linear* weight;
+  const Linear& weight;
   int64_t panel, lines;
   int8_t* memory;
-  Ahead ahead{nullptr, nullptr, 0};  // while many rows are multiplied, the next panel
-  int64_t begin = 0, end = 0;        // inputs that are unpacked now
+  bool nibbles;
+  Ahead ahead;
+  int64_t begin = 0, end = 0;  // inputs that are unpacked now
 
-  PanelTiles(const Linear* of, int64_t number, int64_t all_lines, int8_t* unpacked)
-      : weight(of), panel(number), lines(all_lines), memory(unpacked) {
-    if (weight == nullptr) return;
-    int64_t bytes = weight->in_padded * kPanel / (weight->type == WeightType::int4 ? 2 : 1);
-    const auto* data = static_cast<const char*>(weight->data);
-    if (lines <= kPassLines) {
-      if (weight->type == WeightType::int4 || kFewAhead == 0) return;
-      ahead = {data + panel * bytes + kFewAhead, data + weight->out_padded / kPanel * bytes,
-               kStepInt * kPanel / 64 / kFetches};
-      return;
-    }
-    if (panel + 1 == weight->out_padded / kPanel) return;
-    int64_t passes = (lines + kPassLines - 1) / kPassLines;
-    int64_t fetches = passes * (weight->in_padded / kStepInt) * kFetches;
-    ahead = {data + (panel + 1) * bytes, data + (panel + 2) * bytes,
-             (bytes / 64 + fetches - 1) / fetches};
-  }
+  PanelTiles(const Linear& of, int64_t number, int64_t all_lines, int8_t* unpacked)
+      : weight(of),
+        panel(number),
+        lines(all_lines),
+        memory(unpacked),
+        nibbles(from_nibbles(of, all_lines)),
+        ahead(ahead_of(of, number, all_lines, nibbles)) {}
 
   static int64_t chunk(const Linear& weight, int64_t lines) {
     if (lines > kLines) return weight.in_padded;
@@ -110,14 +72,14 @@ struct PanelTiles {
 
   // Tiles from input k on, as far as its group goes.
   const int8_t* from(int64_t k) {
-    if (weight->type == WeightType::int8) {
-      return static_cast<const int8_t*>(weight->data) + (panel * weight->in_padded + k) * kPanel;
+    if (weight.type == WeightType::int8) {
+      return static_cast<const int8_t*>(weight.data) + (panel * weight.in_padded + k) * kPanel;
     }
     if (k >= end || k < begin) {
       begin = k;
-      end = k + chunk(*weight, lines) < weight->in_padded ? k + chunk(*weight, lines)
-                                                         : weight->in_padded;
-      unpack(*weight, panel, begin, end, memory);
+      end = k + chunk(weight, lines) < weight.in_padded ? k + chunk(weight, lines)
+                                                        : weight.in_padded;
+      unpack(weight, panel, begin, end, memory);
     }
     return memory + (k - begin) * kPanel;
   }
@@ -125,12 +87,15 @@ struct PanelTiles {
 
 // Rows first .. first + rows (at most 32 lines) of the operand x the panel.
 template <int P>
-inline void row_products(const IntOperand<P>& operand, int64_t first, int64_t rows, PanelTiles& tiles,
-                         RowSums<P>& sums) {
-  const Linear& weight = *tiles.weight;
-  for (int64_t k = 0; k < weight.in_padded; k += weight.group) {
-    if (k > 0) add_group(sums, weight, tiles.panel, k / weight.group - 1, rows);
-    int_products(operand, first, rows, tiles.from(k), k, k + weight.group, sums.ints, tiles.ahead);
+inline void row_products(const IntOperand<P>& operand, int64_t first, int64_t rows,
+                         PanelTiles& tiles, RowSums<P>& sums) {
+  for (int64_t k = 0; k < tiles.weight.in_padded; k += tiles.weight.group) {
+    Group group{tiles.weight, tiles.panel, k / tiles.weight.group};
+    if (tiles.nibbles) {
+      products_from_nibbles(operand, first, rows, group, sums, tiles.ahead);
+    } else {
+      int_products(operand, first, rows, tiles.from(k), group, sums, tiles.ahead);
+    }
   }
 }
 
@@ -162,27 +127,31 @@ inline void put_rows(const PanelProduct& product, const IntOperand<P>& operand, 
   for (int64_t part = 0; part < kPanel; part += kLanes) {
     int64_t column = product.panel * kPanel + part, columns = product.weight->out - column;
     if (columns <= 0) return;
-    Finish<P> finish(sums, *product.weight, column);
-    Finish<P> finish_up(up, product.up != nullptr ? *product.up : *product.weight, column);
+    F32 bias = bias_of(*product.weight, column);
+    F32 up_bias = product.up != nullptr ? bias_of(*product.up, column) : F32{};
     for (int64_t row = 0; row < rows; ++row) {
-      float scale = operand.scales[first + row];
-      F32 value = finish(row, part, scale);
-      if (product.up != nullptr) value = silu(value) * finish_up(row, part, scale);
+      F32 scale = all(operand.scales[first + row]);
+      F32 value = fused(load(sums.totals[row] + part), scale, bias);
+      if (product.up != nullptr) {
+        value = silu(value) * fused(load(up.totals[row] + part), scale, up_bias);
+      }
       store(product.y + (first + row) * product.y_stride + column, value, columns);
     }
   }
 }
 
 inline size_t unpacked_bytes(const Linear& weight, int64_t lines) {
-  return weight.type == WeightType::int4 ? PanelTiles::chunk(weight, lines) * kPanel : 0;
+  if (weight.type != WeightType::int4 || from_nibbles(weight, lines)) return 0;
+  return PanelTiles::chunk(weight, lines) * kPanel;
 }
 
 template <int P>
 inline void panel_products(const PanelProduct& product, const IntOperand<P>& operand,
                            const Section& section, int8_t* memory) {
   int64_t lines = section.rows * P;
-  PanelTiles tiles(product.weight, product.panel, lines, memory);
-  PanelTiles up_tiles(product.up, product.panel, lines,
+  const Linear& other = product.up != nullptr ? *product.up : *product.weight;
+  PanelTiles tiles(*product.weight, product.panel, lines, memory);
+  PanelTiles up_tiles(other, product.panel, lines,
                       memory + unpacked_bytes(*product.weight, lines));
   RowSums<P> sums, up;
   for (int64_t row = 0; row < section.rows; row += kTogether<P>) {
@@ -193,27 +162,6 @@ inline void panel_products(const PanelProduct& product, const IntOperand<P>& ope
     row_products(operand, first, now, tiles, sums);
     if (product.up != nullptr) row_products(operand, first, now, up_tiles, up);
     put_rows(product, operand, first, now, sums, up);
-  }
-}
-
-// put_rows for sums straight from nibbles.
-template <int P>
-inline void few_rows(const PanelProduct& product, const IntOperand<P>& operand) {
-  F32 totals[kFewLines][2], ups[kFewLines][2];
-  nibble_panel(*product.weight, product.panel, operand, totals);
-  if (product.up != nullptr) nibble_panel(*product.up, product.panel, operand, ups);
-  for (int64_t part = 0; part < 2; ++part) {
-    int64_t column = product.panel * kPanel + part * kLanes;
-    int64_t columns = product.weight->out - column;
-    if (columns <= 0) return;
-    for (int64_t row = 0; row < operand.rows; ++row) {
-      F32 scale = all(operand.scales[row]);
-      F32 value = fused(totals[row][part], scale, bias_of(*product.weight, column));
-      if (product.up != nullptr) {
-        value = silu(value) * fused(ups[row][part], scale, bias_of(*product.up, column));
-      }
-      store(product.y + row * product.y_stride + column, value, columns);
-    }
   }
 }
 
@@ -258,9 +206,8 @@ inline void multiply_planes(const Linear* const* weights, float* const* y, const
   each_piece(panels, operand.rows, section_rows<P>(operand.width), w,
              [&](int64_t panel, const Section& section) {
                int64_t own = panel, i = matrix_of(weights, own);
-               PanelProduct product{weights[i], nullptr, own, y[i], y_strides[i]};
-               if (from_nibbles(*weights[i], lines)) return few_rows(product, operand);
-               panel_products(product, operand, section, scratch);
+               panel_products({weights[i], nullptr, own, y[i], y_strides[i]}, operand, section,
+                              scratch);
              });
 }
 
@@ -278,14 +225,11 @@ inline void multiply_gated_planes(const Linear& gate, const Linear& up,
                                   const IntOperand<P>& operand, float* y, int64_t y_stride,
                                   Worker& w) {
   int64_t lines = operand.rows * P;
-  bool few = from_nibbles(gate, lines) && from_nibbles(up, lines);
-  size_t unpacked = few ? 0 : unpacked_bytes(gate, lines) + unpacked_bytes(up, lines);
+  size_t unpacked = unpacked_bytes(gate, lines) + unpacked_bytes(up, lines);
   auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
   each_piece(gate.out_padded / kPanel, operand.rows, section_rows<P>(operand.width), w,
              [&](int64_t panel, const Section& section) {
-               PanelProduct product{&gate, &up, panel, y, y_stride};
-               if (few) return few_rows(product, operand);
-               panel_products(product, operand, section, scratch);
+               panel_products({&gate, &up, panel, y, y_stride}, operand, section, scratch);
              });
 }
 

@@ -18,12 +18,11 @@ namespace KVEIK_LEVEL {
 
 constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
 constexpr int64_t kTileInt = 1024;      // its bytes
+constexpr int64_t kStepBytes = 2048;    // of the two tiles of a step
 constexpr int64_t kTileLines = 16;      // rows of bytes of one tile of A
 constexpr float kLargest8 = 127;
 constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
 constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
-
-typedef int8_t I8 __attribute__((vector_size(16)));
 
 // a * b + c, rounded once; written out so that no level's compiler decides.
 inline F32 fused(F32 a, F32 b, F32 c) {
@@ -113,6 +112,11 @@ struct IntOperand {
     return at(row + i / P, step) + i % P * plane_distance();
   }
 
+  // From a step of a row to the one after the next.
+  const Value* next_steps(const Value* step, int64_t row) const {
+    return step + (at(row, 2) - at(row, 0));
+  }
+
   // of line i over inputs begin .. end (multiples of 64)
   int32_t sum_of(int64_t row, int64_t i, int64_t begin, int64_t end) const {
     const int32_t* own = sums + (P * row + i) * (width / kStepInt);
@@ -122,10 +126,16 @@ struct IntOperand {
   }
 };
 
+// Halves onto each other: compilers take lanes one by one where a loop is written.
+typedef int32_t I32x8 __attribute__((vector_size(32)));
+typedef int32_t I32x4 __attribute__((vector_size(16)));
 inline int32_t sum(I32 v) {
-  int32_t total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
-  return total;
+  I32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  I32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+               __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return two[0] + two[1];
 }
 
 // max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
@@ -135,15 +145,22 @@ inline uint32_t largest_magnitude(const float* x, int64_t in) {
     U32 bits = as_bits(load(x + i, in - i)) & 0x7fffffffu;
     most = bits > most ? bits : most;
   }
-  uint32_t result = 0;
-  for (int lane = 0; lane < kLanes; ++lane) result = most[lane] > result ? most[lane] : result;
-  return result;
+  // below 2^31, where signed and unsigned numbers have one order
+  I32 v = (I32)most;
+  I32x8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  I32x8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  I32x8 eight = low > high ? low : high;
+  I32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
+  I32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 four = left > right ? left : right;
+  int32_t one = four[0] > four[1] ? four[0] : four[1];
+  int32_t other = four[2] > four[3] ? four[2] : four[3];
+  return static_cast<uint32_t>(one > other ? one : other);
 }
 
 inline void put_values(Value* to, I32 v) {
 #if KVEIK_VNNI
-  I8 bytes = __builtin_convertvector(v, I8);
-  std::memcpy(to, &bytes, sizeof bytes);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
 #else
   for (int lane = 0; lane < kLanes; ++lane) {
     constexpr int kOrder[4] = {0, 2, 1, 3};

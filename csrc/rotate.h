@@ -50,36 +50,42 @@ inline void sums_apart(float* block, int64_t vectors, int64_t half) {
   for (int64_t first = 0; first < vectors; first += count * half) {
     for (int64_t i = first; i < first + half; ++i) {
       F32 v[count];
+#pragma GCC unroll 8
       for (int j = 0; j < count; ++j) v[j] = load(block + (i + j * half) * kLanes);
       between_vectors<count>(v);
+#pragma GCC unroll 8
       for (int j = 0; j < count; ++j) store(block + (i + j * half) * kLanes, v[j]);
     }
   }
 }
 
-// x [in], zeros behind -> row [width], rotated; width is a multiple of 128
-inline void rotate(const float* x, int64_t in, float* row, int64_t width) {
+// Inputs first .. first + block of x [in], zeros behind -> block, rotated
+inline void rotate_block(const float* x, int64_t in, int64_t first, float* block, int64_t size) {
   U32 lanes;
   for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
-  for (int64_t i = 0; i < width; i += 8 * kLanes) {
+  for (int64_t i = 0; i < size; i += 8 * kLanes) {
     F32 v[8];
 #pragma GCC unroll 8
     for (int j = 0; j < 8; ++j) {
-      int64_t at = i + j * kLanes;
+      int64_t at = first + i + j * kLanes;
       v[j] = at >= in ? F32{} : load(x + at, in - at);
       U32 signs = rotation_sign(lanes + static_cast<uint32_t>(at));
       v[j] = within_lanes(as_float(as_bits(v[j]) ^ signs));
     }
     between_vectors<8>(v);
-    for (int j = 0; j < 8; ++j) store(row + i + j * kLanes, v[j]);
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) store(block + i + j * kLanes, v[j]);
   }
-  int64_t block = rotation_block(width), vectors = block / kLanes;
-  for (int64_t start = 0; start < width; start += block) {
-    int64_t half = 8;
-    for (; half * 8 <= vectors; half *= 8) sums_apart<8>(row + start, vectors, half);
-    if (half * 4 == vectors) sums_apart<4>(row + start, vectors, half);
-    if (half * 2 == vectors) sums_apart<2>(row + start, vectors, half);
-  }
+  int64_t vectors = size / kLanes, half = 8;
+  for (; half * 8 <= vectors; half *= 8) sums_apart<8>(block, vectors, half);
+  if (half * 4 == vectors) sums_apart<4>(block, vectors, half);
+  if (half * 2 == vectors) sums_apart<2>(block, vectors, half);
+}
+
+// x [in] -> row [width], rotated; width is a multiple of 128
+inline void rotate(const float* x, int64_t in, float* row, int64_t width) {
+  int64_t block = rotation_block(width);
+  for (int64_t i = 0; i < width; i += block) rotate_block(x, in, i, row + i, block);
 }
 
 }  // namespace KVEIK_LEVEL
