@@ -40,8 +40,7 @@ PackedLinear* quantized(Pool& pool, const Array& array, std::optional<Array> bia
   PackedInts ints;
   {
     nb::gil_scoped_release free;
-    quantize(pool, array.data(), stored, out, in, type, group, rotated, packed->linear,
-             ints);
+    quantize(pool, array.data(), stored, out, in, type, group, rotated, packed->linear, ints);
   }
   return finished(std::move(packed), ints, bias);
 }

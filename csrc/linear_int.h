@@ -26,8 +26,8 @@ inline F32 bias_of(const Linear& weight, int64_t column) {
   return weight.bias != nullptr ? load(weight.bias + column) : F32{};
 }
 
-// What comes next in memory while a panel is multiplied: for few rows what follows at once, for many
-// the next panel.
+// What comes next in memory while a panel is multiplied: for few rows what follows at once, for
+// many the next panel.
 inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool nibbles) {
   int64_t bytes = weight.in_padded * kPanel / (weight.type == WeightType::int4 ? 2 : 1);
   const auto* data = static_cast<const char*>(weight.data);
@@ -77,8 +77,8 @@ struct PanelTiles {
     }
     if (k >= end || k < begin) {
       begin = k;
-      end = k + chunk(weight, lines) < weight.in_padded ? k + chunk(weight, lines)
-                                                        : weight.in_padded;
+      end =
+          k + chunk(weight, lines) < weight.in_padded ? k + chunk(weight, lines) : weight.in_padded;
       unpack(weight, panel, begin, end, memory);
     }
     return memory + (k - begin) * kPanel;
@@ -151,8 +151,7 @@ inline void panel_products(const PanelProduct& product, const IntOperand<P>& ope
   int64_t lines = section.rows * P;
   const Linear& other = product.up != nullptr ? *product.up : *product.weight;
   PanelTiles tiles(*product.weight, product.panel, lines, memory);
-  PanelTiles up_tiles(other, product.panel, lines,
-                      memory + unpacked_bytes(*product.weight, lines));
+  PanelTiles up_tiles(other, product.panel, lines, memory + unpacked_bytes(*product.weight, lines));
   RowSums<P> sums, up;
   for (int64_t row = 0; row < section.rows; row += kTogether<P>) {
     int64_t now = section.rows - row < kTogether<P> ? section.rows - row : kTogether<P>;

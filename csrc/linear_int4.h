@@ -1,9 +1,9 @@
 // int4 weights: products straight from the nibbles, or unpacked to bytes for the products of int8.
 //
-// With VNNI, nibbles are multiplied as they lie, as unsigned bytes of 0 .. 15, and `zero * sum of x`
-// is taken back: two inputs of a byte are parted while products run. Tiles want bytes, so that level
-// amx does so for a few rows only, for which unpacking would take longer than the memory needs.
-// Integers inside a group are exact, so the bits are the same.
+// With VNNI, nibbles are multiplied as they lie, as unsigned bytes of 0 .. 15, and `zero * sum of
+// x` is taken back: two inputs of a byte are parted while products run. Tiles want bytes, so that
+// level amx does so for a few rows only, for which unpacking would take longer than the memory
+// needs. Integers inside a group are exact, so the bits are the same.
 #pragma once
 
 #include "products_int.h"
@@ -161,9 +161,8 @@ inline void nibble_rows(const IntOperand<P>& operand, int64_t first, int64_t row
 template <int P>
 inline void products_from_nibbles(const IntOperand<P>& operand, int64_t first, int64_t rows,
                                   const Group& group, RowSums<P>& sums, Ahead& ahead) {
-  const auto* nibbles =
-      static_cast<const uint8_t*>(group.weight.data) +
-      (group.panel * group.weight.in_padded + group.begin()) * kPanel / 2;
+  const auto* nibbles = static_cast<const uint8_t*>(group.weight.data) +
+                        (group.panel * group.weight.in_padded + group.begin()) * kPanel / 2;
   nibble_rows<kNibblePass / P>(operand, first, 0, rows, nibbles, group, sums, ahead);
 }
 
@@ -171,8 +170,8 @@ inline void products_from_nibbles(const IntOperand<P>& operand, int64_t first, i
 
 inline bool from_nibbles(const Linear&, int64_t) { return false; }
 template <int P>
-inline void products_from_nibbles(const IntOperand<P>&, int64_t, int64_t, const Group&,
-                                  RowSums<P>&, Ahead&) {}
+inline void products_from_nibbles(const IntOperand<P>&, int64_t, int64_t, const Group&, RowSums<P>&,
+                                  Ahead&) {}
 
 #endif
 

@@ -16,10 +16,10 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
-constexpr int64_t kTileInt = 1024;      // its bytes
-constexpr int64_t kStepBytes = 2048;    // of the two tiles of a step
-constexpr int64_t kTileLines = 16;      // rows of bytes of one tile of A
+constexpr int64_t kStepInt = 64;      // inputs of one int8 tile
+constexpr int64_t kTileInt = 1024;    // its bytes
+constexpr int64_t kStepBytes = 2048;  // of the two tiles of a step
+constexpr int64_t kTileLines = 16;    // rows of bytes of one tile of A
 constexpr float kLargest8 = 127;
 constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
 constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
@@ -52,7 +52,8 @@ inline F32 whole_value(const I32* sums) {
 // ---- the operand ------------------------------------------------------------------------------
 //
 //   float scales[rows padded to 16], then the values, P planes of a row:
-//   level amx     blocks of 16 / P rows (the last may have fewer), each [in_padded / 64][rows][P][64]
+//   level amx     blocks of 16 / P rows (the last may have fewer), each [in_padded /
+//   64][rows][P][64]
 //                 int8: what one tile of A holds lies together, hi before lo
 //   with VNNI     [rows][P][in_padded] int8
 //   elsewhere     [rows][P][in_padded] int16, of every four inputs in the order 0, 2, 1, 3

@@ -254,8 +254,7 @@ void unpack_row(const QuantizedMatrix& m, int64_t column, float* row) {
 using quantizing::Packing;
 
 void quantize(Pool& pool, const void* source, Table::Stored stored, int64_t out, int64_t in,
-              WeightType type, int64_t group, bool rotated, Linear& linear,
-              PackedInts& packed) {
+              WeightType type, int64_t group, bool rotated, Linear& linear, PackedInts& packed) {
   int64_t width = quantizing::padded(in, 128);
   if (group % 64 != 0 || group < 0) throw std::invalid_argument("a group is a multiple of 64");
   if (group >= in || (group != 0 && width % group != 0)) group = 0;
