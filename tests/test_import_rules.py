@@ -39,6 +39,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
     "engine/history.py": (("cache.directive", "cache.window", "errors", "config"), ()),
+    "lab/": (("lab", "cache", "errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
     "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
     "models/": (
@@ -106,6 +107,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "cache.window",
             "cache.lease",
             "caches",
+            "lab",
             "module_schemas",
             "engine",
             "server",
