@@ -1,17 +1,17 @@
 """A trace through the real cache room, without a model.
 
 Requests come one after the other: each looks up its prompt, holds what it finds, evicts for the
-rest, computes nothing, publishes, and lets go, tail before head. To the cache a block of the trace
-is a block of one token. That the last token of a prompt is always computed costs one token of the
-last block, not the block: all blocks of a prompt can be hits. The clock is the trace's. Standard
-library only.
+rest, computes nothing, publishes, and lets go, tail before head, as the scheduler would have it do.
+A block of the trace is a block of the cache, filled with one made-up token id, so what is equal in
+the trace is equal in the cache and nothing else is. The clock is the trace's; answers take the room
+that the trace knows of. Standard library only.
 """
 
 from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kveik.cache.manager import CacheManager, Opened
@@ -19,7 +19,6 @@ from kveik.cache.policy import Policy
 from kveik.cache.segments import KvGroup
 from kveik.lab.trace import Trace, TraceRequest
 
-_END = 2**32 - 1  # the token behind every prompt, which is never cached
 _START = 1.0  # seconds on the cache's clock when the trace begins: 0.0 would be no reading
 
 
@@ -27,7 +26,8 @@ _START = 1.0  # seconds on the cache's clock when the trace begins: 0.0 would be
 class Replay:
     """What a policy made of a trace in a pool of so many blocks.
 
-    hits: blocks found, per request. refused: requests that are longer than the pool. evicted:
+    hits: blocks found, per request, the partial one at the end of a
+    prompt included. refused: requests that are longer than the pool. evicted:
     blocks that went. seconds: of the whole replay; eviction_seconds: of those spent on making
     room. The last four are of everything that was played, the others of what was counted."""
 
@@ -66,13 +66,13 @@ def replay(
     """Play the trace against an empty pool of `blocks` blocks. policy: a name, or what makes one.
 
     since: seconds; what arrives before is played and not counted."""
-    machine = _Machine(policy, blocks)
+    machine = _Machine(policy, blocks, trace.block_size)
     begun = time.perf_counter()
-    hits = [machine.play(request) for request in trace.requests]
+    cached = [machine.play(request) for request in trace.requests]
     seconds = time.perf_counter() - begun
     counted = [
         (request, found)
-        for request, found in zip(trace.requests, hits, strict=True)
+        for request, found in zip(trace.requests, cached, strict=True)
         if request.seconds >= since
     ]
     return Replay(
@@ -80,8 +80,8 @@ def replay(
         blocks,
         sum(len(request.blocks) for request, _ in counted),
         sum(request.input_length for request, _ in counted),
-        sum(hit_tokens(request, found, trace.block_size) for request, found in counted),
-        tuple(found for _, found in counted),
+        sum(found for _, found in counted),
+        tuple(-(-found // trace.block_size) for _, found in counted),
         machine.refused,
         machine.cache.reclaim.evicted,
         seconds,
@@ -89,33 +89,29 @@ def replay(
     )
 
 
-def hit_tokens(request: TraceRequest, hits: int, block_size: int) -> int:
-    """Tokens in so many blocks of the prompt; the last one of it is always computed."""
-    return min(hits * block_size, request.input_length - 1)
-
-
 class _Machine:
     """One pool under one policy."""
 
-    def __init__(self, policy: str | Callable[[], Policy], blocks: int) -> None:
-        self.cache = CacheManager([KvGroup((0,))], [blocks], 1, policy=policy, ghosts=0)
+    def __init__(self, policy: str | Callable[[], Policy], blocks: int, size: int) -> None:
+        self.cache = CacheManager([KvGroup((0,))], [blocks], size, policy=policy, ghosts=0)
         self.refused = 0
         self.eviction_seconds = 0.0
+        self._size = size
         self._step = 0
 
     def play(self, request: TraceRequest) -> int:
-        """Blocks that the request finds."""
+        """Tokens of the prompt that the request finds."""
         cache, now = self.cache, request.seconds + _START
-        tokens: Sequence[int] = array("I", request.blocks)
-        length = len(tokens)
-        opened = cache.open((*tokens, _END), 1, namespace=request.namespace, now=now)
+        tokens = self._tokens(request)
+        prompt = tokens[: request.input_length]
+        opened = cache.open(prompt, 1, namespace=request.namespace, now=now)
         if not isinstance(opened, Opened):
             self.refused += 1
             return 0
         lease = opened.lease
         found = lease.cached_tokens
         begun = time.perf_counter()
-        fits = cache.extend(lease, length)
+        fits = cache.extend(lease, len(tokens))
         self.eviction_seconds += time.perf_counter() - begun
         if not fits:
             self.refused += 1
@@ -127,3 +123,16 @@ class _Machine:
         cache.commit(lease, tokens, now=now)
         cache.release(lease, now=now)
         return found
+
+    def _tokens(self, request: TraceRequest) -> array[int]:
+        """All that is computed for the request, and the last token of its prompt."""
+        size, length = self._size, request.input_length
+        blocks = request.blocks
+        if request.answer:
+            blocks = blocks[: length // size] + request.answer
+            length += max(request.output_length - 1, 0)
+        tokens = array("I")
+        for block in blocks:
+            tokens.extend(array("I", (block,)) * size)
+        del tokens[length:]
+        return tokens

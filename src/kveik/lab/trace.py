@@ -2,8 +2,10 @@
 
 One object a line: `timestamp` (ms), `input_length` and `output_length` (tokens), `hash_ids`: one
 number for each block of the prompt, the last of which may be partly filled. Equal numbers stand for
-equal beginnings up to the end of the block. What `kveik serve --record` writes has `block_size`
-(tokens; Mooncake's is 512 and not said), `namespace` and `session` beside them. Standard library.
+equal beginnings up to the end of the block. What `kveik serve --record` writes says more:
+`block_size` (tokens; Mooncake's is 512 and not said), `answer_ids` (the numbers that follow those
+of the whole blocks of the prompt, when the answer stands behind it), `namespace` and `session`.
+Standard library.
 """
 
 from __future__ import annotations
@@ -23,13 +25,16 @@ MOONCAKE_BLOCK = 512
 @dataclass(frozen=True, slots=True)
 class TraceRequest:
     """seconds: arrival; input_length, output_length: tokens; blocks: those of the prompt, as
-    numbers 0, 1, ... in the order in which the trace first names them. namespace, session:
-    digests, empty where the trace has none."""
+    numbers 0, 1, ... in the order in which the trace first names them. answer: those that take the
+    place of the partial block at the end of the prompt, and follow it, when the answer is
+    computed; empty where the trace does not know. namespace, session: digests, empty where the
+    trace has none."""
 
     seconds: float
     input_length: int
     output_length: int
     blocks: tuple[int, ...]
+    answer: tuple[int, ...] = ()
     namespace: str = ""
     session: str = ""
 
@@ -106,24 +111,42 @@ def _request(
     entry: dict[str, Any], where: str, size: int, numbers: dict[tuple[str, int], int]
 ) -> TraceRequest:
     tokens = _count(entry, "input_length", where, least=1)
-    ids = entry.get("hash_ids")
-    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
-        _refuse(where, "hash_ids is not a list of integers")
+    output = _count(entry, "output_length", where, 0)
+    ids, answer = _ids(entry, "hash_ids", where), _ids(entry, "answer_ids", where, [])
     if not tokens // size <= len(ids) <= -(-tokens // size):
         _refuse(
             where,
             f"has {len(ids)} hash_ids for input_length {tokens}; blocks of {size} tokens are "
             f"{-(-tokens // size)} (say --block-size)",
         )
+    behind = computed_blocks(tokens, output, size)
+    if answer and len(answer) != behind:
+        _refuse(where, f"has {len(answer)} answer_ids where prompt and answer need {behind}")
     space = _text(entry, "namespace", where)
     return TraceRequest(
         _time(entry, where) / 1000,
         tokens,
-        _count(entry, "output_length", where, 0),
+        output,
         tuple(numbers.setdefault((space, one), len(numbers)) for one in ids),
+        tuple(numbers.setdefault((space, one), len(numbers)) for one in answer),
         space,
         _text(entry, "session", where),
     )
+
+
+def computed_blocks(input_length: int, output_length: int, size: int) -> int:
+    """Blocks behind the whole ones of the prompt once the answer is computed; the last token of an
+    answer never is."""
+    return -(-(input_length + max(output_length - 1, 0)) // size) - input_length // size
+
+
+def _ids(
+    entry: dict[str, Any], name: str, where: str, default: list[int] | None = None
+) -> list[int]:
+    ids = entry.get(name, default)
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        _refuse(where, f"{name} is not a list of integers")
+    return ids
 
 
 def _time(entry: dict[str, Any], where: str) -> float:
