@@ -348,7 +348,7 @@ function = len
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("oracle", "not known; use lru, cost or module:Class"),
+        ("oracle", "is not known; use lru, cost, fifo, "),
         ("no_such_module_here:Policy", "cannot be imported"),
         ("broken_policies:Absent", "has no class 'Absent'"),
         ("broken_policies:function", "has no class 'function'"),
