@@ -239,7 +239,8 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     Option(
         "policy",
         "text",
-        "Which cached blocks go first: a name of docs/POLICY_LABORATORY.md, or module:Class",
+        "Which cached blocks go first: lru, cost, fifo, slru, s3fifo, lfu-aged, arc, reuse-time, "
+        "tail-lru, or module:Class",
     ),
     Option("session_idle", "duration", "A session ends after so long without a request, as 30m"),
     Option("pin_share", "number", "Share of the KV pool that may be pinned"),

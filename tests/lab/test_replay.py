@@ -38,7 +38,7 @@ def test_lru_hits_what_a_plain_lru_hits_block_for_block(blocks: int) -> None:
     longest = max(len(request.blocks) for request in trace.requests)
     played = replay(trace, "lru", max(blocks, longest))
     assert played.hits == plain_lru(trace, max(blocks, longest))
-    assert played.refused == 0
+    assert played.played.refused == 0
     assert played.hit_blocks > 0
 
 
@@ -62,7 +62,7 @@ def test_tokens_count_as_they_lie_in_blocks_and_the_last_is_computed() -> None:
 def test_what_is_longer_than_the_pool_is_refused_and_hits_nothing() -> None:
     played = replay(trace_of((0, 1), (0, 1, 2, 3, 4), (0, 1)), "lru", 4)
     assert played.hits == (0, 0, 2)
-    assert played.refused == 1
+    assert played.played.refused == 1
 
 
 def test_since_counts_only_what_comes_later() -> None:

@@ -38,6 +38,12 @@ class TraceRequest:
     namespace: str = ""
     session: str = ""
 
+    def sequence(self, block_size: int) -> tuple[int, ...]:
+        """The blocks that are there once the request is over."""
+        if not self.answer:
+            return self.blocks
+        return self.blocks[: self.input_length // block_size] + self.answer
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:
