@@ -29,7 +29,7 @@ MakePolicy = Callable[[], Policy]
 class Played:
     """What happened to all requests, counted or not. found: tokens of the prompt that were cached,
     per request. refused: requests that are longer than the pool. evicted: blocks. seconds: of the
-    whole replay; eviction_seconds: of those spent on making room."""
+    whole replay; eviction_seconds: of this thread, spent on making room."""
 
     found: list[int]
     refused: int = 0
@@ -138,9 +138,9 @@ class _Machine:
             return 0
         lease = opened.lease
         found = lease.cached_tokens
-        begun = time.perf_counter()
+        begun = time.thread_time()
         fits = cache.extend(lease, len(tokens))
-        self._eviction_seconds += time.perf_counter() - begun
+        self._eviction_seconds += time.thread_time() - begun
         if not fits:
             self._refused += 1
             cache.release(lease, keep=False, now=now)
