@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -64,6 +64,20 @@ class Trace:
     def first(self, count: int) -> Trace:
         """The same trace, cut behind so many requests."""
         return Trace(self.name, self.block_size, self.requests[:count])
+
+    def resized(self, block_size: int) -> Trace:
+        """The same prompts in blocks of so many tokens, all of them full, with one token of answer:
+        what a small model can be asked to compute."""
+        requests = tuple(
+            replace(
+                request,
+                input_length=len(request.blocks) * block_size,
+                output_length=1,
+                answer=(),
+            )
+            for request in self.requests
+        )
+        return Trace(self.name, block_size, requests)
 
 
 def read_trace(path: Path, block_size: int | None = None) -> Trace:
