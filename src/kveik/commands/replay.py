@@ -13,7 +13,7 @@ import typer
 from kveik.cache.policy import SHIPPED, make_policy
 from kveik.errors import ConfigError
 from kveik.lab.optimum import optimum
-from kveik.lab.plot import draw
+from kveik.lab.plot import check_plot, draw
 from kveik.lab.replay import Replay, replay
 from kveik.lab.report import Row, as_csv, as_json, rows
 from kveik.lab.trace import Trace, read_trace
@@ -37,6 +37,8 @@ def run(question: ReplayQuestion, *, json_wanted: bool, csv_wanted: bool) -> Non
     """Print the answer. ConfigError for what cannot be read, named or drawn."""
     if json_wanted and csv_wanted:
         raise ConfigError("replay: --json and --csv both want the output; take one")
+    if question.plot is not None:
+        check_plot()
     policies, sizes = _policies(question.policies), _sizes(question.blocks)
     trace = read_trace(question.trace, question.block_size)
     replays = list(_replays(trace, policies, sizes, question.since))

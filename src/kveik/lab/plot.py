@@ -19,17 +19,22 @@ _DASHES = ("-", "--", ":")
 _INK = "#4d4d4d"
 
 
-def draw(trace: Trace, replays: Sequence[Replay], path: Path) -> None:
-    """Write the picture; the ending of the path says in which format (svg, png, pdf).
-
-    ConfigError without matplotlib, and where the file cannot be written."""
+def check_plot() -> None:
+    """ConfigError unless a picture can be drawn: better before long work than behind it."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError:
         raise ConfigError(
             "--plot: needs matplotlib, which is not installed: pip install 'kveik[lab]'",
             param="plot",
         ) from None
+
+
+def draw(trace: Trace, replays: Sequence[Replay], path: Path) -> None:
+    """Write the picture; the ending of the path says in which format (svg, png, pdf).
+
+    ConfigError where the file cannot be written."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context({"svg.hashsalt": "kveik", "font.size": 10}):
