@@ -114,6 +114,18 @@ def test_reuse_time_gives_the_category_that_never_returns() -> None:
     assert sum(replay(trace, "reuse-time", 84).hits[-10:]) == 16
 
 
+def test_reuse_time_learns_how_often_and_how_soon_what_is_used_comes_back() -> None:
+    policy = ReuseTime()
+    books = Books(64, SIZE, policy=lambda: policy)
+    for second in range(60):
+        books.pass_through(prompt(0, 2), now=1.0 + 10 * second)
+    category = books.idle[0].facts
+    category.block = 0
+    learned = policy._category(category)
+    assert 8 < policy._waited[learned] / policy._reused[learned] < 16
+    assert policy._reused[learned] > 0.9 * policy._blocks[learned]
+
+
 def test_reuse_time_ranks_by_share_and_time_of_reuse() -> None:
     policy = ReuseTime()
     policy._blocks, policy._reused = [100.0] * 24, [50.0] * 24
