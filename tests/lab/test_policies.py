@@ -119,11 +119,11 @@ def test_reuse_time_learns_how_often_and_how_soon_what_is_used_comes_back() -> N
     books = Books(64, SIZE, policy=lambda: policy)
     for second in range(60):
         books.pass_through(prompt(0, 2), now=1.0 + 10 * second)
-    category = books.idle[0].facts
-    category.block = 0
-    learned = policy._category(category)
+    facts = books.idle[0].facts
+    facts.block = 0
+    learned = policy._category(facts)
     assert 8 < policy._waited[learned] / policy._reused[learned] < 16
-    assert policy._reused[learned] > 0.9 * policy._blocks[learned]
+    assert 0.5 < policy._reused[learned] / policy._blocks[learned] <= 1.0
 
 
 def test_reuse_time_ranks_by_share_and_time_of_reuse() -> None:
