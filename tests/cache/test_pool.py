@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kveik.cache.policy import BlockFacts, IdleQueues, LeastRecentlyUsed, Policy, make_policy
+from kveik.cache.policies.lru import LeastRecentlyUsed
+from kveik.cache.policy import BlockFacts, IdleQueues, Policy, make_policy
 from kveik.cache.pool import BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
 from kveik.errors import ConfigError
@@ -105,6 +106,9 @@ def test_heads_of_queues_are_compared_with_now() -> None:
     for block, (last_used, hits) in enumerate([(1, 1), (2, 0), (3, 0)]):
         queues.last_used[block], queues.hits[block] = last_used, hits
         queues.append(block)
+    assert list(queues) == [1, 2, 0]
+    queues.park(0)
+    queues.unpark(0)  # to the queue that it was in
     assert list(queues) == [1, 2, 0]
     assert queues.first(0.0) == 1  # least recently used would be 0
     assert queues.first(9.5) == 0
