@@ -106,6 +106,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "cache.window",
             "cache.lease",
             "caches",
+            "embedding",
             "module_schemas",
             "engine",
             "server",

@@ -56,7 +56,7 @@ def prompt_request(
         layout = engine.schemas.layout(cache.namespace, modular)
         return _joined(engine, layout, params, cache)
     refuse_join(cache.join, "join")
-    content = _content(prompt)
+    content = prompt_content(prompt)
     if cache.resumes and isinstance(content, str):
         ids = engine.tokenizer.encode(content, add_special_tokens=False)
         return _request(engine, tuple(ids), params, cache, content)
@@ -136,7 +136,8 @@ def _joined(
     return replace(request, joined=joined, stream=cache.window or None)
 
 
-def _content(prompt: object) -> str | tuple[int, ...]:
+def prompt_content(prompt: object) -> str | tuple[int, ...]:
+    """The text of a plain prompt, or its ids; raises InvalidRequest."""
     fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
     if isinstance(prompt, Mapping):
         fields = prompt

@@ -193,6 +193,7 @@ class Engine:
         self._parts = parts
         self.config = parts.config
         self.tokenizer = parts.tokenizer
+        self.embedder = parts.embedder
         self.info = engine_info(parts)
         self._clock = clock
         self._can_shift = parts.model.can_shift

@@ -1,25 +1,36 @@
-"""POST /v1/embeddings: texts to vectors of length 1, in OpenAI's wire format.
+"""POST /v1/embeddings: texts to vectors, in OpenAI's wire format.
 
-Every input is a request of its own, computed beside all others; nothing of it is kept in the cache.
+By the name of the served model every input is a request of its own, computed beside all others;
+nothing of it is kept in the cache. By the name of the embedding model they are computed on a thread
+of their own, in pieces, so that several callers take turns.
 """
 
 from __future__ import annotations
 
 import struct
+from array import array
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from kveik.cache.directive import Directive
+from kveik.engine.embedder import Embedder
 from kveik.engine.engine import Engine
 from kveik.engine.pooling import unit_vector
 from kveik.engine.request import PromptReady, RequestFinished, SamplingParams
 from kveik.engine.request import Request as EngineRequest
 from kveik.errors import InvalidRequest
 from kveik.server.bridge import Tagged
-from kveik.server.handlers import in_one_piece, open_feed, origin_of, read_body
+from kveik.server.handlers import (
+    in_one_piece,
+    json_response,
+    open_feed,
+    origin_of,
+    read_body,
+)
 from kveik.server.jobs import Origin, beside_loop, check_model
 from kveik.server.protocol import Embeddings
 from kveik.server.service import Service
@@ -30,23 +41,25 @@ Json = dict[str, Any]
 async def embeddings(service: Service, request: Request) -> Response:
     serving = service.serving
     body = await read_body(service, request, Embeddings)
+    answer = EmbeddingAnswer(body)
+    beside = serving.embedding
+    if beside is not None and body.model == beside.embedder.model_id:
+        prompts = await embedder_prompts(beside.embedder, body)
+        answer.vectors = await beside.vectors(prompts, request.is_disconnected)
+        answer.tokens = sum(map(len, prompts))
+        return json_response(answer.whole())
     requests = await embedding_requests(serving.engine, body, origin_of(request))
     _ = service.serving  # draining may have begun meanwhile
     feed = open_feed(serving, requests, None, "input")
-    return await in_one_piece(serving, feed, EmbeddingAnswer(body), request)
+    return await in_one_piece(serving, feed, answer, request)
 
 
 async def embedding_requests(
     engine: Engine, body: Embeddings, origin: Origin
 ) -> tuple[EngineRequest, ...]:
+    """One request for every input, to the model that is served."""
     check_model(engine, body.model)
-    size = engine.info.hidden_size
-    if body.dimensions not in (None, size):
-        raise InvalidRequest(
-            f"dimensions: the vectors of this model have {size} numbers and mean nothing when they "
-            "are cut; leave it out",
-            param="dimensions",
-        )
+    _check_dimensions(body, engine.info.hidden_size)
     encode, inputs = engine.tokenizer.encode, body.input
     encoded = await beside_loop(
         sum(len(one) for one in inputs),
@@ -65,32 +78,60 @@ async def embedding_requests(
     )
 
 
+async def embedder_prompts(embedder: Embedder, body: Embeddings) -> list[Sequence[int]]:
+    """The ids of every input for the embedding model; raises InvalidRequest naming the input."""
+    _check_dimensions(body, embedder.dimensions)
+    inputs = body.input
+
+    def encoded() -> list[Sequence[int]]:
+        found: list[Sequence[int]] = []
+        for index, one in enumerate(inputs):
+            ids = embedder.encode(one) if isinstance(one, str) else one
+            embedder.check(ids, "input" if len(inputs) == 1 else f"input[{index}]")
+            found.append(ids)
+        return found
+
+    return await beside_loop(sum(len(one) for one in inputs), encoded)
+
+
+def _check_dimensions(body: Embeddings, size: int) -> None:
+    if body.dimensions not in (None, size):
+        raise InvalidRequest(
+            f"dimensions: the vectors of this model have {size} numbers and mean nothing when they "
+            "are cut; leave it out",
+            param="dimensions",
+        )
+
+
 class EmbeddingAnswer:
-    """Grows the answer from the events of its requests."""
+    """Grows the answer from the events of its requests, or is given its vectors."""
 
     def __init__(self, body: Embeddings) -> None:
         self._model = body.model
         self._packs = body.encoding_format == "base64"
-        self._vectors: list[list[float] | str] = [""] * len(body.input)
-        self._tokens = 0
+        self.vectors: list[array[float]] = [array("f")] * len(body.input)
+        self.tokens = 0
 
     def take(self, tagged: Tagged) -> None:
         index, event = tagged
         if isinstance(event, PromptReady):
-            vector = unit_vector(event.pooled).tolist()
-            self._vectors[index] = _packed(vector) if self._packs else vector
+            self.vectors[index] = unit_vector(event.pooled)
         elif isinstance(event, RequestFinished):
-            self._tokens += event.usage.prompt_tokens
+            self.tokens += event.usage.prompt_tokens
 
     def whole(self) -> Json:
         data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(self._vectors)
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(vector) if self._packs else vector.tolist(),
+            }
+            for index, vector in enumerate(self.vectors)
         ]
-        usage = {"prompt_tokens": self._tokens, "total_tokens": self._tokens}
+        usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
         return {"object": "list", "data": data, "model": self._model, "usage": usage}
 
 
-def _packed(vector: list[float]) -> str:
+def _packed(vector: array[float]) -> str:
     """float32, the lowest byte first, in base64."""
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

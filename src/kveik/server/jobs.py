@@ -57,6 +57,13 @@ class Job:
 def check_model(engine: Engine, name: str | None) -> None:
     """Raise NotFound unless the model is the one that is served (None: any)."""
     if name is not None and name != engine.info.model_id:
+        if engine.embedder is not None and name == engine.embedder.model_id:
+            raise NotFound(
+                f"the model {name!r} makes embeddings only: POST /v1/embeddings; this takes "
+                f"{engine.info.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
         raise NotFound(
             f"the model {name!r} does not exist here; GET /v1/models lists what is served",
             param="model",
