@@ -7,6 +7,7 @@ of their own, in pieces, so that several callers take turns.
 
 from __future__ import annotations
 
+import json
 import struct
 from array import array
 from base64 import b64encode
@@ -24,18 +25,15 @@ from kveik.engine.request import PromptReady, RequestFinished, SamplingParams
 from kveik.engine.request import Request as EngineRequest
 from kveik.errors import InvalidRequest
 from kveik.server.bridge import Tagged
-from kveik.server.handlers import (
-    in_one_piece,
-    json_response,
-    open_feed,
-    origin_of,
-    read_body,
-)
+from kveik.server.handlers import open_feed, origin_of, read_body
 from kveik.server.jobs import Origin, beside_loop, check_model
 from kveik.server.protocol import Embeddings
 from kveik.server.service import Service
+from kveik.server.sse import collect
 
 Json = dict[str, Any]
+
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 async def embeddings(service: Service, request: Request) -> Response:
@@ -47,11 +45,16 @@ async def embeddings(service: Service, request: Request) -> Response:
         prompts = await embedder_prompts(beside.embedder, body)
         answer.vectors = await beside.vectors(prompts, request.is_disconnected)
         answer.tokens = sum(map(len, prompts))
-        return json_response(answer.whole())
-    requests = await embedding_requests(serving.engine, body, origin_of(request))
-    _ = service.serving  # draining may have begun meanwhile
-    feed = open_feed(serving, requests, None, "input")
-    return await in_one_piece(serving, feed, answer, request)
+    else:
+        requests = await embedding_requests(serving.engine, body, origin_of(request))
+        _ = service.serving  # draining may have begun meanwhile
+        feed = open_feed(serving, requests, None, "input")
+        try:
+            await collect(feed, answer, request.receive)
+        finally:
+            serving.bridge.close(feed)
+    text = await beside_loop(answer.size, answer.text)
+    return Response(text, media_type="application/json")
 
 
 async def embedding_requests(
@@ -109,27 +112,41 @@ class EmbeddingAnswer:
     def __init__(self, body: Embeddings) -> None:
         self._model = body.model
         self._packs = body.encoding_format == "base64"
+        self._sums: dict[int, tuple[int, ...]] = {}
         self.vectors: list[array[float]] = [array("f")] * len(body.input)
         self.tokens = 0
 
     def take(self, tagged: Tagged) -> None:
         index, event = tagged
         if isinstance(event, PromptReady):
-            self.vectors[index] = unit_vector(event.pooled)
+            self._sums[index] = event.pooled
         elif isinstance(event, RequestFinished):
             self.tokens += event.usage.prompt_tokens
 
+    @property
+    def size(self) -> int:
+        """Numbers in the answer."""
+        return sum(map(len, self.vectors)) + sum(map(len, self._sums.values()))
+
     def whole(self) -> Json:
-        data = [
-            {
-                "object": "embedding",
-                "index": index,
-                "embedding": _packed(vector) if self._packs else vector.tolist(),
-            }
-            for index, vector in enumerate(self.vectors)
-        ]
+        data = [self._entry(index) for index in range(len(self.vectors))]
+        return {"object": "list", "data": data, **self._rest()}
+
+    def text(self) -> bytes:
+        """`whole` as JSON. Vector by vector: in one piece the encoder would hold the interpreter's
+        lock, and with it every other thread, until the last number is written."""
+        entries = ",".join(_json(self._entry(index)) for index in range(len(self.vectors)))
+        return f'{{"object":"list","data":[{entries}],{_json(self._rest())[1:]}'.encode()
+
+    def _entry(self, index: int) -> Json:
+        sums = self._sums.get(index)
+        vector = self.vectors[index] if sums is None else unit_vector(sums)
+        shown = _packed(vector) if self._packs else vector.tolist()
+        return {"object": "embedding", "index": index, "embedding": shown}
+
+    def _rest(self) -> Json:
         usage = {"prompt_tokens": self.tokens, "total_tokens": self.tokens}
-        return {"object": "list", "data": data, "model": self._model, "usage": usage}
+        return {"model": self._model, "usage": usage}
 
 
 def _packed(vector: array[float]) -> str:

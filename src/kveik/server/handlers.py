@@ -205,7 +205,8 @@ def open_feed(
 
 async def in_one_piece(serving: Serving, feed: Feed, answer: Whole, request: Request) -> Response:
     try:
-        return json_response(await collect(feed, answer, request.receive))
+        await collect(feed, answer, request.receive)
+        return json_response(answer.whole())
     finally:
         serving.bridge.close(feed)
 
