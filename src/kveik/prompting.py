@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict, TypeGuard
 
@@ -92,9 +93,17 @@ def chat_request(
     if has_modules(messages):
         labelled = document_parts(messages)
         places = [one.place for one in labelled]
-        made = chat_layout(engine.tokenizer, engine.schemas, cache.namespace, messages, places)
+        encode = partial(
+            engine.token_memory.encode_piece,
+            namespace=cache.namespace,
+            salt=cache.salt(),
+            keep=cache.text_seconds(),
+        )
+        made = chat_layout(
+            engine.tokenizer, engine.schemas, cache.namespace, messages, places, encode
+        )
         spans = document_spans(labelled, made.spans)
-        return _joined(engine, made.layout, params, cache, spans)
+        return _joined(engine, made.layout, params, cache, spans, made.remembered)
     refuse_join(cache.join, "join")
     text = engine.tokenizer.render_chat(messages)
     parts = document_parts(messages)
@@ -127,11 +136,12 @@ def _joined(
     params: SamplingParams,
     cache: CacheOptions,
     documents: Sequence[DocumentSpan] = (),
+    remembered: int = 0,
 ) -> Request:
     directive = cache.directive(documents)
     ids, joined = join(layout, cache.join, directive, engine.info.block_size)
     text = engine.tokenizer.decode(ids, skip_special_tokens=False)
-    request = _request(engine, ids, params, cache, text, documents)
+    request = _request(engine, ids, params, cache, text, documents, remembered)
     # the window that an engine gives to whoever asks for none is not for modules
     return replace(request, joined=joined, stream=cache.window or None)
 

@@ -115,6 +115,24 @@ def test_a_text_part_is_a_module_wherever_it_stands(one: CacheServer) -> None:
     assert approximate > both / 2 > exact
 
 
+def test_a_module_s_text_is_remembered_for_its_own_namespace_and_salt(one: CacheServer) -> None:
+    text = fresh(60)
+    remembered = one.server.engine.token_memory
+
+    def new(key: str | None = None, **fields: Any) -> int:
+        """Tokens that were remembered instead of encoded."""
+        before = remembered.remembered_tokens
+        one.usage(said("Read: ", module(text), fresh(4)), key=key, **fields)
+        return remembered.remembered_tokens - before
+
+    assert new() == 0
+    assert new() > 60
+    assert new(BO) == 0
+    assert new(cache_salt="pepper") == 0
+    assert new(cache_salt="pepper") > 60
+    assert new(kveik={"join": "exact"}) > 60
+
+
 def test_the_second_turn_goes_on_from_the_recipe_of_the_first(one: CacheServer) -> None:
     conversation = said("Read: ", module(fresh(30)), "and answer", module(fresh(30)), fresh(30))
     answer = one.post(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from kveik.cache.directive import DocumentSpan
@@ -173,10 +174,16 @@ def _encoded(
     origin: Origin,
 ) -> tuple[Encoded, Layout | None]:
     """The ids of a conversation, where the places stand in them, and how its modules do."""
+    memory = engine.token_memory
     if has_modules(messages):
-        made = chat_layout(engine.tokenizer, engine.schemas, origin.namespace, messages, places)
-        return Encoded(made.layout.token_ids, 0, made.spans), made.layout
-    encoded = engine.token_memory.encode_chat(
+        encode = partial(
+            memory.encode_piece, namespace=origin.namespace, salt=asked.salt, keep=asked.keep
+        )
+        made = chat_layout(
+            engine.tokenizer, engine.schemas, origin.namespace, messages, places, encode
+        )
+        return Encoded(made.layout.token_ids, made.remembered, made.spans), made.layout
+    encoded = memory.encode_chat(
         messages,
         places,
         namespace=origin.namespace,
