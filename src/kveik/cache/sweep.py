@@ -91,6 +91,7 @@ class Sweeper:
     def advance(self, budget: int, older: frozenset[Job] | None = None) -> int:
         """Do a bounded amount of work; returns what is left of the budget. older: only on jobs
         that are none of these."""
+        self.bury_fallen()
         while self.tree.orphans and older is None:
             for identity in self.tree.on_base(self.tree.orphans.pop()):
                 self.bury(self.tree.roots[identity], "invalidated")
@@ -107,15 +108,26 @@ class Sweeper:
         return Freed(self.nodes, self.blocks, self.tokens, self.size)
 
     def bury(self, node: int, reason: str) -> None:
-        """Put a dead node and what hangs below it out of reach; it is freed in time."""
+        """Put a dead node, what hangs below it and the recipes that contain it out of reach; all
+        that is freed in time."""
         tree = self.tree
         parent = tree.parent[node]
         if parent >= 0:
             self._remember(node, parent, reason)
+            self.retention.recipes.fallen |= self.retention.recipes.containing(node)
         grave = tree.bury(node)
         if parent >= 0:
             self.reclaim.prune(parent)
         self.add(Burial(grave, reason, tree))
+        self.bury_fallen()
+
+    def bury_fallen(self) -> None:
+        """Put recipes out of reach that contain something which died."""
+        fallen = self.retention.recipes.fallen
+        while fallen:
+            root = fallen.pop()
+            if root in self.tree.identities:  # else it is on its way already
+                self.bury(root, "expired")
 
     def _remember(self, node: int, parent: int, reason: str) -> None:
         """A ghost for the top of what goes; none where that would take long."""
