@@ -241,6 +241,27 @@ def test_what_a_stream_alone_held_is_overwritten_when_it_ends(ends: bool) -> Non
     assert private <= {erase.block for erase in kept.take_erasures()}
 
 
+@pytest.mark.parametrize("fed", [0, 2, 50], ids=["a prefix", "before an eviction", "long after"])
+def test_the_receipt_of_a_session_counts_the_window_of_its_stream(fed: int) -> None:
+    kept = books()
+    lease = open_stream(kept, PROMPT, directive=session("s"))
+    feed(kept, lease, [1] * (len(PROMPT) + fed - lease.committed))
+    other = kept.start([9, 9, 9], 1, directive=session("other"))
+    kept.rest(lease)
+    free, held = len(kept.pools[0].free), lease.held(0)
+    receipt = kept.end_session("", "s")
+    assert receipt is not None
+    kept.end(lease, keep=False)
+    kept.take_erasures()
+    while kept.tick():
+        kept.take_erasures()
+    assert receipt.deferred == 0
+    assert receipt.blocks == len(kept.pools[0].free) - free >= held
+    assert receipt.bytes_by_tier == (("memory", receipt.blocks * FULL.bytes_per_block),)
+    assert SIZE * (held - 3) < receipt.tokens <= SIZE * receipt.blocks
+    assert other.held(0)
+
+
 @pytest.mark.parametrize("selector", [Selector(tag="news"), Selector(prefix=(0, 1))])
 def test_what_is_invalidated_is_overwritten_when_a_stream_lets_it_go(selector: Selector) -> None:
     kept = books()

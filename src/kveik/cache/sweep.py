@@ -11,12 +11,13 @@ the tree, and what carries a deadline to be deleted. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from kveik.cache.claims import LabelSet
 from kveik.cache.deadlines import NEVER
 from kveik.cache.ghosts import Ghosts
+from kveik.cache.lease import Lease
 from kveik.cache.prefix import PrefixTree
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.retention import Retention
@@ -106,6 +107,23 @@ class Sweeper:
 
     def freed(self) -> Freed:
         return Freed(self.nodes, self.blocks, self.tokens, self.size)
+
+    def outside(self, group: int, lease: Lease) -> list[int]:
+        """How many tokens there are in each block that a lease holds outside the tree."""
+        size, owner = self.tree.block_size, self.reclaim.pools[group].owner
+        numbers = [*range(len(lease.sinks[group]))]
+        numbers += range(lease.starts[group], lease.starts[group] + len(lease.blocks[group]))
+        held = zip(numbers, lease.every_block(group), strict=True)
+        return [
+            min(max(lease.committed - number * size, 0), size)
+            for number, block in held
+            if owner[block] < 0
+        ]
+
+    def bytes_of(self, blocks: Sequence[int]) -> int:
+        """Of so many blocks of every group."""
+        each = zip(blocks, self._groups, strict=True)
+        return sum(count * group.bytes_per_block for count, group in each)
 
     def bury(self, node: int, reason: str) -> None:
         """Put a dead node, what hangs below it and the recipes that contain it out of reach; all
