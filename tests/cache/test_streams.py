@@ -11,7 +11,7 @@ from books import FULL, Books, session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kveik.cache.directive import Selector, Ttl
+from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.lease import Lease, NoRoom, Opened
 from kveik.cache.segments import CopyPrefix, KvGroup, Move
 from kveik.cache.window import StreamWindow, laid_out, span_view
@@ -198,6 +198,18 @@ def test_pins_leave_room_for_what_is_promised() -> None:
     open_stream(kept, [7])
     with pytest.raises(PinBudgetExceeded):
         kept.check_pin(3 * SIZE)
+
+
+def test_a_window_that_pins_leave_no_room_for_is_refused_at_once() -> None:
+    kept = books(10, pin_share=0.5)
+    kept.check_stream(STREAM, "", stays=False)  # six blocks of ten
+    kept.end(kept.start(list(range(4 * SIZE)), directive=Directive(pin=True)))
+    kept.check_stream(STREAM, "", stays=False)
+    kept.end(kept.start(list(range(50, 50 + SIZE)), directive=Directive(pin=True)))
+    with pytest.raises(StreamBudgetExceeded, match="need 6 blocks, and 5 of the KV pool") as told:
+        kept.check_stream(STREAM, "", stays=False)
+    assert (told.value.status, told.value.param) == (429, "stream_window")
+    assert told.value.retry_after
 
 
 # --- between turns
