@@ -16,16 +16,10 @@ import numpy as np
 from kveik.kernels.ops import Arena, Array, AttentionSpec, Batch, Ops, Weight
 from kveik.models.checkpoint import Checkpoint
 from kveik.models.encoder_config import EncoderSetup, EncoderShape, Gelu, read_encoder
-from kveik.models.weights import Weights
+from kveik.models.weights import LayerNorm, Weights
 
 _IGNORED = ("pooler.dense.weight", "pooler.dense.bias", "embeddings.position_ids")
 """What checkpoints have beside the encoder; no embedding is made of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    weight: Weight  # [H]
-    bias: Weight  # [H]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +28,10 @@ class Layer:
     key: Weight  # [H, H]
     value: Weight  # [H, H]
     output: Weight  # [H, H]
-    attention_norm: Norm
+    attention_norm: LayerNorm
     up: Weight  # [I, H]
     down: Weight  # [H, I]
-    norm: Norm
+    norm: LayerNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +44,7 @@ class Encoder:
     attention: AttentionSpec
     embedding: Weight  # [V, H]
     positions: Weight  # [P, H], the row of token type 0 added
-    embedding_norm: Norm
+    embedding_norm: LayerNorm
     layers: tuple[Layer, ...]
 
     def __call__(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
@@ -69,7 +63,7 @@ class Encoder:
             x = self._norm(ops.linear(h, layer.down, None), layer.norm, x)
         return x
 
-    def _norm(self, x: Array, norm: Norm, residual: Array | None) -> Array:
+    def _norm(self, x: Array, norm: LayerNorm, residual: Array | None) -> Array:
         normed, _ = self.ops.layer_norm(x, norm.weight, norm.bias, self.eps, residual)
         return normed
 
@@ -125,9 +119,6 @@ def _tensor_shapes(shape: EncoderShape) -> dict[str, tuple[int, ...]]:
 
 
 def _build(shape: EncoderShape, ops: Ops, weights: Weights) -> Encoder:
-    def norm(name: str) -> Norm:
-        return Norm(weights.vector(name + ".weight"), weights.vector(name + ".bias"))
-
     def layer(number: int) -> Layer:
         prefix = f"encoder.layer.{number}."
         attention = prefix + "attention."
@@ -136,10 +127,10 @@ def _build(shape: EncoderShape, ops: Ops, weights: Weights) -> Encoder:
             key=weights.linear(attention + "self.key", bias=True),
             value=weights.linear(attention + "self.value", bias=True),
             output=weights.linear(attention + "output.dense", bias=True),
-            attention_norm=norm(attention + "output.LayerNorm"),
+            attention_norm=weights.layer_norm(attention + "output.LayerNorm"),
             up=weights.linear(prefix + "intermediate.dense", bias=True),
             down=weights.linear(prefix + "output.dense", bias=True),
-            norm=norm(prefix + "output.LayerNorm"),
+            norm=weights.layer_norm(prefix + "output.LayerNorm"),
         )
 
     positions = np.asarray(weights.array("embeddings.position_embeddings.weight"), np.float32)
@@ -153,6 +144,6 @@ def _build(shape: EncoderShape, ops: Ops, weights: Weights) -> Encoder:
         ),
         embedding=weights.embedding("embeddings.word_embeddings"),
         positions=ops.pack_weight(positions + types[0], "embedding", None),
-        embedding_norm=norm("embeddings.LayerNorm"),
+        embedding_norm=weights.layer_norm("embeddings.LayerNorm"),
         layers=tuple(layer(number) for number in range(shape.num_layers)),
     )
