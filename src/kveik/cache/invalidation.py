@@ -261,7 +261,7 @@ class Invalidation:
         if entry is None:
             return None
         before, marked = self._begin(), 0
-        windows = [lease for lease in self.leases if lease.rests_in is entry]
+        windows = [self.sweeper.outside(one) for one in self.leases if one.rests_in is entry]
         for lease in list(self.leases):
             if lease.identity.namespace == namespace and lease.directive.session == session:
                 self.restrictor.detach(lease)
@@ -272,14 +272,14 @@ class Invalidation:
                 marked += self._end(label, reason)
         return self._with_windows(self._receipt(before, marked), windows)
 
-    def _with_windows(self, receipt: Receipt, windows: Sequence[Lease]) -> Receipt:
-        """What streams that rest hold outside the tree goes, too: nobody else can read it."""
+    def _with_windows(self, receipt: Receipt, windows: Sequence[list[list[int]]]) -> Receipt:
+        """What streams that rest hold outside the tree goes, too: nobody else can read it. windows:
+        of each, by group, the tokens in every such block."""
         blocks, tokens, size = receipt.blocks, receipt.tokens, receipt.bytes_by_tier[0][1]
-        for lease in windows:
-            freed = [self.sweeper.outside(g, lease) for g in range(len(lease.blocks))]
-            blocks += sum(map(len, freed))
-            tokens += sum(freed[0])
-            size += self.sweeper.bytes_of(list(map(len, freed)))
+        for window in windows:
+            counts = [len(group) for group in window]
+            blocks, tokens = blocks + sum(counts), tokens + sum(window[0])
+            size += self.sweeper.bytes_of(counts)
         return replace(receipt, blocks=blocks, tokens=tokens, bytes_by_tier=(("memory", size),))
 
     def end_name(self, namespace: str, name: str) -> Receipt:

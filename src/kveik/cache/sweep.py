@@ -108,8 +108,11 @@ class Sweeper:
     def freed(self) -> Freed:
         return Freed(self.nodes, self.blocks, self.tokens, self.size)
 
-    def outside(self, group: int, lease: Lease) -> list[int]:
-        """How many tokens there are in each block that a lease holds outside the tree."""
+    def outside(self, lease: Lease) -> list[list[int]]:
+        """By group, how many tokens there are in each block that a lease holds outside the tree."""
+        return [self._outside(group, lease) for group in range(len(self._groups))]
+
+    def _outside(self, group: int, lease: Lease) -> list[int]:
         size, owner = self.tree.block_size, self.reclaim.pools[group].owner
         numbers = [*range(len(lease.sinks[group]))]
         numbers += range(lease.starts[group], lease.starts[group] + len(lease.blocks[group]))

@@ -31,10 +31,10 @@ from kveik.server.cache_bodies import (
     ExplainPrompt,
     Invalidate,
 )
+from kveik.server.fields import Body
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
 from kveik.server.protocol import (
-    Body,
     ChatCompletion,
     Completion,
     Detokenize,
