@@ -109,6 +109,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "cache.window",
             "cache.lease",
             "caches",
+            "embedding",
             "module_schemas",
             "engine",
             "server",

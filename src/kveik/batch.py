@@ -4,7 +4,8 @@ Two forms of line may be mixed (see `kveik.batch_lines`):
 
     {"prompt" | "messages" | "prompt_token_ids": ..., "id": optional, sampling fields ...}
         -> {"id", "choices": [{"index", "text", "finish_reason", ...}], "usage"} or {"id", "error"}
-    {"custom_id", "method": "POST", "url": "/v1/chat/completions" | "/v1/completions", "body"}
+    {"custom_id", "method": "POST", "url": "/v1/chat/completions" | "/v1/completions" |
+     "/v1/embeddings", "body"}
         -> {"id", "custom_id", "response": {"status_code", "request_id", "body"}, "error"}
 
 Results are written as they end, one whole line at a time; `id` (the line number where none is
@@ -101,6 +102,9 @@ class _BatchRun:
             except KveikError as error:
                 self._fail(failure_record(key, value, error))
                 continue
+            if not line.work:
+                self._end(line)
+                continue
             self._left[key] = len(line.work)
             self._lines.update((sink, line) for _, sink in line.work)
             yield from line.work
@@ -112,6 +116,10 @@ class _BatchRun:
         if self._left[line.key]:
             return
         del self._left[line.key]
+        self._end(line)
+
+    def _end(self, line: Line) -> None:
+        """All that a line asks for is computed."""
         error = line.error()
         if error is not None:
             self._fail(line.failure(error))

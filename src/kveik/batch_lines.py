@@ -8,7 +8,7 @@ what the HTTP interface would have sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -27,8 +27,9 @@ from kveik.outputs import LogprobsAt
 from kveik.prompting import Prompt
 
 if TYPE_CHECKING:
-    from kveik.server.answers import Answer
-    from kveik.server.jobs import Job
+    from kveik.server.jobs import Origin
+    from kveik.server.protocol import Embeddings
+    from kveik.server.sse import Whole
 
 Record = dict[str, Any]
 Work = list[tuple[Request, RequestSink]]
@@ -36,7 +37,8 @@ Work = list[tuple[Request, RequestSink]]
 _PROMPT_FIELDS = ("prompt", "messages", "prompt_token_ids")
 _SAMPLING_FIELDS = frozenset(field.name for field in fields(SamplingParams))
 _OPENAI_FIELDS = frozenset({"custom_id", "url", "body", "method"})
-_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+_CHAT, _COMPLETIONS, _EMBEDDINGS = _URLS
 
 
 class Line(Protocol):
@@ -103,14 +105,14 @@ class NativeLine:
 
 
 class OpenAiLine:
-    """{"custom_id", "method": "POST", "url", "body"}; one request per prompt of the body."""
+    """{"custom_id", "method": "POST", "url", "body"}; one request per prompt of the body, and none
+    where the embedding model has computed the answer already."""
 
     def __init__(self, engine: Engine, key: str, line: Mapping[str, Any]) -> None:
-        job, self._answer = _openai_job(engine, line)
+        requests, self._answer = _openai_job(engine, line)
         self.key = key
         self.work: Work = [
-            (request, _PromptSink(self._answer, index))
-            for index, request in enumerate(job.requests)
+            (request, _PromptSink(self._answer, index)) for index, request in enumerate(requests)
         ]
 
     def error(self) -> KveikError | None:
@@ -126,7 +128,7 @@ class OpenAiLine:
 class _PromptSink:
     """Hands the events of one prompt to the answer of its line."""
 
-    def __init__(self, answer: Answer, index: int) -> None:
+    def __init__(self, answer: Whole, index: int) -> None:
         self.ended = False
         self.error: KveikError | None = None
         self._answer = answer
@@ -145,22 +147,39 @@ def _is_openai(line: Mapping[str, Any]) -> bool:
     return not _OPENAI_FIELDS.isdisjoint(line)
 
 
-def _openai_job(engine: Engine, line: Mapping[str, Any]) -> tuple[Job, Answer]:
+def _openai_job(engine: Engine, line: Mapping[str, Any]) -> tuple[Sequence[Request], Whole]:
     # pydantic is only imported for files of this form.
     from kveik.server.answers import ChatAnswer, CompletionAnswer
     from kveik.server.jobs import Origin, chat_job, completion_job
-    from kveik.server.protocol import ChatCompletion, Completion, parse
+    from kveik.server.protocol import ChatCompletion, Completion, Embeddings, parse
 
     body = _openai_body(line)
     origin = Origin(namespace="", request_id=str(line["custom_id"]))
+    if line["url"] == _EMBEDDINGS:
+        return _embedding_job(engine, parse(Embeddings, body), origin)
     if line["url"] == _CHAT:
         chat = parse(ChatCompletion, body)
         job = asyncio.run(chat_job(engine, chat, origin))
-        return job, ChatAnswer(job, chat.model, engine.tokenizer)
+        return job.requests, ChatAnswer(job, chat.model, engine.tokenizer)
     text = parse(Completion, body)
     job = asyncio.run(completion_job(engine, text, origin))
     shown = text.prompt_logprobs is not None
-    return job, CompletionAnswer(job, text.model, engine.tokenizer, show_prompt_logprobs=shown)
+    answer = CompletionAnswer(job, text.model, engine.tokenizer, show_prompt_logprobs=shown)
+    return job.requests, answer
+
+
+def _embedding_job(
+    engine: Engine, body: Embeddings, origin: Origin
+) -> tuple[Sequence[Request], Whole]:
+    from kveik.server.embeddings import EmbeddingAnswer, embedder_prompts, embedding_requests
+
+    answer, embedder = EmbeddingAnswer(body), engine.embedder
+    if embedder is None or body.model != embedder.model_id:
+        return asyncio.run(embedding_requests(engine, body, origin)), answer
+    prompts = asyncio.run(embedder_prompts(embedder, body))
+    answer.vectors = [one for batch in embedder.batches(prompts) for one in embedder.vectors(batch)]
+    answer.tokens = sum(map(len, prompts))
+    return (), answer
 
 
 def _openai_body(line: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -172,8 +191,8 @@ def _openai_body(line: Mapping[str, Any]) -> Mapping[str, Any]:
         raise InvalidRequest("custom_id: expected a string", param="custom_id")
     if line.get("method", "POST") != "POST":
         raise InvalidRequest("method: expected POST", param="method")
-    if line.get("url") not in (_CHAT, _COMPLETIONS):
-        raise NotFound(f"url: expected {_CHAT} or {_COMPLETIONS}", param="url")
+    if line.get("url") not in _URLS:
+        raise NotFound(f"url: expected {_CHAT}, {_COMPLETIONS} or {_EMBEDDINGS}", param="url")
     body = line.get("body")
     if not isinstance(body, Mapping):
         raise InvalidRequest("body: expected an object", param="body")

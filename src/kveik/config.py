@@ -101,6 +101,7 @@ class EngineConfig:
 
     model: str | None = None  # folder, hub id, or None for the embedded default model
     served_model_name: str | None = None
+    embedding_model: str | None = None  # folder of an embedding model beside it
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     kv_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     weights: Literal["auto", "bf16", "int8", "int4"] = "auto"  # how matrices are kept
@@ -208,6 +209,11 @@ class Option:
 ENGINE_OPTIONS: tuple[Option, ...] = (
     Option("model", "text", "Folder in Hugging Face format or hub id; default: the embedded model"),
     Option("served_model_name", "text", "Model id that clients see; default: the model"),
+    Option(
+        "embedding_model",
+        "text",
+        "Folder of an embedding model (sentence-transformers, BERT-like) to serve beside the model",
+    ),
     Option("dtype", "text", "Of the weights", ("auto", "float32", "bfloat16")),
     Option("kv_dtype", "text", "Of keys and values", ("auto", "float32", "bfloat16")),
     Option(

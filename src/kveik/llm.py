@@ -21,6 +21,7 @@ from kveik.cache.directive import Receipt
 from kveik.cache.window import StreamWindow
 from kveik.caches import Cache, Caches
 from kveik.config import EngineConfig, engine_config
+from kveik.embedding import embed_beside
 from kveik.engine.engine import Engine
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.inspection import Inspection
@@ -196,11 +197,18 @@ class LLM:
         *,
         cache: CacheOptions | None = None,
     ) -> list[EmbeddingRequestOutput]:
-        """A vector for each text: the mean of the model's last hidden states (behind the last norm)
-        over all of its tokens, scaled to length 1, so that a dot product is the cosine.
+        """A vector for each text. With `embedding_model` that model's, pooled and scaled as its
+        folder says. Else the mean of the model's last hidden states (behind the last norm) over all
+        of its tokens, scaled to length 1, so that a dot product is the cosine.
 
         Nothing is taken from the cache, because every hidden state is needed, and nothing is left
-        in it unless `cache` says so: nobody goes on from a passage."""
+        in it unless `cache` says so: nobody goes on from a passage. An embedding model has none,
+        and takes no `cache`."""
+        embedder = self.engine.embedder
+        if embedder is not None:
+            if cache is not None:
+                refuse("cache", "an embedding model keeps no keys and values; leave it out")
+            return embed_beside(embedder, _listed(prompts))
         params = SamplingParams(max_tokens=0)
         options = cache or CacheOptions(write=False)
         if options.explain:

@@ -95,7 +95,7 @@ class ScoreOutput:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
-    """embedding: numbers of float32, together of length 1."""
+    """embedding: numbers of float32, together of length 1 unless an embedding model says not."""
 
     embedding: list[float]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from typing import Any, TypeAlias, TypedDict, TypeGuard
 
@@ -56,7 +57,7 @@ def prompt_request(
         layout = engine.schemas.layout(cache.namespace, modular)
         return _joined(engine, layout, params, cache)
     refuse_join(cache.join, "join")
-    content = _content(prompt)
+    content = prompt_content(prompt)
     if cache.resumes and isinstance(content, str):
         ids = engine.tokenizer.encode(content, add_special_tokens=False)
         return _request(engine, tuple(ids), params, cache, content)
@@ -92,9 +93,17 @@ def chat_request(
     if has_modules(messages):
         labelled = document_parts(messages)
         places = [one.place for one in labelled]
-        made = chat_layout(engine.tokenizer, engine.schemas, cache.namespace, messages, places)
+        encode = partial(
+            engine.token_memory.encode_piece,
+            namespace=cache.namespace,
+            salt=cache.salt(),
+            keep=cache.text_seconds(),
+        )
+        made = chat_layout(
+            engine.tokenizer, engine.schemas, cache.namespace, messages, places, encode
+        )
         spans = document_spans(labelled, made.spans)
-        return _joined(engine, made.layout, params, cache, spans)
+        return _joined(engine, made.layout, params, cache, spans, made.remembered)
     refuse_join(cache.join, "join")
     text = engine.tokenizer.render_chat(messages)
     parts = document_parts(messages)
@@ -127,16 +136,18 @@ def _joined(
     params: SamplingParams,
     cache: CacheOptions,
     documents: Sequence[DocumentSpan] = (),
+    remembered: int = 0,
 ) -> Request:
     directive = cache.directive(documents)
     ids, joined = join(layout, cache.join, directive, engine.info.block_size)
     text = engine.tokenizer.decode(ids, skip_special_tokens=False)
-    request = _request(engine, ids, params, cache, text, documents)
+    request = _request(engine, ids, params, cache, text, documents, remembered)
     # the window that an engine gives to whoever asks for none is not for modules
     return replace(request, joined=joined, stream=cache.window or None)
 
 
-def _content(prompt: object) -> str | tuple[int, ...]:
+def prompt_content(prompt: object) -> str | tuple[int, ...]:
+    """The text of a plain prompt, or its ids; raises InvalidRequest."""
     fields: Mapping[str, object] = {"prompt": prompt} if isinstance(prompt, str) else {}
     if isinstance(prompt, Mapping):
         fields = prompt

@@ -11,7 +11,7 @@ from books import FULL, Books, session
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kveik.cache.directive import Selector, Ttl
+from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.lease import Lease, NoRoom, Opened
 from kveik.cache.segments import CopyPrefix, KvGroup, Move
 from kveik.cache.window import StreamWindow, laid_out, span_view
@@ -200,6 +200,18 @@ def test_pins_leave_room_for_what_is_promised() -> None:
         kept.check_pin(3 * SIZE)
 
 
+def test_a_window_that_pins_leave_no_room_for_is_refused_at_once() -> None:
+    kept = books(10, pin_share=0.5)
+    kept.check_stream(STREAM, "", stays=False)  # six blocks of ten
+    kept.pass_through(list(range(4 * SIZE)), directive=Directive(pin=True))
+    kept.check_stream(STREAM, "", stays=False)
+    kept.pass_through(list(range(50, 50 + SIZE)), directive=Directive(pin=True))
+    with pytest.raises(StreamBudgetExceeded, match="need 6 blocks, and 5 of the KV pool") as told:
+        kept.check_stream(STREAM, "", stays=False)
+    assert (told.value.status, told.value.param) == (429, "stream_window")
+    assert told.value.retry_after
+
+
 # --- between turns
 
 
@@ -239,6 +251,26 @@ def test_what_a_stream_alone_held_is_overwritten_when_it_ends(ends: bool) -> Non
         kept.end_session("", "s")
     kept.end(lease, keep=False)
     assert private <= {erase.block for erase in kept.take_erasures()}
+
+
+@pytest.mark.parametrize("fed", [0, 2, 50], ids=["a prefix", "before an eviction", "long after"])
+def test_the_receipt_of_a_session_counts_the_window_of_its_stream(fed: int) -> None:
+    kept = Books(40, SIZE, (KvGroup((0,), bytes_per_block=7),))
+    lease = open_stream(kept, PROMPT, directive=session("s"))
+    feed(kept, lease, [1] * (len(PROMPT) + fed - lease.committed))
+    other = kept.start([9, 9, 9], 1, directive=session("other"))
+    kept.rest(lease)
+    free, held = len(kept.pools[0].free), lease.held(0)
+    receipt = kept.end_session("", "s")
+    assert receipt is not None
+    kept.end(lease, keep=False)
+    kept.take_erasures()
+    kept.sweep()
+    assert receipt.deferred == 0
+    assert receipt.blocks == len(kept.pools[0].free) - free >= held
+    assert receipt.bytes_by_tier == (("memory", 7 * receipt.blocks),)
+    assert SIZE * (held - 3) < receipt.tokens <= SIZE * receipt.blocks
+    assert other.held(0)
 
 
 @pytest.mark.parametrize("selector", [Selector(tag="news"), Selector(prefix=(0, 1))])

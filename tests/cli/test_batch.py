@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_encoder import tiny_encoder
 
 from kveik import LLM, ConfigError, SamplingParams
 from kveik.batch import BatchSummary, run_batch
@@ -34,6 +35,11 @@ def chat(custom_id: str, **body: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": "Hi"}]
     body = {"model": "tiny", "messages": messages, "max_tokens": 3, "temperature": 0, **body}
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+
+
+def embeddings(custom_id: str, texts: Any, model: str = "tiny", **body: Any) -> dict[str, Any]:
+    body = {"model": model, "input": texts, **body}
+    return {"custom_id": custom_id, "method": "POST", "url": "/v1/embeddings", "body": body}
 
 
 def test_every_kind_of_question(llm: LLM, tmp_path: Path) -> None:
@@ -88,6 +94,41 @@ def test_openai_s_form(llm: LLM, tmp_path: Path) -> None:
     assert [choice["index"] for choice in texts] == [0, 1]
 
 
+TEXTS = ["the ship", "a boat lay out"]
+
+
+def test_embeddings_in_openai_s_form(llm: LLM, tmp_path: Path) -> None:
+    lines = [embeddings("e", TEXTS), chat("a"), embeddings("one", TEXTS[1])]
+    summary, records = run(llm, tmp_path, lines)
+    assert summary == BatchSummary(3, 0, 0)
+    vectors = [output.outputs.embedding for output in llm.embed(TEXTS)]
+    body = records["e"]["response"]["body"]
+    assert [one["embedding"] for one in body["data"]] == vectors
+    assert records["one"]["response"]["body"]["data"][0]["embedding"] == vectors[1]
+    assert body["usage"]["prompt_tokens"] == sum(
+        len(output.prompt_token_ids) for output in llm.embed(TEXTS)
+    )
+
+
+def test_embeddings_by_an_embedding_model(tiny_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tiny_encoder(tmp_path / "small")
+    options: dict[str, Any] = {"embedding_model": str(folder), "served_model_name": "tiny"}
+    with LLM(tiny_folder(), kv_memory="2MiB", **options) as both:
+        lines = [
+            embeddings("e", TEXTS, model="small"),
+            embeddings("served", TEXTS),
+            embeddings("bad", ["a", [5] * 99], model="small"),
+        ]
+        summary, records = run(both, tmp_path, lines)
+        vectors = [output.outputs.embedding for output in both.embed(TEXTS)]
+    assert summary == BatchSummary(done=2, failed=1, skipped=0)
+    body = records["e"]["response"]["body"]
+    assert [one["embedding"] for one in body["data"]] == vectors
+    assert records["served"]["response"]["body"]["data"][0]["embedding"] != vectors[0]
+    assert records["bad"]["response"]["body"]["error"]["param"] == "input[1]"
+    assert run(both, tmp_path, lines)[0] == BatchSummary(0, 0, 3)
+
+
 @pytest.mark.parametrize(
     ("line", "status", "param"),
     [
@@ -95,7 +136,11 @@ def test_openai_s_form(llm: LLM, tmp_path: Path) -> None:
         (chat("x", model="other"), 404, "model"),
         (chat("x", stream=True), 400, "stream"),
         (chat("x", messages=[{"role": "user"}]), 400, "messages[0].content"),
-        (chat("x") | {"url": "/v1/embeddings"}, 404, "url"),
+        (chat("x") | {"url": "/v1/responses"}, 404, "url"),
+        (embeddings("x", [""]), 400, "input"),
+        (embeddings("x", "a", model="other"), 404, "model"),
+        (embeddings("x", "a", dimensions=3), 400, "dimensions"),
+        (embeddings("x", [[5] * 600]), 400, None),
         (chat("x") | {"method": "GET"}, 400, "method"),
         (chat("x") | {"body": 3}, 400, "body"),
         (chat("x") | {"wrong": 3}, 400, "wrong"),

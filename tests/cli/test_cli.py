@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 import pytest
 
 from kveik import LLM, SamplingParams, __version__
-from kveik.cli import main
 from kveik.commands import chat as chat_command
 from kveik.commands.bench import BenchSizes, measure
 from kveik.kernels.backend import native_levels
@@ -25,20 +24,6 @@ from kveik.kernels.cores import usable_cores
 from kveik.kernels.extension import native_extension
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def kveik(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 def process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:

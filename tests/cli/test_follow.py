@@ -8,23 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kveik.cli import main
 from kveik.commands import follow as follow_command
 from kveik.commands.chat import Facts, Messages
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def kveik(capsys: pytest.CaptureFixture[str]) -> Run:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main(list(arguments))
-        captured = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return caught.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import pytest
 from toy import BLOCK, Bench, expected_text
+from toy_model import toy_engine
 
+from kveik.cache.directive import Directive
 from kveik.cache.window import StreamWindow
+from kveik.engine.request import (
+    Event,
+    Request,
+    RequestFailed,
+    RequestFinished,
+    SamplingParams,
+)
+from kveik.engine.sequence import WorkFailed
+from kveik.errors import StreamBudgetExceeded
 
 WINDOW = StreamWindow(sinks=2, window=30)  # needs five blocks
 
@@ -93,3 +105,41 @@ def test_streams_without_end_leave_room_for_others() -> None:
     assert len(bench.texts[0, 0]) >= 399
     bench.scheduler.abort(0)
     bench.drain()
+
+
+def test_a_window_that_has_no_room_beside_what_was_pinned_meanwhile_is_told_so() -> None:
+    """Accepted while nothing was pinned; pins do not give way to a stream, which ends with what a
+    new one would be refused with, and not as a fault of the engine."""
+    bench = Bench(blocks=6, max_num_seqs=1)  # the window needs five
+    bench.add(0, prompt(BLOCK), max_tokens=2, directive=Directive(pin=True))
+    bench.add(1, prompt(9, 200), max_tokens=20, stream=WINDOW)
+    failures: list[WorkFailed] = []
+    take = bench.scheduler.take_failures
+    bench.scheduler.take_failures = lambda: failures.extend(take()) or []  # type: ignore[method-assign, func-returns-value]
+    bench.drain()
+    assert bench.works[0].pinned
+    [failure] = failures
+    assert (failure.handle, failure.kind) == (1, StreamBudgetExceeded)
+    assert "neither pinned nor reserved" in failure.message
+    with pytest.raises(StreamBudgetExceeded):
+        bench.add(2, prompt(9, 200), max_tokens=20, stream=WINDOW)
+    bench.add(3, prompt(9, 300), max_tokens=2)
+    bench.drain()
+    assert (3, 0) in bench.finished
+
+
+def test_room_that_is_reserved_for_others_meanwhile_ends_one_request_and_not_the_engine() -> None:
+    engine = toy_engine(blocks=8)
+    told: list[list[Event]] = [[], []]
+    for number, window in enumerate((WINDOW, None)):
+        request = Request((1, 2, 3), SamplingParams(max_tokens=2), stream=window)
+        engine.submit(request, told[number].append)
+    block = sum(engine.info.block_bytes)
+    engine.set_shares({"other": (5 * block, None)})
+    while engine.step():
+        pass
+    [failed] = told[0]
+    assert isinstance(failed, RequestFailed)
+    assert failed.error.code == "pool_too_small"
+    assert isinstance(told[1][-1], RequestFinished)
+    engine.check()

@@ -22,7 +22,9 @@ from toy_model import toy_engine
 from kveik.cache.directive import Selector, Ttl
 from kveik.engine.cuts import MIN_PIECE, Cuts
 from kveik.engine.engine import Engine
+from kveik.engine.module_parts import ChatLayout, chat_layout
 from kveik.engine.named_records import NamedSpec
+from kveik.engine.schemas import Schemas
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import InvalidRequest
@@ -258,6 +260,32 @@ def test_a_chat_with_labelled_parts_is_not_encoded_again(tokenizer: Counting) ->
     assert tokenizer.encoded - before < MIN_PIECE
     assert again.spans == first.spans
     assert again.remembered >= len(first.token_ids) - MIN_PIECE
+
+
+def modular(*texts: str) -> list[dict[str, Any]]:
+    parts = [{"type": "text", "text": text, "cache": "module"} for text in texts]
+    return [{"role": "user", "content": [*parts, {"type": "text", "text": "why?"}]}]
+
+
+def laid_out(memory: TokenMemory, tokenizer: Tokenizer, messages: Any) -> ChatLayout:
+    schemas = Schemas(tokenizer, 4096, lambda: 0.0)
+    return chat_layout(tokenizer, schemas, "", messages, [], memory.encode_piece)
+
+
+def test_modules_are_encoded_once_in_any_order(tokenizer: Counting) -> None:
+    memory = TokenMemory(tokenizer)
+    one, two = "the cat sat on the mat. " * 40, "the dog lay in the sun. " * 40
+    first = laid_out(memory, tokenizer, modular(one, two))
+    before = tokenizer.encoded
+    again = laid_out(memory, tokenizer, modular(two, one))
+    assert tokenizer.encoded - before < 3 * MIN_PIECE  # what the template puts around them
+    assert first.remembered == 0
+    assert again.remembered == sum(len(unit.token_ids) for unit in again.layout.units)
+    assert {unit.token_ids for unit in again.layout.units} == {
+        unit.token_ids for unit in first.layout.units
+    }
+    fresh = laid_out(TokenMemory(tokenizer), tokenizer, modular(two, one))
+    assert again.layout == fresh.layout
 
 
 def test_a_changed_character_is_seen(tokenizer: Counting) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 
 from kveik import (
     LLM,
@@ -24,7 +25,7 @@ from kveik import (
 )
 from kveik.config import LIMITS, EngineConfig
 from kveik.engine.engine import Engine
-from kveik.errors import NotFound
+from kveik.errors import NotFound, UnsupportedFeature
 from kveik.outputs import RequestOutput
 
 PARAMS = SamplingParams(temperature=0, max_tokens=4, logprobs=3)
@@ -239,3 +240,39 @@ def test_parameters_are_computed_in_the_prompt(llm: LLM) -> None:
     waves = len(llm.engine.tokenizer.encode("waves " * 30, add_special_tokens=False))
     assert output.num_approximate_cached_tokens >= waves
     assert Parameter("days", 8) in plan.body
+
+
+def test_a_model_with_sliding_windows_joins_exactly_and_says_why(tmp_path: Path) -> None:
+    folder = tiny.tiny_llama(tmp_path, model_type="mistral", sliding_window=24)
+    passage = {"type": "text", "text": "The sea is blue. " * 4, "cache": "module"}
+    messages = [{"role": "user", "content": [{"type": "text", "text": "Read: "}, passage]}]
+    params = SamplingParams(temperature=0.0, max_tokens=3)
+    with LLM(folder, kv_memory="4MiB") as llm:
+        with pytest.raises(UnsupportedFeature, match="sliding-window layers, which keep no whole"):
+            llm.chat(messages, params)
+        [output] = llm.chat(messages, params, cache=CacheOptions(join="exact"))
+        whole = [{"role": "user", "content": "Read: " + "The sea is blue. " * 4}]
+        assert output.outputs[0].token_ids == llm.chat(whole, params)[0].outputs[0].token_ids
+
+
+@pytest.mark.parametrize("end", [" ", "\n\n"])
+def test_a_last_module_s_white_space_is_trimmed_with_its_message(
+    tiny_folder: Callable[..., Path], tmp_path: Path, end: str
+) -> None:
+    """What docs/PROMPT_MODULES.md says of templates that trim."""
+    template = tmp_path / "trims.jinja"
+    template.write_text(
+        tiny.CHAT_TEMPLATE.replace("message['content']", "(message['content'] | trim)")
+    )
+    text = "The tower stands over the bay."
+
+    def prompt(llm: LLM, passage: str, *behind: str) -> list[int]:
+        parts = [{"type": "text", "text": "Read: "}]
+        parts += [{"type": "text", "text": passage, "cache": "module"}]
+        parts += [{"type": "text", "text": one} for one in behind]
+        messages = [{"role": "user", "content": parts}]
+        return llm.chat(messages, SamplingParams(max_tokens=1))[0].prompt_token_ids
+
+    with LLM(tiny_folder(), kv_memory="4MiB", chat_template=str(template)) as llm:
+        assert prompt(llm, text + end) == prompt(llm, text)
+        assert prompt(llm, text + end, "Why?") != prompt(llm, text, "Why?")

@@ -56,25 +56,29 @@ def told(words: Words, layout: Layout) -> list[tuple[str, int, str]]:
     return [(one.kind, one.seen, words.decode(one.token_ids)) for one in layout.pieces]
 
 
+# kind, seen position packed and fixed, text
+PAPER = [
+    ("frame", 0, 0, "<1> SYSTEM:"),
+    ("module", 2, 2, "you are a guide"),
+    ("frame", 6, 6, "; USER:"),
+    ("module", 8, 8, "about cities"),
+    ("module", 10, 10, "plan a trip of"),
+    ("argument", 14, 14, "3"),
+    ("module", 15, 18, "days"),
+    ("module", 16, 19, "for at most"),
+    ("argument", 19, 22, "50 euros"),
+    ("module", 21, 24, "please"),
+    ("module", 22, 25, "miami has beaches and surf"),
+    ("text", 27, 30, "answer briefly"),
+    ("text", 29, 32, "highlight the surf spots"),
+    ("frame", 33, 36, "; ASSISTANT:"),
+]
+
+
 def test_packed_positions_of_the_papers_example() -> None:
     words = Words()
     layout = encoded(words).layout(read_prompt(PROMPT), words.template)
-    assert told(words, layout) == [
-        ("frame", 0, "<1> SYSTEM:"),
-        ("module", 2, "you are a guide"),
-        ("frame", 6, "; USER:"),
-        ("module", 8, "about cities"),
-        ("module", 10, "plan a trip of"),
-        ("argument", 14, "3"),
-        ("module", 15, "days"),
-        ("module", 16, "for at most"),
-        ("argument", 19, "50 euros"),
-        ("module", 21, "please"),
-        ("module", 22, "miami has beaches and surf"),
-        ("text", 27, "answer briefly"),
-        ("text", 29, "highlight the surf spots"),
-        ("frame", 33, "; ASSISTANT:"),
-    ]
+    assert told(words, layout) == [(kind, packed, text) for kind, packed, _, text in PAPER]
     assert layout.end == 35 == len(layout.token_ids)
 
 
@@ -83,22 +87,7 @@ def test_fixed_positions_of_the_papers_example() -> None:
     a gap, and the prompt's own text follows the whole schema."""
     words = Words()
     layout = encoded(words, "fixed").layout(read_prompt(PROMPT), words.template)
-    assert told(words, layout) == [
-        ("frame", 0, "<1> SYSTEM:"),
-        ("module", 2, "you are a guide"),
-        ("frame", 6, "; USER:"),
-        ("module", 8, "about cities"),
-        ("module", 10, "plan a trip of"),
-        ("argument", 14, "3"),
-        ("module", 18, "days"),
-        ("module", 19, "for at most"),
-        ("argument", 22, "50 euros"),
-        ("module", 24, "please"),
-        ("module", 25, "miami has beaches and surf"),
-        ("text", 30, "answer briefly"),
-        ("text", 32, "highlight the surf spots"),
-        ("frame", 36, "; ASSISTANT:"),
-    ]
+    assert told(words, layout) == [(kind, fixed, text) for kind, _, fixed, text in PAPER]
 
 
 def test_members_of_a_union_share_their_start_and_what_follows_does_not_move() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from server_harness import MODEL, Brake, RunningServer, until
 
 from kveik import LLM
+from kveik.server import embeddings
 
 TEXTS = ["The captain lives in the harbour.", "the", "Where is the doctor? " * 6]
+LOOP = "test-server"  # the thread of the event loop
 GOOD = {"model": MODEL, "input": TEXTS}
 
 
@@ -74,6 +77,32 @@ def test_embeddings_are_computed_beside_a_stream(
     assert text == plain.choices[0].text
     assert [list(one.embedding) for one in answer.data] == vectors
     until(lambda: server.leased() == 0)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_long_answers_are_written_beside_the_event_loop(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    threads: dict[str, list[str]] = {"sums": [], "json": []}
+
+    def watched(kind: str, work: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def run(value: Any) -> Any:
+            threads[kind].append(threading.current_thread().name)
+            return work(value)
+
+        return run
+
+    monkeypatch.setattr(embeddings, "unit_vector", watched("sums", embeddings.unit_vector))
+    monkeypatch.setattr(embeddings, "_json", watched("json", embeddings._json))
+    inputs = [[number] for number in range(1, 131)]  # 130 vectors of 64 numbers
+    body = {"model": MODEL, "input": inputs, "encoding_format": encoding}
+    with server.http() as http:
+        answer = http.post("/v1/embeddings", json=body).json()
+        assert [one["index"] for one in answer["data"]] == list(range(130))
+        assert (len(threads["sums"]), len(threads["json"])) == (130, 131)  # one by one
+        assert LOOP not in {*threads["sums"], *threads["json"]}
+        http.post("/v1/embeddings", json={**body, "input": inputs[:1]})
+    assert threads["json"][-1] == LOOP  # the watch sees it: a short answer takes no thread
 
 
 BAD = [

@@ -115,6 +115,24 @@ def test_a_text_part_is_a_module_wherever_it_stands(one: CacheServer) -> None:
     assert approximate > both / 2 > exact
 
 
+def test_a_module_s_text_is_remembered_for_its_own_namespace_and_salt(one: CacheServer) -> None:
+    text = fresh(60)
+    remembered = one.server.engine.token_memory
+
+    def new(key: str | None = None, **fields: Any) -> int:
+        """Tokens that were remembered instead of encoded."""
+        before = remembered.remembered_tokens
+        one.usage(said("Read: ", module(text), fresh(4)), key=key, **fields)
+        return remembered.remembered_tokens - before
+
+    assert new() == 0
+    assert new() > 60
+    assert new(BO) == 0
+    assert new(cache_salt="pepper") == 0
+    assert new(cache_salt="pepper") > 60
+    assert new(kveik={"join": "exact"}) > 60
+
+
 def test_the_second_turn_goes_on_from_the_recipe_of_the_first(one: CacheServer) -> None:
     conversation = said("Read: ", module(fresh(30)), "and answer", module(fresh(30)), fresh(30))
     answer = one.post(
@@ -135,6 +153,50 @@ def test_a_session_continues_with_its_modules(one: CacheServer) -> None:
     turn = {"session": "trip", "continue": True}
     _, approximate = details(one, said("And now?"), kveik=turn)
     assert approximate > 60
+
+
+def continued(one: CacheServer, session: str) -> dict[str, Any]:
+    """Fields of a turn in a session that begins with a module."""
+    details(one, said("Read: ", module(fresh(30)), fresh(30)), kveik={"session": session})
+    return {"model": MODEL, "temperature": 0, "kveik": {"session": session, "continue": True}}
+
+
+def test_responses_tell_what_was_reused_approximately(one: CacheServer) -> None:
+    body = continued(one, "responses") | {"input": "And now?", "max_output_tokens": 2}
+    usage = one.post("/v1/responses", body)["usage"]
+    approximate = usage["input_tokens_details"]["approximate_cached_tokens"]
+    assert approximate > 60
+    assert usage["kveik"]["approximate_cached_tokens"] == approximate
+    assert approximate + usage["input_tokens_details"]["cached_tokens"] < usage["input_tokens"]
+    plain = one.post("/v1/responses", {"model": MODEL, "input": "Why?", "max_output_tokens": 2})
+    assert "approximate_cached_tokens" not in plain["usage"]["input_tokens_details"]
+    assert "approximate_cached_tokens" not in plain["usage"]["kveik"]
+
+
+def test_anthropic_s_three_numbers_add_up_beside_what_was_reused_approximately(
+    one: CacheServer,
+) -> None:
+    mark = {"type": "ephemeral"}
+    body = continued(one, "messages") | {
+        "messages": [{"role": "user", "content": "And now?"}],
+        "max_tokens": 2,
+        "cache_control": mark,
+        "stream": True,
+    }
+    events = [
+        json.loads(line[6:])
+        for line in one.send("POST", "/v1/messages", body).text.splitlines()
+        if line.startswith("data: ")
+    ]
+    [begun] = [event["message"]["usage"] for event in events if event["type"] == "message_start"]
+    [ended] = [event["usage"] for event in events if event["type"] == "message_delta"]
+    approximate = ended["kveik"]["approximate_cached_tokens"]
+    assert approximate > 60
+    parts = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+    begun_sum, ended_sum = (sum(usage[name] for name in parts) for usage in (begun, ended))
+    assert begun_sum == ended_sum
+    assert approximate <= begun["input_tokens"]
+    assert approximate <= ended["input_tokens"]
 
 
 def test_exact_is_the_ordinary_prompt(one: CacheServer) -> None:

@@ -18,6 +18,7 @@ from kveik.cache.policy import IdleQueues
 from kveik.cache.pool import FREE, SEALED, BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
 from kveik.cache.reclaim import Reclaimer
+from kveik.cache.retention import Retention
 
 
 class Books(Protocol):
@@ -30,6 +31,8 @@ class Books(Protocol):
     fence: StepFence
     reclaim: Reclaimer
     reach: tuple[int, ...]
+
+    retention: Retention
 
     @property
     def open_leases(self) -> Collection[Lease]: ...
@@ -51,6 +54,7 @@ def audit(books: Books) -> None:
         _queues(books, g)
     _leases(books)
     _tree(books)
+    _recipes(books)
 
 
 def _blocks(books: Books, g: int, holders: Counter[int]) -> None:
@@ -126,6 +130,14 @@ def _stream(lease: Lease, size: int) -> None:
         if stream is not None:
             assert start == stream.first_recent(lease.committed) // size, "window of a stream"
     assert not (lease.evicted and lease.node >= 0), "a stream publishes what it must not"
+
+
+def _recipes(books: Books) -> None:
+    nodes, recipes = books.retention.recipes.known()
+    there = set(books.tree.nodes())
+    assert nodes <= there, f"recipes contain nodes that are gone: {nodes - there}"
+    roots = {*books.tree.identities, *books.tree.graves}
+    assert recipes <= roots, f"recipes that are gone: {recipes - roots}"
 
 
 def _tree(books: Books) -> None:

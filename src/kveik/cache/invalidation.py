@@ -6,7 +6,8 @@ Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -256,9 +257,11 @@ class Invalidation:
 
     def end_session(self, namespace: str, session: str, reason: str) -> Receipt | None:
         """End the claim of a session: what nobody else holds goes."""
-        if self.sessions.get(namespace, session) is None:
+        entry = self.sessions.get(namespace, session)
+        if entry is None:
             return None
         before, marked = self._begin(), 0
+        windows = [self.sweeper.outside(one) for one in self.leases if one.rests_in is entry]
         for lease in list(self.leases):
             if lease.identity.namespace == namespace and lease.directive.session == session:
                 self.restrictor.detach(lease)
@@ -267,7 +270,17 @@ class Invalidation:
             label = self.claims.find(namespace, kind, key)
             if label is not None:
                 marked += self._end(label, reason)
-        return self._receipt(before, marked)
+        return self._with_windows(self._receipt(before, marked), windows)
+
+    def _with_windows(self, receipt: Receipt, windows: Sequence[list[list[int]]]) -> Receipt:
+        """What streams that rest hold outside the tree goes, too: nobody else can read it. windows:
+        of each, by group, the tokens in every such block."""
+        blocks, tokens, size = receipt.blocks, receipt.tokens, receipt.bytes_by_tier[0][1]
+        for window in windows:
+            counts = [len(group) for group in window]
+            blocks, tokens = blocks + sum(counts), tokens + sum(window[0])
+            size += self.sweeper.bytes_of(counts)
+        return replace(receipt, blocks=blocks, tokens=tokens, bytes_by_tier=(("memory", size),))
 
     def end_name(self, namespace: str, name: str) -> Receipt:
         """End the claim of a named cache."""

@@ -110,6 +110,7 @@ class Joining:
         last_resort: bool = False,
     ) -> Opened | Wait | NoRoom | Missing:
         """See CacheManager.open_joined."""
+        self.holdings.sweeper.bury_fallen()
         units = [self._unit(identity, unit.tokens) for unit in prompt.units]
         missing = tuple(number for number, found in enumerate(units) if found is None)
         found_units = [found for found in units if found is not None]
@@ -243,8 +244,26 @@ class Joining:
             joined.writers.append((plan.run, opened.lease))
             moves += opened.moves
         self._note(joined, plans)
+        self._link(joined, [plan.found for plan in plans], units)
         self._name_blocks(joined)
         return Opened(joined, tuple(moves))
+
+    def _link(self, joined: Joined, runs: Sequence[Found], units: Sequence[Found]) -> None:
+        """Every recipe contains what was found of all that stands before it."""
+        before: list[list[int]] = []
+        starts = {run.first: number for number, run in enumerate(joined.prompt_parts.runs)}
+        for stretch in joined.prompt_parts.stretches:
+            number = starts.get(stretch.first)
+            if number is not None:
+                self._contain(joined.parts[number], before)
+                before.append(self._nodes(runs[number]))
+            elif stretch.unit >= 0:
+                before.append(self._nodes(units[stretch.unit]))
+
+    def _contain(self, part: Lease, paths: Sequence[Sequence[int]]) -> None:
+        if part.identity.lineage != EXACT:
+            for path in paths:
+                self.retention.contains(part.identity, path)
 
     def _read(self, identity: Identity, found: Found) -> Lease:
         """A lease that holds what was found and nothing else."""
@@ -444,8 +463,11 @@ class Joining:
     def release(self, joined: Joined, *, keep: bool, finished: bool | None) -> None:
         """Tails before heads."""
         joined.stored = sum(stretch.length for stretch in joined.prompt_parts.reused)
-        for part in reversed(joined.parts):
+        for number, part in reversed([*enumerate(joined.parts)]):
             if part in joined.own:
+                path = self.tree.nodes_above(part.node)
+                for later in joined.parts[number + 1 :]:
+                    self._contain(later, [path])
                 self.leasing.release(part, keep=keep, finished=finished)
                 joined.stored += part.stored
                 joined.pinned |= part.pinned

@@ -332,9 +332,10 @@ class CacheManager:
     def check_stream(
         self, stream: StreamWindow, namespace: str, *, stays: bool, waiting: int = 0
     ) -> None:
-        """Raise what keeps a stream from ever being opened (InvalidRequest, PromptTooLarge) or, if
-        it `stays` open between requests, from being opened beside what is pinned
-        (StreamBudgetExceeded). waiting: blocks of other such streams that are not open yet."""
+        """Raise what keeps a stream from ever being opened (InvalidRequest, PromptTooLarge), or
+        from being opened beside what is pinned (StreamBudgetExceeded): pins do not give way to a
+        window, and one that `stays` open between requests shares their budget. waiting: blocks of
+        other such streams that are not open yet."""
         for group in self.groups:
             if group.window is not None and stream.size > group.window:
                 raise InvalidRequest(
@@ -350,6 +351,15 @@ class CacheManager:
                 f"{self.block_size} tokens and the KV pool has {most}: ask for a smaller window "
                 "or give the engine more --kv-memory",
                 param="stream_window",
+            )
+        beside = self.streams.total - self._taken(namespace)
+        if need > beside:
+            raise StreamBudgetExceeded(
+                f"stream_window: {stream.sinks}+{stream.window} tokens need {need} blocks, and "
+                f"{max(beside, 0)} of the KV pool are neither pinned nor reserved for others: ask "
+                "for a smaller window, unpin a cache, or give the engine more --kv-memory",
+                param="stream_window",
+                retry_after=30,
             )
         left = self.names.room_for_pins() - waiting
         if stays and need > left:

@@ -255,6 +255,14 @@ class PrefixTree:
         chunks.append(self.before.get(node, b""))
         return b"".join(reversed(chunks))
 
+    def nodes_above(self, node: int) -> list[int]:
+        """The nodes from below the root to this one; none for a root or -1."""
+        nodes: list[int] = []
+        while node >= 0 and self.parent[node] >= 0:
+            nodes.append(node)
+            node = self.parent[node]
+        return nodes[::-1]
+
     def key(self, node: int) -> bytes:
         return self.parent[node].to_bytes(4, "big") + self.chunk(node)
 

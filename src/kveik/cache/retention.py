@@ -13,12 +13,13 @@ from array import array
 from collections.abc import Iterable, Sequence
 
 from kveik.cache.claims import Claims, Label, LabelSet
-from kveik.cache.deadlines import Clock, Deadlines
+from kveik.cache.deadlines import NEVER, Clock, Deadlines
 from kveik.cache.directive import Directive, Priority
 from kveik.cache.lease import Lease
 from kveik.cache.policy import DEMOTED, HIGH, LOW, NORMAL, IdleQueues
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import Identity, PrefixTree
+from kveik.cache.recipes import Recipes
 from kveik.cache.rules import Conditions, Rule
 
 PRIORITIES: dict[Priority, int] = {"low": LOW, "normal": NORMAL, "high": HIGH}
@@ -37,6 +38,7 @@ class Retention:
         self.clock = Clock()
         self.claims = Claims()
         self.deadlines = Deadlines(tree.used)
+        self.recipes = Recipes()
         self.rules: list[Rule] = []
         self.sweeping = False
         self.active = False
@@ -63,7 +65,17 @@ class Retention:
             self._serial.extend(array("q", bytes(8 * more)))
             self.claims.fit(size)
 
+    def contains(self, recipe: Identity, path: Sequence[int]) -> None:
+        """The recipe was computed behind these nodes, from the root on."""
+        root = self.tree.roots.get(recipe)
+        if root is not None and path:
+            self.tree.on_remove = self._removed
+            self.recipes.link(root, path)
+
     def _removed(self, node: int) -> None:
+        deadly = self.claims.why_dead(self.set_of(node).number) if self.active else ""
+        due = self.deadlines.delete_at(node) < NEVER
+        self.recipes.removed(node, died=bool(deadly) or due)
         if node < len(self._flags):
             self.claims.leave(node)
             self.deadlines.take_back(node)

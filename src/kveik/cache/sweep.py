@@ -11,12 +11,13 @@ the tree, and what carries a deadline to be deleted. Standard library only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from kveik.cache.claims import LabelSet
 from kveik.cache.deadlines import NEVER
 from kveik.cache.ghosts import Ghosts
+from kveik.cache.lease import Lease
 from kveik.cache.prefix import PrefixTree
 from kveik.cache.reclaim import Reclaimer
 from kveik.cache.retention import Retention
@@ -91,6 +92,7 @@ class Sweeper:
     def advance(self, budget: int, older: frozenset[Job] | None = None) -> int:
         """Do a bounded amount of work; returns what is left of the budget. older: only on jobs
         that are none of these."""
+        self.bury_fallen()
         while self.tree.orphans and older is None:
             for identity in self.tree.on_base(self.tree.orphans.pop()):
                 self.bury(self.tree.roots[identity], "invalidated")
@@ -106,16 +108,47 @@ class Sweeper:
     def freed(self) -> Freed:
         return Freed(self.nodes, self.blocks, self.tokens, self.size)
 
+    def outside(self, lease: Lease) -> list[list[int]]:
+        """By group, how many tokens there are in each block that a lease holds outside the tree."""
+        return [self._outside(group, lease) for group in range(len(self._groups))]
+
+    def _outside(self, group: int, lease: Lease) -> list[int]:
+        size, owner = self.tree.block_size, self.reclaim.pools[group].owner
+        numbers = [*range(len(lease.sinks[group]))]
+        numbers += range(lease.starts[group], lease.starts[group] + len(lease.blocks[group]))
+        held = zip(numbers, lease.every_block(group), strict=True)
+        return [
+            min(max(lease.committed - number * size, 0), size)
+            for number, block in held
+            if owner[block] < 0
+        ]
+
+    def bytes_of(self, blocks: Sequence[int]) -> int:
+        """Of so many blocks of every group."""
+        each = zip(blocks, self._groups, strict=True)
+        return sum(count * group.bytes_per_block for count, group in each)
+
     def bury(self, node: int, reason: str) -> None:
-        """Put a dead node and what hangs below it out of reach; it is freed in time."""
+        """Put a dead node, what hangs below it and the recipes that contain it out of reach; all
+        that is freed in time."""
         tree = self.tree
         parent = tree.parent[node]
         if parent >= 0:
             self._remember(node, parent, reason)
+            self.retention.recipes.fallen |= self.retention.recipes.containing(node)
         grave = tree.bury(node)
         if parent >= 0:
             self.reclaim.prune(parent)
         self.add(Burial(grave, reason, tree))
+        self.bury_fallen()
+
+    def bury_fallen(self) -> None:
+        """Put recipes out of reach that contain something which died."""
+        fallen = self.retention.recipes.fallen
+        while fallen:
+            root = fallen.pop()
+            if root in self.tree.identities:  # else it is on its way already
+                self.bury(root, "expired")
 
     def _remember(self, node: int, parent: int, reason: str) -> None:
         """A ghost for the top of what goes; none where that would take long."""

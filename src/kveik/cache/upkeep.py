@@ -67,7 +67,7 @@ class Upkeep:
     def next_deadline(self) -> float | None:
         """See CacheManager.next_deadline."""
         clock = self.retention.clock
-        if self.sweeper.jobs or self.retention.tree.orphans:
+        if self.sweeper.jobs or self.retention.tree.orphans or self.retention.recipes.fallen:
             return clock.as_read(clock.now)
         moments = (
             self.retention.deadlines.next(),

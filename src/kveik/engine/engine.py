@@ -59,7 +59,7 @@ from kveik.engine.request import (
 from kveik.engine.resting import key_of
 from kveik.engine.runner import Runner
 from kveik.engine.savings import SavingsMeter
-from kveik.engine.scheduler import STREAM_GONE, Scheduler, SchedulerLimits, within
+from kveik.engine.scheduler import Scheduler, SchedulerLimits, within
 from kveik.engine.schemas import Schemas
 from kveik.engine.sequence import (
     ChoiceEnded,
@@ -195,6 +195,7 @@ class Engine:
         self._parts = parts
         self.config = parts.config
         self.tokenizer = parts.tokenizer
+        self.embedder = parts.embedder
         self.info = engine_info(parts)
         self._clock = clock
         self._can_shift = parts.model.can_shift
@@ -611,15 +612,23 @@ class Engine:
             self._queues = Queues()
             for entry in entries:
                 if isinstance(entry, _Arrival):
-                    request = entry.delivery.request
-                    work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
-                    entry.delivery.work = work
+                    self._arrive(entry)
         for entry in entries:
             if isinstance(entry, _Abort):
                 self._abort_now(entry.handle, now)
             elif isinstance(entry, _Over):
                 self._end_now(entry, now)
         return bool(entries)
+
+    def _arrive(self, entry: _Arrival) -> None:
+        """Room that was there when it was accepted may have been pinned or reserved meanwhile."""
+        delivery = entry.delivery
+        try:
+            delivery.work = self._scheduler.add(
+                entry.handle, delivery.request, entry.seed, entry.resting
+            )
+        except KveikError as error:
+            self._outbox.add(entry.handle, delivery, RequestFailed(error))
 
     def _abort_now(self, handle: int, now: float) -> None:
         delivery = self._deliveries.get(handle)
@@ -655,8 +664,8 @@ class Engine:
                 self._outbox.add(handle, delivery, output)
                 ended[handle] = None
             else:
-                kind = Conflict if output.message == STREAM_GONE else KveikError
-                self._outbox.add(handle, delivery, RequestFailed(kind(output.message)))
+                error = output.kind(output.message)
+                self._outbox.add(handle, delivery, RequestFailed(error))
         for handle in ended:
             self._collect_ending(handle)
 

@@ -12,7 +12,7 @@ back in tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -24,6 +24,7 @@ from kveik.engine.modules.layout import Layout, Piece, Unit
 from kveik.engine.modules.prompt import Use, check_unions, written
 from kveik.engine.modules.schema import NAME, refuse
 from kveik.engine.schemas import Schemas
+from kveik.engine.token_memory import Encoded
 from kveik.engine.tokenizer import Tokenizer
 
 Message: TypeAlias = Mapping[str, Any]
@@ -43,11 +44,12 @@ class _Found(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ChatLayout:
     """messages: with the texts of all modules in them. spans: the tokens of each place that was
-    asked for."""
+    asked for. remembered: tokens that were not encoded again."""
 
     messages: tuple[Message, ...]
     layout: Layout
     spans: tuple[tuple[int, int], ...]
+    remembered: int
 
 
 def has_modules(messages: Sequence[Message]) -> bool:
@@ -60,15 +62,17 @@ def chat_layout(
     schemas: Schemas,
     namespace: str,
     messages: Sequence[Message],
-    places: Sequence[Place] = (),
+    places: Sequence[Place],
+    encode: Callable[[str], Encoded],
 ) -> ChatLayout:
-    """The layout of a chat with modules. Raises InvalidRequest naming part or element."""
+    """The layout of a chat with modules. encode: `Tokenizer.encode_piece`, remembered. Raises
+    InvalidRequest naming part or element."""
     messages, found = _resolved(schemas, namespace, messages)
     asked = list(dict.fromkeys((*(one.place for one in found), *places)))
     pieces, ranges = tokenizer.chat_pieces(messages, asked)
     text = "".join(pieces)
     lead = _lead(schemas, messages, text)
-    builder = _Builder(tokenizer, text, lead)
+    builder = _Builder(encode, text, lead)
     layouts = {one.place: one for one in found}
     spans: dict[Place, tuple[int, int]] = {}
     for place, (start, end) in sorted(zip(asked, ranges, strict=True), key=lambda one: one[1]):
@@ -83,7 +87,8 @@ def chat_layout(
             builder.text_to(end)
         spans[place] = (first, builder.length)
     builder.text_to(len(text))
-    return ChatLayout(tuple(messages), builder.layout(), tuple(spans[one] for one in places))
+    told = tuple(spans[one] for one in places)
+    return ChatLayout(tuple(messages), builder.layout(), told, builder.remembered)
 
 
 def join(layout: Layout, how: Join | None, directive: Directive, block_size: int) -> Joining:
@@ -242,15 +247,15 @@ def _lead(schemas: Schemas, messages: Sequence[Message], text: str) -> str:
 
 class _Builder:
     """Lays a rendered text out from left to right. at: characters that are laid out; length:
-    tokens."""
+    tokens; remembered: those that were not encoded again."""
 
-    def __init__(self, tokenizer: Tokenizer, text: str, lead: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, encode: Callable[[str], Encoded], text: str, lead: str) -> None:
+        self._encode = encode
         self._text = text
         self._pieces: list[Piece] = []
         self._units: dict[tuple[int, ...], int] = {}
         self._made: list[Unit] = []
-        self.at = self.length = 0
+        self.at = self.length = self.remembered = 0
         self.text_to(len(lead))
         self._lead = self._pieces[0].token_ids if self._pieces else ()
 
@@ -277,7 +282,9 @@ class _Builder:
         return Layout(self._lead, tuple(self._pieces), tuple(self._made))
 
     def _encoded(self, end: int) -> tuple[int, ...]:
-        return tuple(self._tokenizer.encode_piece(self._text[self.at : end]))
+        encoded = self._encode(self._text[self.at : end])
+        self.remembered += encoded.remembered
+        return encoded.token_ids
 
     def _append(self, piece: Piece) -> None:
         if piece.token_ids:

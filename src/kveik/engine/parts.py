@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kveik.config import DEFAULT_MODEL_PATH, EngineConfig
+from kveik.engine.embedder import Embedder
 from kveik.engine.pool import free_memory, pool_blocks
 from kveik.engine.savings import ModelFacts
 from kveik.engine.tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class EngineInfo:
     block_bytes: tuple[int, ...]  # of one block of each group
     hidden_size: int  # numbers of an embedding
     defaults: dict[str, float]  # sampling defaults of generation_config.json
+    embedding_model: str | None = None  # its id
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class EngineParts:
     max_model_len: int | None = None
     defaults: Mapping[str, float] = field(default_factory=dict)
     pool_blocks: tuple[int, ...] | None = None
+    embedder: Embedder | None = None
 
 
 def engine_info(parts: EngineParts) -> EngineInfo:
@@ -108,6 +111,7 @@ def engine_info(parts: EngineParts) -> EngineInfo:
         block_bytes=tuple(group.bytes_per_block for group in model.groups),
         hidden_size=parts.hidden_size,
         defaults=dict(parts.defaults),
+        embedding_model=parts.embedder.model_id if parts.embedder else None,
     )
 
 
@@ -136,8 +140,11 @@ def kv_specs(model: Model, info: EngineInfo) -> list[KvSpec]:
 
 
 def load_parts(config: EngineConfig, progress: Progress | None = None) -> EngineParts:
-    """Model and tokenizer of `config.model`. Raises ModelLoadError naming file and remedy."""
+    """Model and tokenizer of `config.model`, and the embedding model. Raises ModelLoadError naming
+    file and remedy."""
     ops = choose_ops(config)
+    model_id = config.served_model_name or config.model or DEFAULT_MODEL_ID
+    embedder = Embedder.load(config, model_id) if config.embedding_model else None
     loaded = load_model(
         config.model or str(DEFAULT_MODEL_PATH),
         ops,
@@ -159,7 +166,7 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         tokenizer=tokenizer,
         config=config,
         end_ids=tuple(sorted({*loaded.end_ids, *tokenizer.eos_token_ids})),
-        model_id=config.served_model_name or config.model or DEFAULT_MODEL_ID,
+        model_id=model_id,
         architecture=loaded.architecture,
         parameters=loaded.parameters,
         layer_parameters=loaded.layer_parameters,
@@ -170,4 +177,5 @@ def load_parts(config: EngineConfig, progress: Progress | None = None) -> Engine
         kv_dtype=loaded.kv_dtype,
         max_model_len=loaded.max_model_len,
         defaults=loaded.sampling_defaults,
+        embedder=embedder,
     )

@@ -13,3 +13,8 @@ def unit_vector(sums: Sequence[int]) -> array[float]:
     sums: H integers in any one unit (`Ops.sum_rows`). Zeros stay zeros."""
     length = math.hypot(*sums) or 1.0
     return array("f", [one / length for one in sums])
+
+
+def mean_vector(sums: Sequence[int], count: int) -> array[float]:
+    """The mean of `count` hidden states: float32 [H]. sums: as `Ops.sum_rows` has them."""
+    return array("f", [one / (count << 30) for one in sums])

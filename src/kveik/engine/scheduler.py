@@ -53,8 +53,10 @@ from kveik.engine.sequence import (
     WorkFailed,
 )
 from kveik.errors import (
+    Conflict,
     ContextLengthExceeded,
     InvalidRequest,
+    KveikError,
     PinBudgetExceeded,
     PromptTooLarge,
     fault,
@@ -482,7 +484,7 @@ class Scheduler:
         elif isinstance(self._open(sequence, now, reuse=False, last_resort=True), Opened):
             self._add_chunk(sequence, draft)
         else:
-            self._failures.append(self._fail(sequence.work, "no room in an empty KV pool", now))
+            self._failures.append(self._fail_without_room(sequence.work, now))
 
     def _open(
         self, sequence: Sequence, now: float, *, reuse: bool, last_resort: bool = False
@@ -520,7 +522,7 @@ class Scheduler:
         """Go on from an open stream, unless it has ended meanwhile."""
         work, lease = sequence.work, resting.lease
         if not self._cache.resume(lease, now):
-            self._failures.append(self._fail(work, STREAM_GONE, now))
+            self._failures.append(self._fail(work, STREAM_GONE, now, Conflict))
             return NoRoom()
         work.resting, work.miss = None, Miss(0, "new")
         if work.request.explain:
@@ -756,10 +758,22 @@ class Scheduler:
         work.started = True
         self.queues.of(work.request).drop(work.prompt_length)
 
-    def _fail(self, work: Work, message: str, now: float) -> WorkFailed:
+    def _fail_without_room(self, work: Work, now: float) -> WorkFailed:
+        """Nothing else runs. A window that fitted when it was accepted may not beside what was
+        pinned meanwhile."""
+        if work.stream is not None:
+            try:
+                self._cache.check_stream(work.stream, work.request.namespace, stays=False)
+            except KveikError as error:
+                return self._fail(work, error.message, now, type(error))
+        return self._fail(work, "no room in an empty KV pool", now)
+
+    def _fail(
+        self, work: Work, message: str, now: float, kind: type[KveikError] = KveikError
+    ) -> WorkFailed:
         self._makers.failed(work.handle, message)
         self.abort(work.handle, now)
-        return WorkFailed(work.handle, message)
+        return WorkFailed(work.handle, message, kind)
 
 
 def within(divergence: Divergence, stream: StreamWindow) -> Divergence:

@@ -28,6 +28,7 @@ from kveik.cache.manager import Lease, Miss
 from kveik.cache.window import StreamWindow
 from kveik.engine.plan import SampledToken, SamplingPlan, SequenceResult, TokenLogprobs
 from kveik.engine.request import FinishReason, MissReason, PromptReady, Request, Savings, Usage
+from kveik.errors import KveikError
 
 
 @dataclass(slots=True, eq=False)
@@ -344,10 +345,11 @@ class ChoiceEnded(NamedTuple):
 
 
 class WorkFailed(NamedTuple):
-    """The request is over; every block it held has been given back."""
+    """The request is over; every block it held has been given back. kind: what it is told."""
 
     handle: int
     message: str
+    kind: type[KveikError] = KveikError
 
 
 Output: TypeAlias = PromptComputed | TokenAccepted | ChoiceEnded | WorkFailed

@@ -136,6 +136,15 @@ class TokenMemory:
         )
         return Encoded(token_ids, remembered, tuple(spans_of(ranges, cuts, places)))
 
+    def encode_piece(
+        self, text: str, *, namespace: str = "", salt: str = "", keep: float = math.inf
+    ) -> Encoded:
+        """`Tokenizer.encode_piece`, remembered whole: of a chat that the caller cuts himself."""
+        token_ids, remembered, _ = self._encoded(
+            [_Piece(text)], self._encode_piece, (namespace, salt, "chat"), keep
+        )
+        return Encoded(token_ids, remembered)
+
     def _encode_piece(self, piece: _Piece) -> Sequence[int]:
         if not piece.cuts:
             return self._tokenizer.encode_piece(piece.text)

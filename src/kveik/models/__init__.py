@@ -2,6 +2,7 @@
 
 `load_model` is the door. A model touches arrays only through `Ops`; one decoder with flags serves
 the Llama family, a further file exists only where the structure differs (GPT-2 / GPT-Neo).
+`load_encoder` is the door to embedding models (BERT and its kin).
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Protocol
 from kveik.cache.segments import BlockTable, KvGroup
 from kveik.errors import UnsupportedFeature
 from kveik.kernels.ops import Arena, Array, Batch, Ops
+from kveik.models.encoder import LoadedEncoder, load_encoder
 from kveik.models.loader import LoadedModel, load_model
 
-__all__ = ["LoadedModel", "Model", "load_model", "refuse_shift"]
+__all__ = ["LoadedEncoder", "LoadedModel", "Model", "load_encoder", "load_model", "refuse_shift"]
 
 
 class Model(Protocol):

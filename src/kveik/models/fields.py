@@ -98,18 +98,30 @@ class Fields:
 
 def read_json(file: Path) -> dict[str, object]:
     """A JSON object from a file, or ModelLoadError naming the file."""
+    value = _read(file)
+    if not isinstance(value, dict):
+        raise ModelLoadError(f"{file}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_json_list(file: Path) -> list[object]:
+    """A JSON list from a file, or ModelLoadError naming the file."""
+    value = _read(file)
+    if not isinstance(value, list):
+        raise ModelLoadError(f"{file}: expected a JSON list, found {type(value).__name__}")
+    return value
+
+
+def _read(file: Path) -> object:
     try:
         if file.stat().st_size > _MAX_JSON_BYTES:
             raise ModelLoadError(
                 f"{file}: larger than {_MAX_JSON_BYTES} bytes; not a settings file"
             )
-        value = json.loads(file.read_bytes())
+        return json.loads(file.read_bytes())
     except OSError as error:
         raise ModelLoadError(f"{file}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(
             f"{file}: not valid JSON ({error}); download the file again"
         ) from error
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{file}: expected a JSON object, found {type(value).__name__}")
-    return value

@@ -15,16 +15,10 @@ import numpy as np
 
 from kveik.kernels.ops import Arena, Array, AttentionSpec, Batch, Ops, Weight
 from kveik.models.architecture import Architecture
-from kveik.models.weights import LayerPlace, Weights, places
+from kveik.models.weights import LayerNorm, LayerPlace, Weights, places
 
 IGNORED = (".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 """Endings of the causal masks that these checkpoints store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    weight: Weight  # [H]
-    bias: Weight  # [H]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +27,12 @@ class Layer:
 
     place: LayerPlace
     attention: AttentionSpec
-    input_norm: Norm
+    input_norm: LayerNorm
     query: Weight  # [H, H]
     key: Weight  # [H, H]
     value: Weight  # [H, H]
     output: Weight  # [H, H]
-    inner_norm: Norm
+    inner_norm: LayerNorm
     up: Weight  # [I, H]
     down: Weight  # [H, I]
 
@@ -53,7 +47,7 @@ class Gpt:
     embedding: Weight  # [V, H]
     positions: Weight  # [P, H]
     layers: tuple[Layer, ...]
-    norm: Norm
+    norm: LayerNorm
     head: Weight  # [V, H]
 
     def __call__(self, batch: Batch, arenas: Sequence[Arena]) -> Array:
@@ -81,7 +75,7 @@ class Gpt:
         h, _ = self._norm(x, self.norm, residual)
         return h
 
-    def _norm(self, x: Array, norm: Norm, residual: Array | None) -> tuple[Array, Array]:
+    def _norm(self, x: Array, norm: LayerNorm, residual: Array | None) -> tuple[Array, Array]:
         return self.ops.layer_norm(x, norm.weight, norm.bias, self.eps, residual)
 
     def _attend(self, h: Array, layer: Layer, batch: Batch, arenas: Sequence[Arena]) -> Array:
@@ -157,13 +151,9 @@ def build(architecture: Architecture, ops: Ops, weights: Weights) -> Gpt:
         embedding=embedding,
         positions=weights.embedding("wpe"),
         layers=tuple(layer_of(a, n, spots[n], weights) for n in range(a.num_layers)),
-        norm=_norm(weights, "ln_f"),
+        norm=weights.layer_norm("ln_f"),
         head=head,
     )
-
-
-def _norm(weights: Weights, name: str) -> Norm:
-    return Norm(weights.vector(name + ".weight"), weights.vector(name + ".bias"))
 
 
 def _gpt2_layer(a: Architecture, layer: int, place: LayerPlace, weights: Weights) -> Layer:
@@ -186,12 +176,12 @@ def _gpt2_layer(a: Architecture, layer: int, place: LayerPlace, weights: Weights
     return Layer(
         place=place,
         attention=a.attention(layer),
-        input_norm=_norm(weights, prefix + "ln_1"),
+        input_norm=weights.layer_norm(prefix + "ln_1"),
         query=query,
         key=key,
         value=value,
         output=pack(*conv("attn.c_proj")),
-        inner_norm=_norm(weights, prefix + "ln_2"),
+        inner_norm=weights.layer_norm(prefix + "ln_2"),
         up=pack(*conv("mlp.c_fc")),
         down=pack(*conv("mlp.c_proj")),
     )
@@ -203,12 +193,12 @@ def _neo_layer(a: Architecture, layer: int, place: LayerPlace, weights: Weights)
     return Layer(
         place=place,
         attention=a.attention(layer),
-        input_norm=_norm(weights, prefix + "ln_1"),
+        input_norm=weights.layer_norm(prefix + "ln_1"),
         query=weights.linear(attention + "q_proj", bias=False),
         key=weights.linear(attention + "k_proj", bias=False),
         value=weights.linear(attention + "v_proj", bias=False),
         output=weights.linear(attention + "out_proj", bias=True),
-        inner_norm=_norm(weights, prefix + "ln_2"),
+        inner_norm=weights.layer_norm(prefix + "ln_2"),
         up=weights.linear(prefix + "mlp.c_fc", bias=True),
         down=weights.linear(prefix + "mlp.c_proj", bias=True),
     )

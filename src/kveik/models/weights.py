@@ -46,6 +46,12 @@ class StoredMatrix(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm:
+    weight: Weight  # [H]
+    bias: Weight  # [H]
+
+
+@dataclass(frozen=True, slots=True)
 class Weights:
     """Packs tensors by name, as the file stores them; `dtype` "bfloat16" rounds them to bf16.
 
@@ -144,3 +150,6 @@ class Weights:
 
     def vector(self, name: str) -> Weight:
         return self.ops.pack_weight(self.array(name), "vector", None)
+
+    def layer_norm(self, name: str) -> LayerNorm:
+        return LayerNorm(self.vector(name + ".weight"), self.vector(name + ".bias"))

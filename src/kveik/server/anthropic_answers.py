@@ -6,9 +6,10 @@
 A message without text has no content block. usage: what came from the cache is
 cache_read_input_tokens, wherever a breakpoint is; what this request computed and left in the cache
 up to its last breakpoint is cache_creation_input_tokens; the rest is input_tokens. The three add up
-to the prompt. What lies behind the last breakpoint is cached too, as plain use that promises no
-time, so that it is not counted as written. message_start tells what is expected to be written,
-message_delta what was.
+to the prompt. What was reused approximately (of modules, behind something forgotten) is no read of
+the cache: it is part of the rest, and told in usage.kveik. What lies behind the last breakpoint is
+cached too, as plain use that promises no time, so that it is not counted as written. message_start
+tells what is expected to be written, message_delta what was.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class MessageAnswer:
         event = tagged[1]
         if isinstance(event, PromptReady):
             self._account.ready(event)
-            expected = self._breakpoints.prompt - event.cached_tokens if self._stores else 0
+            reused = event.cached_tokens + event.approximate_cached_tokens
+            expected = self._breakpoints.prompt - reused if self._stores else 0
             self._usage = {
                 **self._breakpoints.usage(event.cached_tokens, expected),
                 "output_tokens": 0,

@@ -47,6 +47,9 @@ def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Js
         },
         "stored_tokens": sum(usage.stored_tokens for usage in usages),
     }
+    approximate = sum(usage.approximate_cached_tokens for usage in usages)
+    if approximate:
+        report["approximate_cached_tokens"] = approximate
     evicted = [one.evicted_tokens for one in usages if one.evicted_tokens is not None]
     if evicted:
         report["evicted_tokens"] = sum(evicted)

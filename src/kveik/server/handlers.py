@@ -109,25 +109,36 @@ async def reset_prefix_cache(service: Service, request: Request) -> Response:
     return json_response({"reset": True, "scope": scope})
 
 
-def _model_object(serving: Serving) -> dict[str, Any]:
-    info = serving.engine.info
-    return {
-        "id": info.model_id,
-        "object": "model",
-        "created": _STARTED,
-        "owned_by": "kveik",
-        "max_model_len": info.max_model_len,
-    }
+def _model_objects(serving: Serving) -> list[dict[str, Any]]:
+    """The model that writes, first, and the one that embeds."""
+    info, embedder = serving.engine.info, serving.engine.embedder
+    served = [(info.model_id, info.max_model_len)]
+    if embedder is not None:
+        served.append((embedder.model_id, embedder.max_tokens))
+    return [
+        {
+            "id": model_id,
+            "object": "model",
+            "created": _STARTED,
+            "owned_by": "kveik",
+            "max_model_len": longest,
+        }
+        for model_id, longest in served
+    ]
 
 
 async def models(service: Service, request: Request) -> Response:
-    return json_response({"object": "list", "data": [_model_object(service.serving)]})
+    return json_response({"object": "list", "data": _model_objects(service.serving)})
 
 
 async def model(service: Service, request: Request) -> Response:
     serving = service.serving
-    check_model(serving.engine, request.path_params["model"])
-    return json_response(_model_object(serving))
+    name = request.path_params["model"]
+    for one in _model_objects(serving):
+        if one["id"] == name:
+            return json_response(one)
+    check_model(serving.engine, name)
+    raise AssertionError("a model that is served is listed")
 
 
 async def chat_completions(service: Service, request: Request) -> Response:
@@ -194,7 +205,8 @@ def open_feed(
 
 async def in_one_piece(serving: Serving, feed: Feed, answer: Whole, request: Request) -> Response:
     try:
-        return json_response(await collect(feed, answer, request.receive))
+        await collect(feed, answer, request.receive)
+        return json_response(answer.whole())
     finally:
         serving.bridge.close(feed)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from kveik.cache.directive import DocumentSpan
@@ -57,6 +58,13 @@ class Job:
 def check_model(engine: Engine, name: str | None) -> None:
     """Raise NotFound unless the model is the one that is served (None: any)."""
     if name is not None and name != engine.info.model_id:
+        if engine.embedder is not None and name == engine.embedder.model_id:
+            raise NotFound(
+                f"the model {name!r} makes embeddings only: POST /v1/embeddings; this takes "
+                f"{engine.info.model_id!r}",
+                param="model",
+                code="model_not_found",
+            )
         raise NotFound(
             f"the model {name!r} does not exist here; GET /v1/models lists what is served",
             param="model",
@@ -166,10 +174,16 @@ def _encoded(
     origin: Origin,
 ) -> tuple[Encoded, Layout | None]:
     """The ids of a conversation, where the places stand in them, and how its modules do."""
+    memory = engine.token_memory
     if has_modules(messages):
-        made = chat_layout(engine.tokenizer, engine.schemas, origin.namespace, messages, places)
-        return Encoded(made.layout.token_ids, 0, made.spans), made.layout
-    encoded = engine.token_memory.encode_chat(
+        encode = partial(
+            memory.encode_piece, namespace=origin.namespace, salt=asked.salt, keep=asked.keep
+        )
+        made = chat_layout(
+            engine.tokenizer, engine.schemas, origin.namespace, messages, places, encode
+        )
+        return Encoded(made.layout.token_ids, made.remembered, made.spans), made.layout
+    encoded = memory.encode_chat(
         messages,
         places,
         namespace=origin.namespace,

@@ -169,12 +169,13 @@ def _text_part(text: str) -> Json:
 
 
 def _usage(used: Usage) -> Json:
+    """Extension, as in chat: `approximate_cached_tokens`, never counted as cached."""
+    details = {"cached_tokens": used.cached_tokens, "cache_write_tokens": used.stored_tokens}
+    if used.approximate_cached_tokens:
+        details["approximate_cached_tokens"] = used.approximate_cached_tokens
     return {
         "input_tokens": used.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": used.cached_tokens,
-            "cache_write_tokens": used.stored_tokens,
-        },
+        "input_tokens_details": details,
         "output_tokens": used.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": used.prompt_tokens + used.completion_tokens,

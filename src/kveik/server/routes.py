@@ -31,22 +31,44 @@ from kveik.server.cache_bodies import (
     ExplainPrompt,
     Invalidate,
 )
+from kveik.server.fields import Body
 from kveik.server.handlers import Handler
 from kveik.server.openapi import Operation, document
-from kveik.server.protocol import ChatCompletion, Completion, Detokenize, Embeddings, Tokenize
+from kveik.server.protocol import (
+    ChatCompletion,
+    Completion,
+    Detokenize,
+    Embeddings,
+    Tokenize,
+)
 from kveik.server.responses_fields import ResponseRequest
 from kveik.server.service import Service
 
 Json = dict[str, Any]
 
 
+Method = Literal["GET", "POST", "PATCH", "DELETE"]
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Method
     path: str  # `{model:path}`: a path parameter that may hold slashes
     handler: Handler
     operation: Operation
     public: bool = False
+
+
+def _of_tenant(
+    method: Method,
+    path: str,
+    handler: Handler,
+    summary: str,
+    answer: schemas.Schema,
+    body: type[Body] | None = None,
+) -> Route:
+    """A route about the caller's own namespace; an operator names another one."""
+    return Route(method, path, handler, Operation(summary, answer, body, query=schemas.TENANT))
 
 
 async def _openapi(service: Service, request: Request) -> Response:
@@ -122,82 +144,73 @@ ROUTES: tuple[Route, ...] = (
         handlers.detokenize,
         Operation("Token ids to text", schemas.PROMPT, Detokenize),
     ),
-    Route(
+    _of_tenant(
         "POST",
         "/v1/caches",
         cache_handlers.create_cache,
-        Operation("Compute a prompt and name it", schemas.CACHE, CreateCache, query=schemas.TENANT),
+        "Compute a prompt and name it",
+        schemas.CACHE,
+        CreateCache,
     ),
-    Route(
-        "GET",
-        "/v1/caches",
-        cache_handlers.list_caches,
-        Operation("The named caches", schemas.CACHES, query=schemas.TENANT),
+    _of_tenant("GET", "/v1/caches", cache_handlers.list_caches, "The named caches", schemas.CACHES),
+    _of_tenant(
+        "GET", "/v1/caches/{name:path}", cache_handlers.get_cache, "A named cache", schemas.CACHE
     ),
-    Route(
-        "GET",
-        "/v1/caches/{name:path}",
-        cache_handlers.get_cache,
-        Operation("A named cache", schemas.CACHE, query=schemas.TENANT),
-    ),
-    Route(
+    _of_tenant(
         "PATCH",
         "/v1/caches/{name:path}",
         cache_handlers.change_cache,
-        Operation("Change ttl, pin or tags", schemas.CACHE, ChangeCache, query=schemas.TENANT),
+        "Change ttl, pin or tags",
+        schemas.CACHE,
+        ChangeCache,
     ),
-    Route(
+    _of_tenant(
         "DELETE",
         "/v1/caches/{name:path}",
         cache_handlers.delete_cache,
-        Operation("End a named cache", schemas.RECEIPT, query=schemas.TENANT),
+        "End a named cache",
+        schemas.RECEIPT,
     ),
-    Route(
+    _of_tenant(
         "POST",
         "/v1/schemas",
         schema_handlers.create_schema,
-        Operation(
-            "Register a schema of prompt modules",
-            schemas.MODULE_SCHEMA,
-            schema_handlers.CreateSchema,
-            query=schemas.TENANT,
-        ),
+        "Register a schema of prompt modules",
+        schemas.MODULE_SCHEMA,
+        schema_handlers.CreateSchema,
     ),
-    Route(
-        "GET",
-        "/v1/schemas",
-        schema_handlers.list_schemas,
-        Operation("The schemas", schemas.MODULE_SCHEMAS, query=schemas.TENANT),
+    _of_tenant(
+        "GET", "/v1/schemas", schema_handlers.list_schemas, "The schemas", schemas.MODULE_SCHEMAS
     ),
-    Route(
+    _of_tenant(
         "GET",
         "/v1/schemas/{name:path}",
         schema_handlers.get_schema,
-        Operation("A schema", schemas.MODULE_SCHEMA, query=schemas.TENANT),
+        "A schema",
+        schemas.MODULE_SCHEMA,
     ),
-    Route(
+    _of_tenant(
         "DELETE",
         "/v1/schemas/{name:path}",
         schema_handlers.delete_schema,
-        Operation("Forget a schema", schemas.DELETED, query=schemas.TENANT),
+        "Forget a schema",
+        schemas.DELETED,
     ),
-    Route(
-        "GET",
-        "/v1/sessions",
-        cache_handlers.sessions,
-        Operation("The sessions", schemas.SESSIONS, query=schemas.TENANT),
-    ),
-    Route(
+    _of_tenant("GET", "/v1/sessions", cache_handlers.sessions, "The sessions", schemas.SESSIONS),
+    _of_tenant(
         "DELETE",
         "/v1/sessions/{session:path}",
         cache_handlers.end_session,
-        Operation("End a session", schemas.RECEIPT, query=schemas.TENANT),
+        "End a session",
+        schemas.RECEIPT,
     ),
-    Route(
+    _of_tenant(
         "POST",
         "/v1/documents/{document:path}",
         cache_handlers.announce_document,
-        Operation("Announce a version", schemas.RECEIPT, Announce, query=schemas.TENANT),
+        "Announce a version",
+        schemas.RECEIPT,
+        Announce,
     ),
     Route(
         "GET",
@@ -211,17 +224,21 @@ ROUTES: tuple[Route, ...] = (
         cache_handlers.manifest,
         Operation("What is hot, to warm it", schemas.MANIFEST, query=schemas.MANIFEST_QUERY),
     ),
-    Route(
+    _of_tenant(
         "POST",
         "/v1/cache/invalidate",
         cache_handlers.invalidate,
-        Operation("Invalidate", schemas.RECEIPT, Invalidate, query=schemas.TENANT),
+        "Invalidate",
+        schemas.RECEIPT,
+        Invalidate,
     ),
-    Route(
+    _of_tenant(
         "POST",
         "/v1/cache/explain",
         cache_handlers.explain,
-        Operation("Why is it cached, or not", schemas.ANY, ExplainPrompt, query=schemas.TENANT),
+        "Why is it cached, or not",
+        schemas.ANY,
+        ExplainPrompt,
     ),
     Route(
         "POST",

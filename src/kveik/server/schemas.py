@@ -181,10 +181,11 @@ _USAGE = _object(
                     {"old_old": _INTEGER, "new_old": _INTEGER, "new_new": _INTEGER}
                 ),
                 "stored_tokens": _INTEGER,
+                "approximate_cached_tokens": _INTEGER,
                 "evicted_tokens": _INTEGER,
                 "explanation": ANY,
             },
-            optional=("evicted_tokens", "explanation"),
+            optional=("approximate_cached_tokens", "evicted_tokens", "explanation"),
         ),
     }
 )
@@ -290,7 +291,12 @@ RESPONSE = _object(
             {
                 "input_tokens": _INTEGER,
                 "input_tokens_details": _object(
-                    {"cached_tokens": _INTEGER, "cache_write_tokens": _INTEGER}
+                    {
+                        "cached_tokens": _INTEGER,
+                        "cache_write_tokens": _INTEGER,
+                        "approximate_cached_tokens": _INTEGER,
+                    },
+                    optional=("approximate_cached_tokens",),
                 ),
                 "output_tokens": _INTEGER,
                 "total_tokens": _INTEGER,

@@ -19,6 +19,7 @@ from kveik.engine.warm import WarmStart
 from kveik.errors import ConfigError, Unavailable
 from kveik.server.auth import KeyRing
 from kveik.server.bridge import Bridge
+from kveik.server.embedding_thread import EmbeddingThread
 from kveik.server.keys_file import Tenant, read_keys_file, shares_of
 from kveik.server.metrics import Metrics
 
@@ -34,6 +35,7 @@ class Serving:
 
     engine: Engine
     bridge: Bridge
+    embedding: EmbeddingThread | None = None
 
 
 @dataclass(slots=True)
@@ -68,7 +70,8 @@ class Service:
 
         Raises ConfigError where the shares of the keys file do not fit the pool."""
         engine.set_shares(shares_of(self.tenants))
-        self._serving = Serving(engine, Bridge(engine, self.metrics))
+        beside = EmbeddingThread(engine.embedder, engine.config) if engine.embedder else None
+        self._serving = Serving(engine, Bridge(engine, self.metrics), beside)
         self.metrics.watch(engine)
         if self.phase == "loading":
             self.phase = "ready"
@@ -105,5 +108,7 @@ class Service:
             await asyncio.sleep(0.02)
         if self._serving is not None:
             self._serving.bridge.fail_all(Unavailable("the server is stopping"))
+            if self._serving.embedding is not None:
+                self._serving.embedding.close()
         while self.active and asyncio.get_running_loop().time() < deadline + 1.0:
             await asyncio.sleep(0.02)

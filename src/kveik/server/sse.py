@@ -35,10 +35,14 @@ DONE = b"data: [DONE]\n\n"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
-class Whole(Protocol):
-    """An answer in one piece: `take` of every event, then `whole`."""
+class Taking(Protocol):
+    """What grows from the events of a feed."""
 
     def take(self, tagged: Tagged) -> object: ...
+
+
+class Whole(Taking, Protocol):
+    """An answer in one piece: `take` of every event, then `whole`."""
 
     def whole(self) -> dict[str, Any]: ...
 
@@ -96,13 +100,12 @@ class StreamRules:
     slow_reader_seconds: float
 
 
-async def collect(feed: Feed, answer: Whole, receive: Receive) -> dict[str, Any]:
-    """Take every event and return the whole answer. Raises what ended the feed."""
+async def collect(feed: Feed, answer: Taking, receive: Receive) -> None:
+    """Take every event. Raises what ended the feed."""
     async with _leaving(feed, receive):
         while not feed.done:
             for tagged in await feed.batch():
                 answer.take(tagged)
-    return answer.whole()
 
 
 class EventStream(Response):
