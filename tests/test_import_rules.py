@@ -39,6 +39,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
     "engine/history.py": (("cache.directive", "cache.window", "errors", "config"), ()),
+    "lab/plot.py": (("lab", "errors"), ("matplotlib",)),
+    "lab/": (("lab", "cache", "errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
     "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
     "models/": (
@@ -90,6 +92,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("engine", "kernels.backend", "kernels.cores", "config", "errors", "__version__"),
         ("typer",),
     ),
+    "commands/replay.py": (("lab", "cache.policy", "errors"), ("typer", "rich")),
     "": (
         (
             "llm",

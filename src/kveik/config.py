@@ -116,7 +116,8 @@ class EngineConfig:
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     enable_prefix_caching: bool = True
-    policy: str = "lru"  # lru, cost, or module:Class
+    policy: str = "lru"  # a name in cache/policy.py, or module:Class
+    record: str | None = None  # file for a trace of the traffic
     session_idle: float = 1800.0  # seconds without a request after which a session ends
     pin_share: float = 0.25  # of the pool, at most, may be pinned
     relevance: Literal["off", "demote", "delete"] = "demote"  # of what a session left behind
@@ -236,7 +237,17 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     ),
     Option("max_queued_tokens", "integer", "Prompt tokens that may wait; more get 429"),
     Option("enable_prefix_caching", "switch", "Reuse keys and values between requests"),
-    Option("policy", "text", "Which cached blocks go first: lru, cost or module:Class"),
+    Option(
+        "policy",
+        "text",
+        "Which cached blocks go first: lru, cost, fifo, slru, s3fifo, lfu-aged, arc, reuse-time, "
+        "tail-lru, or module:Class",
+    ),
+    Option(
+        "record",
+        "text",
+        "Write a trace of the traffic into this new file: lengths and keyed digests, no text",
+    ),
     Option("session_idle", "duration", "A session ends after so long without a request, as 30m"),
     Option("pin_share", "number", "Share of the KV pool that may be pinned"),
     Option(

@@ -8,11 +8,21 @@ from pathlib import Path
 import pytest
 from books import Books
 
-from kveik.cache.directive import Directive, Ttl
+from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.manager import NoRoom
-from kveik.cache.policy import DEMOTED, HIGH, LOW, NORMAL, BlockFacts, IdleQueues, make_policy
+from kveik.cache.policy import (
+    DEMOTED,
+    HIGH,
+    LOW,
+    NORMAL,
+    SHIPPED,
+    BlockFacts,
+    IdleQueues,
+    make_policy,
+)
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import PrefixTree
+from kveik.config import ENGINE_OPTIONS
 from kveik.errors import ConfigError
 
 
@@ -242,6 +252,95 @@ def test_facts_of_retention() -> None:
     assert facts.generation < generation
 
 
+def test_facts_of_the_prompt_that_used_it_last() -> None:
+    books = Books(blocks=8, size=4)
+    books.end(books.run(list(range(12))))
+    assert [(facts_of(books, n).sequence, facts_of(books, n).found) for n in (0, 2)] == [
+        (12, 0)
+    ] * 2
+    lease = books.run([*range(8), 50, 51, 52, 53, 54])
+    books.commit(lease, [*range(8), 50, 51, 52, 53, 54])
+    books.end(lease)
+    seen = [(facts_of(books, n).sequence, facts_of(books, n).found) for n in (0, 1, 2, 3)]
+    assert seen == [(13, 8), (13, 8), (12, 0), (13, 8)]
+
+
+def test_facts_of_the_pool_and_of_the_moment() -> None:
+    books = Books(blocks=4, size=4)
+    books.end(books.run([1, 2, 3, 4], now=7.0), now=9.0)
+    assert (facts_of(books, 0).capacity, facts_of(books, 0).now) == (4, 9.0)
+
+
+def test_fact_content_is_the_same_when_it_is_computed_again_and_says_whose_it_is() -> None:
+    books = Books(blocks=4, size=4)
+    books.end(books.run([1, 2, 3, 4]))
+    first = facts_of(books, 0).content
+    books.end(books.run([1, 2, 3, 4], namespace="other"))
+    assert facts_of(books, 1).content != first
+    books.reclaim.make_room(0, 4)
+    books.end(books.run([1, 2, 3, 4]))
+    again = next(block for block in range(4) if books.pools[0].owner[block] >= 0)
+    assert facts_of(books, again).content == first
+
+
+# --- what a policy sends back, and what it hears of
+
+
+class Sends:
+    """Two queues; a block is sent to the second `lives` times before it goes."""
+
+    queues = 2
+
+    def __init__(self, lives: int = 1) -> None:
+        self.lives: dict[int, int] = {}
+        self._given = lives
+        self.heard: list[tuple[int, int]] = []
+
+    def queue(self, facts: BlockFacts) -> int:
+        self.lives[facts.block] = self._given if facts.block == 0 else 0
+        return 0
+
+    def key(self, facts: BlockFacts) -> float:
+        return float(facts.last_used)
+
+    def rank(self, queue: int, key: float, now: float) -> float:
+        return float(queue)
+
+    def again(self, facts: BlockFacts) -> int:
+        self.lives[facts.block] -= 1
+        return 1 if self.lives[facts.block] >= 0 else -1
+
+    def gone(self, facts: BlockFacts) -> None:
+        self.heard.append((facts.block, facts.depth))
+
+
+def test_a_block_that_is_sent_back_joins_the_end_of_the_queue_that_was_named() -> None:
+    queues = IdleQueues(BlockPool(3), PrefixTree(1, 4, b""), Sends())
+    for block in range(3):
+        queues.append(block)
+    assert order(queues) == [1, 2, 0]
+    assert queues.count == 0
+
+
+def test_a_policy_that_sends_everything_back_does_not_stop_the_world() -> None:
+    queues = IdleQueues(BlockPool(2), PrefixTree(1, 4, b""), Sends(10**9))
+    queues.append(0)
+    assert queues.first(0.0) == 0
+
+
+def test_a_policy_hears_of_what_is_evicted_and_of_nothing_else() -> None:
+    policy = Sends()
+    books = Books(blocks=4, size=4, policy=lambda: policy)
+    books.end(books.run(list(range(8))))
+    books.end(books.run([*range(100, 108)]))
+    books.reclaim.make_room(0, 1)
+    assert policy.heard == [(1, 8)]
+    books.invalidate(Selector(prefix=(0,)))
+    books.sweep()
+    books.reclaim.make_room(0, 4)
+    assert policy.heard == [(1, 8), (3, 8), (2, 4)]
+
+
 # --- cost
 
 
@@ -320,6 +419,11 @@ def test_the_example_of_a_policy_works(tmp_path: Path, monkeypatch: pytest.Monke
     assert left == {"lru": [0, 32], "starts_first:KeepStarts": [12, 20]}
 
 
+def test_names_of_policies_are_told_where_they_are_asked_for() -> None:
+    said = next(option.help for option in ENGINE_OPTIONS if option.name == "policy")
+    assert [name.strip() for name in said.split(":")[1].split(",")[:-1]] == list(SHIPPED)
+
+
 BROKEN = """
 class NoRank:
     queues = 1
@@ -338,6 +442,14 @@ class WrongRank(WrongQueue):
     def queue(self, facts): return 1
     def rank(self, queue, key, now): return "first"
 
+class WrongAgain(ManyQueues):
+    queues = 1
+    def again(self, facts): return 7
+
+class WrongGone(ManyQueues):
+    queues = 1
+    def gone(self, facts): return facts.no_such_fact
+
 class NeedsArguments(NoRank):
     def __init__(self, size): ...
 
@@ -348,7 +460,7 @@ function = len
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("oracle", "not known; use lru, cost or module:Class"),
+        ("oracle", "is not known; use lru, cost, fifo, "),
         ("no_such_module_here:Policy", "cannot be imported"),
         ("broken_policies:Absent", "has no class 'Absent'"),
         ("broken_policies:function", "has no class 'function'"),
@@ -356,6 +468,8 @@ function = len
         ("broken_policies:ManyQueues", "has 1 to 32 queues, got 33"),
         ("broken_policies:WrongQueue", "queue 2 of 2"),
         ("broken_policies:WrongRank", "rank returned str"),
+        ("broken_policies:WrongAgain", "queue 7 of 1"),
+        ("broken_policies:WrongGone", "no_such_fact"),
         ("broken_policies:NeedsArguments", "without arguments"),
         ("broken_policies:", "has no class ''"),
         (":Policy", "cannot be imported"),

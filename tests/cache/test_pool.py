@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kveik.cache.policy import BlockFacts, IdleQueues, LeastRecentlyUsed, Policy, make_policy
+from kveik.cache.policies.lru import LeastRecentlyUsed
+from kveik.cache.policy import BlockFacts, IdleQueues, Policy, make_policy
 from kveik.cache.pool import BlockPool, StepFence
 from kveik.cache.prefix import PrefixTree
 from kveik.errors import ConfigError

@@ -243,6 +243,9 @@ class Holdings:
     def let_go_all(self, lease: Lease) -> None:
         """Tails before heads."""
         for g in self._range:
+            sequence, found = self.idle[g].sequence, self.idle[g].found
+            for block in lease.every_block(g):
+                sequence[block], found[block] = lease.committed, lease.cached_tokens
             self.let_go(lease, [(g, block) for block in reversed(lease.every_block(g))])
             lease.blocks[g], lease.sinks[g] = [], []
 

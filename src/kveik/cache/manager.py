@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kveik.cache.audit import audit
 from kveik.cache.counters import Counters, cache_stats
@@ -34,7 +34,7 @@ from kveik.cache.leasing import Leasing
 from kveik.cache.listing import Listing, session_views
 from kveik.cache.lookup import Found, Lookup
 from kveik.cache.names import Names
-from kveik.cache.policy import IdleQueues, make_policy
+from kveik.cache.policy import IdleQueues, Policy, make_policy
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import Identity, PrefixTree, pack_tokens
 from kveik.cache.publish import Publisher
@@ -74,7 +74,7 @@ class CacheManager:
         num_blocks: Sequence[int],  # per group
         block_size: int,
         *,
-        policy: str = "lru",
+        policy: str | Callable[[], Policy] = "lru",  # a name, or what makes one for each group
         enable_prefix_caching: bool = True,
         ghosts: int = 4096,  # of every namespace; four times as many of all
         session_idle: float = 1800.0,  # seconds without a use after which a session ends
@@ -92,7 +92,12 @@ class CacheManager:
         )
         self.pools = tuple(BlockPool(count) for count in num_blocks)
         self.tree = PrefixTree(len(self.groups), block_size, secrets.token_bytes(32))
-        self.idle = tuple(IdleQueues(pool, self.tree, make_policy(policy)) for pool in self.pools)
+        self.idle = tuple(
+            IdleQueues(
+                pool, self.tree, make_policy(policy) if isinstance(policy, str) else policy()
+            )
+            for pool in self.pools
+        )
         self.leases: set[Lease] = set()
         self.topics = None if tracker is None else Topics(tracker)
         self._put_together(ghosts, enable_prefix_caching, session_idle, pin_share, relevance)

@@ -6,6 +6,11 @@ A policy is three small functions of facts. It sees no container and changes not
     key(facts)   -> a number independent of the time of eviction
     rank(queue, key, now) -> compared between the heads of the queues; the smallest goes first
 
+and two more, where it has them:
+
+    again(facts) -> asked of the block whose turn has come: a queue to join instead of going; -1
+    gone(facts)  -> this block is being evicted: what a policy remembers of it, it notes now
+
 Within a queue blocks leave in the order in which they came, so every operation is O(1). Idle
 blocks come tail before head (whoever lets a prefix go lets its last block go first), which keeps
 prefixes for longest (invariant 6).
@@ -19,7 +24,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any, NoReturn, Protocol
 
@@ -34,6 +39,10 @@ ATTENTION_PARITY = 4096
 """Tokens before a token at which reading them costs as much as everything else that is computed for
 it: six times the width of the hidden state, for models of the Llama family of some hundred million
 parameters. A policy compares costs, so that only the order of magnitude matters."""
+
+_CHANCES = 256
+"""Blocks in a row that a policy may send back when their turn has come; then the next one goes,
+whatever it says, so that a step's time stays bounded."""
 
 
 class Kept(Protocol):
@@ -70,6 +79,11 @@ class BlockFacts:
         return identity.namespace if identity else ""
 
     @property
+    def now(self) -> float:
+        """Seconds: the time of this call."""
+        return self._tree.now
+
+    @property
     def created(self) -> float:
         """Seconds: when it was computed, which is its first use."""
         return self._tree.created[self._node]
@@ -88,6 +102,28 @@ class BlockFacts:
     def hits(self) -> int:
         """How many leases and forks reused it since it was filled."""
         return self._idle.hits[self.block]
+
+    @property
+    def sequence(self) -> int:
+        """Tokens of the last prompt, with its answer, that used it: what lies behind it is the
+        difference to its depth."""
+        return self._idle.sequence[self.block]
+
+    @property
+    def found(self) -> int:
+        """Tokens of that prompt that were cached when it came; 0: it went on from nothing."""
+        return self._idle.found[self.block]
+
+    @property
+    def capacity(self) -> int:
+        """Blocks of the pool."""
+        return self._pool.num_blocks
+
+    @property
+    def content(self) -> bytes:
+        """A keyed digest of what it holds and all before that: the same when it is computed again
+        after it was evicted. 32 bytes; the first call for a block costs some microseconds."""
+        return self._tree.digest(self._node)
 
     @property
     def priority(self) -> int:
@@ -145,50 +181,25 @@ class Policy(Protocol):
     def rank(self, queue: int, key: float, now: float) -> float: ...
 
 
-class LeastRecentlyUsed:
-    """The block that was not used for longest goes first."""
-
-    queues = 1
-
-    def queue(self, facts: BlockFacts) -> int:
-        return 0
-
-    def key(self, facts: BlockFacts) -> float:
-        return float(facts.last_used)
-
-    def rank(self, queue: int, key: float, now: float) -> float:
-        return key
-
-
-class CostAware:
-    """Cheap to compute again and seldom used goes first: GreedyDual-Size with frequency.
-
-    The key is inflation + uses * recompute cost / size (Cherkasova 1998); all blocks have one
-    size. Values are rounded down to half octaves, one queue each: within a queue keys grow with
-    the inflation, so that the head has the smallest."""
-
-    queues = MAX_QUEUES
-
-    def queue(self, facts: BlockFacts) -> int:
-        value = (1 + facts.hits) * facts.recompute_cost
-        return min(int(2 * math.log2(value)), MAX_QUEUES - 1)
-
-    def key(self, facts: BlockFacts) -> float:
-        return facts.inflation + float(2 ** (self.queue(facts) / 2))
-
-    def rank(self, queue: int, key: float, now: float) -> float:
-        return key
-
-
-SHIPPED: dict[str, type[Policy]] = {"lru": LeastRecentlyUsed, "cost": CostAware}
+_HERE = "kveik.cache.policies."
+SHIPPED: dict[str, str] = {
+    "lru": _HERE + "lru:LeastRecentlyUsed",
+    "cost": _HERE + "cost:CostAware",
+    "fifo": _HERE + "fifo:FirstInFirstOut",
+    "slru": _HERE + "slru:SegmentedLru",
+    "s3fifo": _HERE + "s3fifo:S3Fifo",
+    "lfu-aged": _HERE + "lfu_aged:AgedFrequency",
+    "arc": _HERE + "arc:AdaptiveReplacement",
+    "reuse-time": _HERE + "reuse_time:ReuseTime",
+    "tail-lru": _HERE + "tail_lru:TailOptimizedLru",
+}
+"""Names, and the classes that are imported when one is used."""
 
 
 def make_policy(name: str) -> Policy:
     """The policy of that name, or an instance of `module:Class`, which is imported: the name comes
     from whoever runs the engine, never from a request. ConfigError when it cannot be used."""
-    if name in SHIPPED:
-        return SHIPPED[name]()
-    module_name, colon, class_name = name.partition(":")
+    module_name, colon, class_name = SHIPPED.get(name, name).partition(":")
     if not colon:
         known = ", ".join(SHIPPED)
         _refuse(name, f"is not known; use {known} or module:Class")
@@ -216,6 +227,8 @@ def _tried(name: str, policy: Any) -> Policy:
     queues = IdleQueues(pool, tree, policy)
     try:
         queues.append(0)
+        queues.first(0.0)
+        queues.tell(0)
         rank = policy.rank(0, 0.0, 0.0)
     except Exception as error:
         _refuse(name, f"failed with a first block ({type(error).__name__}: {error})")
@@ -245,6 +258,8 @@ class IdleQueues:
         if not isinstance(queues, int) or not 1 <= queues <= MAX_QUEUES:
             _refuse(type(policy).__name__, f"has 1 to {MAX_QUEUES} queues, got {queues}")
         self._policy = policy
+        self._again: Callable[[BlockFacts], int] | None = getattr(policy, "again", None)
+        self._gone: Callable[[BlockFacts], None] | None = getattr(policy, "gone", None)
         self._queues = queues
         self.facts = BlockFacts(self, pool, tree)
         size = pool.num_blocks
@@ -255,6 +270,7 @@ class IdleQueues:
         self._next = array("i", links)  # alone: linked to itself
         self._previous = array("i", links)
         self._key = array("d", bytes(8 * size))
+        self._queue = bytearray(size)
         self._class = bytearray([NORMAL]) * size
         self._pinned = bytearray(size)
         self._tree, self._owner = tree, pool.owner
@@ -264,10 +280,13 @@ class IdleQueues:
         self.parked: set[int] = set()
         self.last_used = array("q", bytes(8 * size))
         self.hits = array("i", bytes(4 * size))
+        self.sequence = array("i", bytes(4 * size))  # see BlockFacts
+        self.found = array("i", bytes(4 * size))
         self.count = 0
         self.pinned = 0  # idle blocks that are pinned
         self.inflation = 0.0  # see BlockFacts
         self.inflates = queues > 1  # within one queue keys make no difference
+        self.tells = self._gone is not None
 
     @property
     def evictable(self) -> int:
@@ -317,14 +336,39 @@ class IdleQueues:
         for rank in range(start, start + _CLASSES):
             if self._waiting[rank]:
                 ring = self._rings + rank * self._queues
+                if self._again is not None:
+                    return self._first_without_chance(ring, now, self._again)
                 if self._queues == 1:
                     return self._next[ring]
                 return self._first_of(ring, now)
         return -1
 
     def inflate(self, block: int) -> None:
-        """This block is evicted."""
+        """The turn of this block has come."""
         self.inflation = max(self.inflation, self._key[block])
+
+    def tell(self, block: int) -> None:
+        """This block is being evicted; it is still in its place."""
+        if self._gone is not None:
+            self.facts.block = block
+            self._gone(self.facts)
+
+    def _first_without_chance(
+        self, rings: int, now: float, again: Callable[[BlockFacts], int]
+    ) -> int:
+        """The first that its policy lets go; others join the end of a queue meanwhile."""
+        facts = self.facts
+        block = self._first_of(rings, now)
+        for _ in range(_CHANCES):
+            facts.block = block
+            queue = again(facts)
+            if queue < 0:
+                break
+            self._check_queue(queue)
+            self._take_out(block)
+            self._join(block, queue)
+            block = self._first_of(rings, now)
+        return block
 
     def _first_of(self, rings: int, now: float) -> int:
         """Compares the heads of the queues of one class."""
@@ -391,19 +435,12 @@ class IdleQueues:
         """The last child is gone: a parked block is again at the head of its queue."""
         if block in self.parked:
             self.parked.remove(block)
-            self._waiting[self._rank(block)] += 1
-            self._insert(block, self._next[self._ring(block)])
+            rank = self._rank(block)
+            self._waiting[rank] += 1
+            ring = self._rings + rank * self._queues + self._queue[block]
+            self._insert(block, self._next[ring])
 
     # --- links
-
-    def _ring(self, block: int) -> int:
-        """Head of the queue that the policy names for the block, in the block's class."""
-        facts = self.facts
-        facts.block = block
-        queue = self._policy.queue(facts)
-        if not 0 <= queue < self._queues:
-            raise ValueError(f"the policy named queue {queue} of {self._queues}")
-        return self._rings + self._rank(block) * self._queues + queue
 
     def _rank(self, block: int) -> int:
         """Its class among those of all accounts."""
@@ -414,10 +451,23 @@ class IdleQueues:
             self.pinned += 1
             self._insert(block, self._pinned_ring)
             return
-        ring = self._ring(block)
+        facts = self.facts
+        facts.block = block
+        queue = self._policy.queue(facts)
+        self._check_queue(queue)
+        self._join(block, queue)
+
+    def _check_queue(self, queue: int) -> None:
+        if not 0 <= queue < self._queues:
+            raise ValueError(f"the policy named queue {queue} of {self._queues}")
+
+    def _join(self, block: int, queue: int) -> None:
+        """Last in a queue of its class; the facts show the block."""
+        self._queue[block] = queue
         self._key[block] = self._policy.key(self.facts)
-        self._waiting[self._rank(block)] += 1
-        self._insert(block, ring)
+        rank = self._rank(block)
+        self._waiting[rank] += 1
+        self._insert(block, self._rings + rank * self._queues + queue)
 
     def _insert(self, block: int, after: int) -> None:
         """Link the block before the entry `after`; before a ring head it is the last."""

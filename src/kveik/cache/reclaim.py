@@ -138,6 +138,7 @@ class Reclaimer:
         if idle.inflates:
             idle.inflate(block)
         if self.reach[group]:
+            idle.tell(block)
             self.free(group, node, block)
             self.evicted += 1
             self.prune(node)
@@ -145,6 +146,8 @@ class Reclaimer:
         if tree.children[node]:
             idle.park(block)
             return boundary
+        if idle.tells:
+            self._tell(node)
         pins, parent = tree.pins, tree.parent[node]
         if boundary is not None and boundary[0] == node:
             pins[node] -= 1
@@ -153,6 +156,13 @@ class Reclaimer:
         pins[parent] += 1
         self.evicted += self.remove_leaf(node)
         return parent, node
+
+    def _tell(self, node: int) -> None:
+        """The policy of every group hears that its block of this node goes."""
+        for g in self._range:
+            block = self.tree.payload[g][node]
+            if block >= 0:
+                self.idle[g].tell(block)
 
     def _remember(self, boundary: tuple[int, int] | None) -> None:
         """Write a ghost for what was evicted below a parent that stays."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kveik.commands.remote import Remote
 
 app = typer.Typer(
-    help="See and manage the cache of a running server.",
+    help="See and manage the cache of a running server; replay what it did.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -145,6 +145,32 @@ def manifest(top: Top = 20, url: Url = _URL, api_key: Key = None, as_json: AsJso
     from kveik.commands import cache
 
     cache.manifest(_remote(url, api_key), top, as_json=as_json)
+
+
+@app.command()
+def replay(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="What --record wrote, or a trace of Mooncake")
+    ],
+    policy: Annotated[str, typer.Option(help="Names with commas, all, or module:Class")] = "all",
+    blocks: Annotated[str, typer.Option(help="Sizes of the KV pool, with commas")] = (
+        "1000,4000,16000"
+    ),
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens, where the trace does not say [512]")
+    ] = None,
+    since: Annotated[
+        float, typer.Option(min=0.0, help="Count only what arrives after so many seconds")
+    ] = 0.0,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture into this file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
+) -> None:
+    """What would another policy, or more memory, make of this traffic? Needs no server."""
+    from kveik.commands.replay import ReplayQuestion, run
+
+    question = ReplayQuestion(trace, policy, blocks, block_size, since, plot)
+    run(question, json_wanted=as_json, csv_wanted=as_csv)
 
 
 def _remote(url: str, api_key: str | None) -> Remote:

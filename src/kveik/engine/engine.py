@@ -22,6 +22,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
@@ -46,6 +47,7 @@ from kveik.engine.parts import (
     model_facts,
 )
 from kveik.engine.plan import StepPlan
+from kveik.engine.recorder import Recorder
 from kveik.engine.request import (
     EventSink,
     Request,
@@ -245,6 +247,9 @@ class Engine:
         self._savings = SavingsMeter(model_facts(parts))
         self._checked_at = clock()
         self._checked_steps = 0
+        self._recorder = None
+        if parts.config.record is not None:
+            self._recorder = Recorder(Path(parts.config.record), self.info.block_size, clock)
 
     def _named_caches(self, parts: EngineParts) -> NamedCaches:
         workshop = Workshop(
@@ -275,6 +280,8 @@ class Engine:
         gone) or Unavailable before anything is allocated. Returns a handle for `abort`. Events
         come as `EventSink` says."""
         _check_ids(request, self.info.vocab_size)
+        if self._recorder is not None:
+            sink = self._recorder.listen(request, sink)
         if not request.resumes:
             return self._submit(request, sink)
         resting = self._take_stream(request)
@@ -759,6 +766,8 @@ class Engine:
             self._thread.join()
             self._thread = None
             self._outbox.stop()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _loop(self) -> None:
         while True:

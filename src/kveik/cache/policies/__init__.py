@@ -1,0 +1,1 @@
+"""Eviction policies, one idea per file; `kveik.cache.policy` says what a policy is."""

@@ -1,0 +1,78 @@
+"""Hit rate against memory, one line for each policy, as a picture. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kveik.errors import ConfigError
+from kveik.lab.replay import Replay
+from kveik.lab.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart by everybody; more policies than that differ in their dashes.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+_DASHES = ("-", "--", ":")
+_INK = "#4d4d4d"
+
+
+def check_plot() -> None:
+    """ConfigError unless a picture can be drawn: better before long work than behind it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "--plot: needs matplotlib, which is not installed: pip install 'kveik[lab]'",
+            param="plot",
+        ) from None
+
+
+def draw(trace: Trace, replays: Sequence[Replay], path: Path) -> None:
+    """Write the picture; the ending of the path says in which format (svg, png, pdf).
+
+    ConfigError where the file cannot be written."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.hashsalt": "kveik", "font.size": 10}):
+        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
+        _fill(figure.add_subplot(), trace, replays)
+        try:
+            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"--plot: {path} cannot be written ({error})", param="plot") from None
+
+
+def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
+    policies = list(dict.fromkeys(one.policy for one in replays))
+    others = [name for name in policies if name != "optimum"]
+    for name in policies:
+        of_it = (one for one in replays if one.policy == name)
+        points = sorted((one.blocks, 100 * one.token_hit_rate) for one in of_it)
+        colour, dash = _INK, "-."
+        if name != "optimum":
+            lap, place = divmod(others.index(name), len(_COLOURS))
+            colour, dash = _COLOURS[place], _DASHES[lap % len(_DASHES)]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linestyle=dash,
+            label=name,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+        )
+    axes.set_xscale("log", base=2)
+    ticks = sorted({one.blocks for one in replays})
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"KV pool, blocks of {trace.block_size} tokens")
+    axes.set_ylabel("prompt tokens from the cache, %")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.set_title(trace.name, fontsize=10, color=_INK, loc="left")
