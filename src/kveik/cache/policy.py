@@ -126,6 +126,24 @@ class BlockFacts:
         return self._tree.digest(self._node)
 
     @property
+    def mark(self) -> int:
+        """A check sum of the same: 32 bits, there at once. Others may have the same, so it serves
+        for samples and statistics only."""
+        return self._tree.mark[self._node]
+
+    @property
+    def leaf(self) -> bool:
+        """Does nothing that is cached go on behind it?"""
+        return not self._tree.children[self._node]
+
+    @property
+    def continues(self) -> bool:
+        """Was it computed behind a cached text that nothing else, or one other thing, went on
+        from? Then it is of a further turn, else it begins something behind a start that many
+        share, or behind none."""
+        return bool(self._idle.continues[self.block])
+
+    @property
     def priority(self) -> int:
         """DEMOTED, LOW, NORMAL or HIGH: the class in which the policy decides."""
         return self._idle.class_of(self.block)
@@ -192,6 +210,7 @@ SHIPPED: dict[str, str] = {
     "arc": _HERE + "arc:AdaptiveReplacement",
     "reuse-time": _HERE + "reuse_time:ReuseTime",
     "tail-lru": _HERE + "tail_lru:TailOptimizedLru",
+    "hit-density": _HERE + "hit_density:HitDensity",
 }
 """Names, and the classes that are imported when one is used."""
 
@@ -217,11 +236,13 @@ def make_policy(name: str) -> Policy:
     for method in ("queue", "key", "rank"):
         if not callable(getattr(policy, method, None)):
             _refuse(name, f"is not a policy: it has no method {method}")
-    return _tried(name, policy)
+    _try(name, policy)
+    fresh: Policy = made()  # the other one has seen a pool of one block
+    return fresh
 
 
-def _tried(name: str, policy: Any) -> Policy:
-    """The policy, after a block of one token was shown to it: better a fault now than later."""
+def _try(name: str, policy: Any) -> None:
+    """A block of one token is shown to the policy: better a fault now than later."""
     pool, tree = BlockPool(1), PrefixTree(1, 1, b"")
     pool.owner[0] = tree.insert(tree.root(Identity("")), bytes(WORD))
     queues = IdleQueues(pool, tree, policy)
@@ -234,8 +255,6 @@ def _tried(name: str, policy: Any) -> Policy:
         _refuse(name, f"failed with a first block ({type(error).__name__}: {error})")
     if isinstance(rank, bool) or not isinstance(rank, int | float):
         _refuse(name, f"rank returned {type(rank).__name__}, not a number")
-    loaded: Policy = policy
-    return loaded
 
 
 def _refuse(name: str, why: str) -> NoReturn:
@@ -282,6 +301,7 @@ class IdleQueues:
         self.hits = array("i", bytes(4 * size))
         self.sequence = array("i", bytes(4 * size))  # see BlockFacts
         self.found = array("i", bytes(4 * size))
+        self.continues = bytearray(size)
         self.count = 0
         self.pinned = 0  # idle blocks that are pinned
         self.inflation = 0.0  # see BlockFacts
