@@ -81,7 +81,7 @@ def fast_chat(seed: int = 1, seconds: float = 600.0) -> Traffic:
 
 
 def agents(seed: int = 2, parallel: int = 40, steps: int = 4000) -> Traffic:
-    """Loops of tool calls: one growing prefix each, seconds between steps, a new task at the end."""
+    """Loops of tool calls: a growing prefix each, seconds between steps, at the end a new task."""
     rng, ids = random.Random(seed), _Ids()
     system = ids.new(12)
     running = [(rng.random() * 10, n, system + ids.new(4)) for n in range(parallel)]

@@ -11,6 +11,9 @@ and two more, where it has them:
     again(facts) -> asked of the block whose turn has come: a queue to join instead of going; -1
     gone(facts)  -> this block is being evicted: what a policy remembers of it, it notes now
 
+A policy that says `steady = True` promises that ranks change only when `queue` is called; then
+they are asked for once in between.
+
 Within a queue blocks leave in the order in which they came, so every operation is O(1). Idle
 blocks come tail before head (whoever lets a prefix go lets its last block go first), which keeps
 prefixes for longest (invariant 6).
@@ -279,6 +282,8 @@ class IdleQueues:
         self._policy = policy
         self._again: Callable[[BlockFacts], int] | None = getattr(policy, "again", None)
         self._gone: Callable[[BlockFacts], None] | None = getattr(policy, "gone", None)
+        self._steady = bool(getattr(policy, "steady", False))
+        self._ranks: dict[int, float] = {}  # of heads, while they hold
         self._queues = queues
         self.facts = BlockFacts(self, pool, tree)
         size = pool.num_blocks
@@ -392,12 +397,15 @@ class IdleQueues:
 
     def _first_of(self, rings: int, now: float) -> int:
         """Compares the heads of the queues of one class."""
-        best, best_rank = -1, 0.0
-        for queue in range(self._queues):
-            block = self._next[rings + queue]
-            if block == rings + queue:
+        best, best_rank, ranks = -1, 0.0, self._ranks
+        for ring, block in enumerate(self._next[rings : rings + self._queues], rings):
+            if block == ring:
                 continue
-            rank = self._policy.rank(queue, self._key[block], now)
+            rank = ranks.get(block)
+            if rank is None:
+                rank = self._policy.rank(ring - rings, self._key[block], now)
+                if self._steady:
+                    ranks[block] = rank
             if best < 0 or rank < best_rank:
                 best, best_rank = block, rank
         return best
@@ -483,6 +491,7 @@ class IdleQueues:
 
     def _join(self, block: int, queue: int) -> None:
         """Last in a queue of its class; the facts show the block."""
+        self._ranks.clear()
         self._queue[block] = queue
         self._key[block] = self._policy.key(self.facts)
         rank = self._rank(block)

@@ -59,7 +59,10 @@ def _chances(came: Counts, reached: Counts, doubt: Doubt) -> list[list[float]]:
         factor = (sum(back_of) + doubt.kind) / (expected + doubt.kind)
         rows.append(
             [
-                min((back + doubt.both * min(chance * factor, _LIKELIEST)) / (waited + doubt.both), _CERTAIN)
+                min(
+                    (back + doubt.both * min(chance * factor, _LIKELIEST)) / (waited + doubt.both),
+                    _CERTAIN,
+                )
                 for back, waited, chance in zip(back_of, waited_of, octaves, strict=True)
             ]
         )

@@ -31,6 +31,7 @@ class HitDensity:
     learned, four times as much each time, and with enough doubt it is LRU."""
 
     queues = 1 + 2 * _DEPTHS
+    steady = True
 
     def __init__(self) -> None:
         self._clock = 0  # blocks let go, the same one again and again included
