@@ -107,6 +107,9 @@ def test_heads_of_queues_are_compared_with_now() -> None:
         queues.last_used[block], queues.hits[block] = last_used, hits
         queues.append(block)
     assert list(queues) == [1, 2, 0]
+    queues.park(0)
+    queues.unpark(0)  # to the queue that it was in
+    assert list(queues) == [1, 2, 0]
     assert queues.first(0.0) == 1  # least recently used would be 0
     assert queues.first(9.5) == 0
     queues.remove(1)

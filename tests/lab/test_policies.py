@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic import chats, trace_of
 
+from kveik.cache.policies.arc import AdaptiveReplacement
 from kveik.cache.policies.reuse_time import ReuseTime
+from kveik.cache.policies.s3fifo import MAIN, S3Fifo
 from kveik.cache.policy import SHIPPED
 from kveik.lab.optimum import optimum
 from kveik.lab.replay import replay
@@ -55,6 +57,7 @@ def test_slru_puts_the_oldest_of_too_many_protected_on_probation() -> None:
     served = [one for one in many for _ in range(2)] + scan(3)
     assert left("slru", served, [many[0], many[1], many[8]], blocks=10) == [0, 4, 4]
     assert left("lru", served, [many[0], many[1], many[8]], blocks=10) == [0, 0, 4]
+    assert left("slru", served[:-1], [many[0], scan(3)[0]], blocks=10) == [4, 0]  # behind that one
 
 
 def test_s3fifo_forgets_a_scan_at_once_and_takes_back_what_was_asked_again() -> None:
@@ -65,10 +68,25 @@ def test_s3fifo_forgets_a_scan_at_once_and_takes_back_what_was_asked_again() -> 
 
 
 def test_s3fifo_gives_no_more_rounds_than_uses() -> None:
-    """What was used often once goes in the end, when the main queue is needed."""
-    often = prompt(0)
-    pairs = [one for one in scan(60) for _ in range(2)]
-    assert left("s3fifo", [often] * 9 + pairs, [often], blocks=12) == [0]
+    """Three at most; what has used them up goes."""
+    policy = S3Fifo()
+    books = Books(10, SIZE, policy=lambda: policy)
+    often, once_more = prompt(0), prompt(100)
+    for one in (often, often, once_more, once_more, *scan(9)):
+        books.pass_through(one)
+    for _ in range(4):
+        books.pass_through(often)
+    before, kept = dict(policy._rounds), {0: MAIN, 1: MAIN}
+    assert {block: policy._members._list[block] for block in kept} == kept
+    assert (before[0], before[1]) == (3, 0)
+    books.pass_through(once_more)
+    books.reclaim.make_room(0, 7)  # the small queue down to its share
+    assert [books.cached([*one, 1]) for one in (often, once_more)] == [4, 4]
+    books.reclaim.make_room(0, 8)
+    assert [books.cached([*one, 1]) for one in (often, once_more)] == [4, 0]
+    assert policy._rounds[0] == 0
+    books.reclaim.make_room(0, 9)
+    assert books.cached([*often, 1]) == 0
 
 
 def test_lfu_aged_keeps_what_was_used_often_until_it_has_aged() -> None:
@@ -85,8 +103,22 @@ def test_arc_learns_from_what_comes_back() -> None:
     served = [one for one in twice for _ in range(2)] + scans
     assert left("lru", served, twice, blocks=8) == [0, 0, 0, 0]
     assert left("arc", served, twice, blocks=8) == [4, 4, 4, 4]
-    loop = scans[12:17]
-    assert left("arc", served + loop * 3, loop, blocks=8) == [4] * 5
+
+
+def test_arc_gives_room_to_the_list_whose_blocks_come_back() -> None:
+    policy = AdaptiveReplacement()
+    books = Books(8, SIZE, policy=lambda: policy)
+
+    def serve(*prompts: Prompt) -> float:
+        for one in prompts:
+            books.pass_through(one)
+        return policy._wanted
+
+    often = [one for number in range(1, 9) for one in 2 * [prompt(1000 * number)]]
+    assert serve(*often[:8], *scan(8)) == 0.0
+    assert serve(scan(8)[2]) == 1.0  # had it been kept, it would have been a hit
+    assert serve(*often[8:]) == 1.0  # pushes out what was used twice
+    assert serve(often[0]) == 0.0
 
 
 def test_tail_lru_gives_first_what_can_be_computed_in_time() -> None:
@@ -112,6 +144,18 @@ def test_reuse_time_gives_the_category_that_never_returns() -> None:
     trace = trace_of(*prompts)
     assert sum(replay(trace, "lru", 84).hits[-10:]) == 0
     assert sum(replay(trace, "reuse-time", 84).hits[-10:]) == 16
+
+
+def test_reuse_time_learns_how_often_and_how_soon_what_is_used_comes_back() -> None:
+    policy = ReuseTime()
+    books = Books(64, SIZE, policy=lambda: policy)
+    for second in range(60):
+        books.pass_through(prompt(0, 2), now=1.0 + 10 * second)
+    facts = books.idle[0].facts
+    facts.block = 0
+    learned = policy._category(facts)
+    assert 8 < policy._waited[learned] / policy._reused[learned] < 16
+    assert 0.5 < policy._reused[learned] / policy._blocks[learned] <= 1.0
 
 
 def test_reuse_time_ranks_by_share_and_time_of_reuse() -> None:

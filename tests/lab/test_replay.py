@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic import chats, trace_of
 
+from kveik.cache.policies.lru import LeastRecentlyUsed
+from kveik.cache.policy import BlockFacts
 from kveik.lab.replay import replay
-from kveik.lab.trace import Trace
+from kveik.lab.trace import Trace, TraceRequest
 
 
 def plain_lru(trace: Trace, blocks: int) -> tuple[int, ...]:
@@ -60,9 +62,32 @@ def test_tokens_count_as_they_lie_in_blocks_and_the_last_is_computed() -> None:
 
 
 def test_what_is_longer_than_the_pool_is_refused_and_hits_nothing() -> None:
-    played = replay(trace_of((0, 1), (0, 1, 2, 3, 4), (0, 1)), "lru", 4)
-    assert played.hits == (0, 0, 2)
+    whole = (5, 6, 7, 8)  # needs all that the refused one was given
+    played = replay(trace_of((0, 1), (0, 1, 2, 3, 4), (0, 1), whole, whole), "lru", 4)
+    assert played.hits == (0, 0, 2, 0, 3)  # beside all four there is no room for a copy
     assert played.played.refused == 1
+
+
+class Listens(LeastRecentlyUsed):
+    """Notes tokens, depth and time of what becomes idle."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[int, int, float]] = []
+
+    def queue(self, facts: BlockFacts) -> int:
+        self.heard.append((facts.tokens, facts.depth, facts.used))
+        return 0
+
+
+def test_a_policy_sees_the_sizes_and_times_of_the_trace() -> None:
+    """Of a prompt of forty tokens the answer fills the last block and begins another."""
+    policy = Listens()
+    requests = (TraceRequest(0.0, 40, 0, (0, 1, 2)), TraceRequest(9.0, 40, 12, (0, 1, 3), (4, 5)))
+    replay(Trace("made", 16, requests), lambda: policy, 8)
+    assert policy.heard == [
+        *((8, 40, 1.0), (16, 32, 1.0), (16, 16, 1.0)),
+        *((3, 51, 10.0), (16, 48, 10.0), (16, 32, 10.0), (16, 16, 10.0)),
+    ]
 
 
 def test_since_counts_only_what_comes_later() -> None:

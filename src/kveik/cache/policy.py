@@ -300,6 +300,7 @@ class IdleQueues:
         self._tree, self._owner = tree, pool.owner
         self._account = bytearray(size)
         self._waiting = [0] * _CLASSES  # blocks linked in each class of each account
+        self._busy = [0] * _CLASSES  # a bit for each of its queues that may hold a block
         self.evictable_of = [0]
         self.parked: set[int] = set()
         self.last_used = array("q", bytes(8 * size))
@@ -343,6 +344,7 @@ class IdleQueues:
         self._next.extend(rings)
         self._previous.extend(rings)
         self._waiting = [0] * (count * _CLASSES)
+        self._busy = [0] * (count * _CLASSES)
         self.evictable_of = [0] * count
         self._account = bytearray(len(self._account))
         for block in waiting:
@@ -360,12 +362,11 @@ class IdleQueues:
         start = account * _CLASSES
         for rank in range(start, start + _CLASSES):
             if self._waiting[rank]:
-                ring = self._rings + rank * self._queues
                 if self._again is not None:
-                    return self._first_without_chance(ring, now, self._again)
+                    return self._first_without_chance(rank, now, self._again)
                 if self._queues == 1:
-                    return self._next[ring]
-                return self._first_of(ring, now)
+                    return self._next[self._rings + rank]
+                return self._first_of(rank, now)
         return -1
 
     def inflate(self, block: int) -> None:
@@ -379,11 +380,11 @@ class IdleQueues:
             self._gone(self.facts)
 
     def _first_without_chance(
-        self, rings: int, now: float, again: Callable[[BlockFacts], int]
+        self, rank: int, now: float, again: Callable[[BlockFacts], int]
     ) -> int:
         """The first that its policy lets go; others join the end of a queue meanwhile."""
         facts = self.facts
-        block = self._first_of(rings, now)
+        block = self._first_of(rank, now)
         for _ in range(_CHANCES):
             facts.block = block
             queue = again(facts)
@@ -392,22 +393,30 @@ class IdleQueues:
             self._check_queue(queue)
             self._take_out(block)
             self._join(block, queue)
-            block = self._first_of(rings, now)
+            block = self._first_of(rank, now)
         return block
 
-    def _first_of(self, rings: int, now: float) -> int:
+    def _first_of(self, rank: int, now: float) -> int:
         """Compares the heads of the queues of one class."""
-        best, best_rank, ranks = -1, 0.0, self._ranks
-        for ring, block in enumerate(self._next[rings : rings + self._queues], rings):
-            if block == ring:
+        best, least = -1, 0.0
+        rings, following = self._rings + rank * self._queues, self._next
+        policy_rank, keys, known = self._policy.rank, self._key, self._ranks
+        left = self._busy[rank]
+        while left:
+            bit = left & -left
+            left ^= bit
+            queue = bit.bit_length() - 1
+            block = following[rings + queue]
+            if block == rings + queue:  # emptied since it was looked at
+                self._busy[rank] ^= bit
                 continue
-            rank = ranks.get(block)
-            if rank is None:
-                rank = self._policy.rank(ring - rings, self._key[block], now)
+            value = known.get(block)
+            if value is None:
+                value = policy_rank(queue, keys[block], now)
                 if self._steady:
-                    ranks[block] = rank
-            if best < 0 or rank < best_rank:
-                best, best_rank = block, rank
+                    known[block] = value
+            if best < 0 or value < least:
+                best, least = block, value
         return best
 
     def waiting(self, rank: int) -> int:
@@ -464,9 +473,10 @@ class IdleQueues:
         if block in self.parked:
             self.parked.remove(block)
             rank = self._rank(block)
+            queue = self._queue[block]
             self._waiting[rank] += 1
-            ring = self._rings + rank * self._queues + self._queue[block]
-            self._insert(block, self._next[ring])
+            self._busy[rank] |= 1 << queue
+            self._insert(block, self._next[self._rings + rank * self._queues + queue])
 
     # --- links
 
@@ -496,6 +506,7 @@ class IdleQueues:
         self._key[block] = self._policy.key(self.facts)
         rank = self._rank(block)
         self._waiting[rank] += 1
+        self._busy[rank] |= 1 << queue
         self._insert(block, self._rings + rank * self._queues + queue)
 
     def _insert(self, block: int, after: int) -> None:

@@ -32,7 +32,7 @@ class ReuseTime:
 
     def queue(self, facts: BlockFacts) -> int:
         category, before = self._category(facts), self._last.get(facts.block)
-        if before is not None and facts.hits > before[2]:
+        if before is not None and facts.hits > before[2] and facts.used > before[1]:
             self._reused[before[0]] += 1.0
             self._waited[before[0]] += facts.used - before[1]
         for column in (self._blocks, self._reused, self._waited):
