@@ -240,8 +240,8 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
     Option(
         "policy",
         "text",
-        "Which cached blocks go first: hit-density, lru, cost, fifo, slru, s3fifo, lfu-aged, arc, "
-        "reuse-time, tail-lru, or module:Class",
+        "Which cached blocks go first: lru, cost, fifo, slru, s3fifo, lfu-aged, arc, reuse-time, "
+        "tail-lru, hit-density, or module:Class",
     ),
     Option(
         "record",

@@ -38,7 +38,7 @@ def points(trace: Trace, blocks: int) -> float:
 @pytest.mark.parametrize(
     ("traffic", "requests", "blocks", "least"),
     [
-        ("chat", 1200, 1000, 1.0),
+        ("second_turn_is_last", 1000, 1000, 2.0),
         ("rag", 1000, 500, 4.0),
         ("loop", 900, 3000, 10.0),
         ("system_prompts", 600, 500, 2.0),
@@ -53,7 +53,7 @@ def test_it_beats_lru_where_there_is_something_to_learn(
 @pytest.mark.parametrize("traffic", policy_traces.TRAFFIC)
 def test_it_is_never_much_worse_than_lru(traffic: str) -> None:
     """Scans, loops, floods, shifts, what only recency explains, and what misleads."""
-    trace = some(traffic, 800)
+    trace = some(traffic, 600)
     for blocks in (260, 1000):
         assert points(trace, blocks) > -0.3, blocks
 
