@@ -68,8 +68,9 @@ class Replay:
 
     @property
     def eviction_us(self) -> float:
-        """Microseconds for each block that was evicted, everything included."""
-        return self.played.eviction_seconds * 1e6 / max(self.played.evicted, 1)
+        """Microseconds for each block that was evicted, everything included; 0: none was."""
+        evicted = self.played.evicted
+        return self.played.eviction_seconds * 1e6 / evicted if evicted else 0.0
 
 
 def replay(

@@ -49,7 +49,7 @@ def _row(one: Replay, best: int | None) -> Row:
         "hit_blocks": one.hit_blocks,
         "prompt_blocks": one.prompt_blocks,
         "of_optimum": None if not best else one.hit_tokens / best,
-        "eviction_us": None if knows else one.eviction_us,
+        "eviction_us": one.eviction_us or None,
         "evicted": played.evicted,
         "evicted_unused": None if knows else reasons.evicted_unused,
         "computed_first": None if knows else reasons.computed_first,

@@ -67,6 +67,10 @@ def test_json_has_rates_reasons_and_queues(run: Run, trace: Path) -> None:
     assert sum(queue["evicted"] for queue in small["queues"]) == small["evicted"]
     assert [queue["queue"] for queue in lru["queues"]] == [0]
     assert lru["eviction_us"] > 0
+    assert best["eviction_us"] is None
+    enough = json.loads(run("replay", str(trace), "--policy", "lru", "--blocks", "99", "--json")[1])
+    assert enough["replays"][0]["evicted"] == 0
+    assert enough["replays"][0]["eviction_us"] is None
 
 
 def test_csv_has_a_line_for_each_replay(run: Run, trace: Path) -> None:
