@@ -24,15 +24,14 @@ from kveik.lab.trace import Trace, TraceRequest, read_trace
 OURS, LRU = "hit-density", "lru"
 SIZES = (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000, 32_000, 64_000)
 MADE_SIZES = (250, 1_000, 4_000)
-MADE_REQUESTS = 2_000
 BARS = {4_000: 3.5, 8_000: 0.5, 16_000: 0.5}  # points above LRU, on the second half of a trace
 FLOOR = -0.3  # points: how much worse than LRU it may be anywhere
 MOONSHOT = 0.25  # of the gap between LRU and the optimum
 SIZE = 16  # tokens in a block of made-up traffic
 
 
-def made(name: str, requests: int) -> Trace:
-    """The first requests of that traffic."""
+def made(name: str, requests: int | None) -> Trace:
+    """That traffic, or its first requests."""
     prompts = islice(TRAFFIC[name](), requests)
     every = tuple(
         TraceRequest(seconds, SIZE * len(blocks), 1, tuple(blocks)) for seconds, blocks in prompts
@@ -84,7 +83,7 @@ def judge(report: Report, name: str, blocks: int, ours: float, lru: float, best:
                       (ours - lru) / max(best - lru, 1e-9), "", moonshot=MOONSHOT)  # fmt: skip
 
 
-def on_made_traffic(report: Report, sizes: tuple[int, ...], requests: int) -> None:
+def on_made_traffic(report: Report, sizes: tuple[int, ...], requests: int | None) -> None:
     rows: dict[str, list[float]] = {}
     for name in TRAFFIC:
         trace = made(name, requests)
@@ -117,7 +116,7 @@ def main() -> None:
         sizes = tuple(BARS) if options.quick else SIZES
         on_a_trace(report, read_trace(options.trace), policies, sizes)
     on_made_traffic(report, MADE_SIZES[:2] if options.quick else MADE_SIZES,
-                    600 if options.quick else MADE_REQUESTS)  # fmt: skip
+                    600 if options.quick else None)  # fmt: skip
     report.finish()
 
 

@@ -77,24 +77,26 @@ def test_fact_continues_is_forgotten_when_the_block_is_filled_with_something_els
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 8), st.lists(st.integers(0, 15), max_size=80))
+@given(
+    st.integers(1, 8), st.lists(st.lists(st.integers(0, 15), unique=True, min_size=1), max_size=30)
+)
 def test_what_is_recent_in_a_full_sample_is_what_lru_would_have_kept(
-    capacity: int, uses: list[int]
+    blocks: int, requests: list[list[int]]
 ) -> None:
-    sample = Sample(capacity)
-    assert sample.one_in == 2  # of so small a pool; here each is shown to it
+    """Every second block is in a sample of so small a pool; here all that are shown to it are."""
+    sample = Sample(2 * blocks)
+    assert sample.one_in == 2
     kept: list[int] = []
     last: dict[int, int] = {}
-    for clock, mark in enumerate(uses):
-        before, recent = sample.use(mark, 0, clock, clock)
-        assert recent == (mark in kept)
-        assert (None if before is None else before.clock) == last.get(mark)
-        kept = (
-            [*(one for one in kept if one != mark), mark][-(capacity // 2) :]
-            if capacity > 1
-            else []
-        )
-        last[mark] = clock
+    clock = 0
+    for used, request in enumerate(requests):
+        for mark in request:
+            clock += 1
+            before, recent = sample.use(mark, 0, clock, used)
+            assert recent == (mark in kept)
+            assert (None if before is None else before.clock) == last.get(mark)
+            last[mark] = clock
+        kept = [*(one for one in kept if one not in request), *request][-blocks:]
     assert len(sample) == len(last)
 
 
@@ -106,9 +108,9 @@ def test_a_sample_is_bounded_and_forgets_what_left_its_window() -> None:
     sample = Sample(4)
     for clock in range(100):
         sample.use(clock, 0, clock, clock)
-    sample.use(1000, 0, sample.window + 50, 0)
-    assert len(sample) == 2 + 99 - 50 - 0
-    assert sample.use(60, 0, 2 * sample.window + 61, 0) == (None, False)
+    sample.use(1000, 0, sample.window + 50, 1000)
+    assert len(sample) == 1 + 50
+    assert sample.use(60, 0, 2 * sample.window + 61, 2000) == (None, False)
 
 
 # --- counts by age

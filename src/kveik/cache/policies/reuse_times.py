@@ -26,7 +26,8 @@ class Last(NamedTuple):
 class Sample:
     """Every n-th block by its mark, cached or not, in the order of their last use.
 
-    Of a pool under LRU the same share would be in the sample: the `recent` ones."""
+    Of a pool under LRU the same share would be in the sample: the `recent` ones. Blocks of one use
+    come one after the other, and all were found, or not, before room was made for any."""
 
     def __init__(self, capacity: int) -> None:
         self.window = max(_POOLS * capacity, _LEAST_WINDOW)
@@ -36,6 +37,7 @@ class Sample:
         self._capacity = capacity
         self._recent: OrderedDict[int, Last] = OrderedDict()
         self._older: OrderedDict[int, Last] = OrderedDict()
+        self._used = -1  # the last use
 
     def __len__(self) -> int:
         return len(self._recent) + len(self._older)
@@ -46,19 +48,25 @@ class Sample:
     def use(self, mark: int, kind: int, clock: int, used: int) -> tuple[Last | None, bool]:
         """It is let go now; the time before (None: unknown), and whether LRU would have kept it
         since."""
+        if used != self._used:
+            self._used = used
+            self._forget(clock)
         before = self._recent.pop(mark, None)
         recent = before is not None
         if before is None:
             before = self._older.pop(mark, None)
         self._recent[mark] = Last(kind, clock, used)
-        if len(self._recent) * self.one_in > self._capacity:
+        if before is not None and clock - before.clock > self.window:
+            return None, False
+        return before, recent
+
+    def _forget(self, clock: int) -> None:
+        """What LRU would have evicted is not recent; what left the window is nothing."""
+        while len(self._recent) * self.one_in > self._capacity:
             oldest, last = self._recent.popitem(last=False)
             self._older[oldest] = last
         while self._older and clock - next(iter(self._older.values())).clock > self.window:
             self._older.popitem(last=False)
-        if before is not None and clock - before.clock > self.window:
-            return None, False
-        return before, recent
 
 
 class ReuseTimes:
