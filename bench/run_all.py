@@ -26,6 +26,7 @@ NOT_BENCHMARKS = {
     "table",
     "conversations",
     "relevance_fit",
+    "policy_traces",
 }
 
 

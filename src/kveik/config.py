@@ -117,7 +117,7 @@ class EngineConfig:
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     enable_prefix_caching: bool = True
-    policy: str = "lru"  # a name in cache/policy.py, or module:Class
+    policy: str = "hit-density"  # a name in cache/policy.py, or module:Class
     record: str | None = None  # file for a trace of the traffic
     session_idle: float = 1800.0  # seconds without a request after which a session ends
     pin_share: float = 0.25  # of the pool, at most, may be pinned
@@ -247,7 +247,7 @@ ENGINE_OPTIONS: tuple[Option, ...] = (
         "policy",
         "text",
         "Which cached blocks go first: lru, cost, fifo, slru, s3fifo, lfu-aged, arc, reuse-time, "
-        "tail-lru, or module:Class",
+        "tail-lru, hit-density, or module:Class",
     ),
     Option(
         "record",

@@ -11,6 +11,9 @@ and two more, where it has them:
     again(facts) -> asked of the block whose turn has come: a queue to join instead of going; -1
     gone(facts)  -> this block is being evicted: what a policy remembers of it, it notes now
 
+A policy that says `steady = True` promises that ranks change only when `queue` is called; then
+they are asked for once in between.
+
 Within a queue blocks leave in the order in which they came, so every operation is O(1). Idle
 blocks come tail before head (whoever lets a prefix go lets its last block go first), which keeps
 prefixes for longest (invariant 6).
@@ -126,6 +129,24 @@ class BlockFacts:
         return self._tree.digest(self._node)
 
     @property
+    def mark(self) -> int:
+        """A check sum of the same: 32 bits, there at once. Others may have the same, so it serves
+        for samples and statistics only."""
+        return self._tree.mark[self._node]
+
+    @property
+    def leaf(self) -> bool:
+        """Does nothing that is cached go on behind it?"""
+        return not self._tree.children[self._node]
+
+    @property
+    def continues(self) -> bool:
+        """Was it computed behind a cached text that nothing else, or one other thing, went on
+        from? Then it is of a further turn, else it begins something behind a start that many
+        share, or behind none."""
+        return bool(self._idle.continues[self.block])
+
+    @property
     def priority(self) -> int:
         """DEMOTED, LOW, NORMAL or HIGH: the class in which the policy decides."""
         return self._idle.class_of(self.block)
@@ -192,6 +213,7 @@ SHIPPED: dict[str, str] = {
     "arc": _HERE + "arc:AdaptiveReplacement",
     "reuse-time": _HERE + "reuse_time:ReuseTime",
     "tail-lru": _HERE + "tail_lru:TailOptimizedLru",
+    "hit-density": _HERE + "hit_density:HitDensity",
 }
 """Names, and the classes that are imported when one is used."""
 
@@ -217,11 +239,13 @@ def make_policy(name: str) -> Policy:
     for method in ("queue", "key", "rank"):
         if not callable(getattr(policy, method, None)):
             _refuse(name, f"is not a policy: it has no method {method}")
-    return _tried(name, policy)
+    _try(name, policy)
+    fresh: Policy = made()  # the other one has seen a pool of one block
+    return fresh
 
 
-def _tried(name: str, policy: Any) -> Policy:
-    """The policy, after a block of one token was shown to it: better a fault now than later."""
+def _try(name: str, policy: Any) -> None:
+    """A block of one token is shown to the policy: better a fault now than later."""
     pool, tree = BlockPool(1), PrefixTree(1, 1, b"")
     pool.owner[0] = tree.insert(tree.root(Identity("")), bytes(WORD))
     queues = IdleQueues(pool, tree, policy)
@@ -234,8 +258,6 @@ def _tried(name: str, policy: Any) -> Policy:
         _refuse(name, f"failed with a first block ({type(error).__name__}: {error})")
     if isinstance(rank, bool) or not isinstance(rank, int | float):
         _refuse(name, f"rank returned {type(rank).__name__}, not a number")
-    loaded: Policy = policy
-    return loaded
 
 
 def _refuse(name: str, why: str) -> NoReturn:
@@ -260,6 +282,8 @@ class IdleQueues:
         self._policy = policy
         self._again: Callable[[BlockFacts], int] | None = getattr(policy, "again", None)
         self._gone: Callable[[BlockFacts], None] | None = getattr(policy, "gone", None)
+        self._steady = bool(getattr(policy, "steady", False))
+        self._ranks: dict[int, float] = {}  # of heads, while they hold
         self._queues = queues
         self.facts = BlockFacts(self, pool, tree)
         size = pool.num_blocks
@@ -283,6 +307,7 @@ class IdleQueues:
         self.hits = array("i", bytes(4 * size))
         self.sequence = array("i", bytes(4 * size))  # see BlockFacts
         self.found = array("i", bytes(4 * size))
+        self.continues = bytearray(size)
         self.count = 0
         self.pinned = 0  # idle blocks that are pinned
         self.inflation = 0.0  # see BlockFacts
@@ -375,7 +400,7 @@ class IdleQueues:
         """Compares the heads of the queues of one class."""
         best, least = -1, 0.0
         rings, following = self._rings + rank * self._queues, self._next
-        policy_rank, keys = self._policy.rank, self._key
+        policy_rank, keys, known = self._policy.rank, self._key, self._ranks
         left = self._busy[rank]
         while left:
             bit = left & -left
@@ -385,7 +410,11 @@ class IdleQueues:
             if block == rings + queue:  # emptied since it was looked at
                 self._busy[rank] ^= bit
                 continue
-            value = policy_rank(queue, keys[block], now)
+            value = known.get(block)
+            if value is None:
+                value = policy_rank(queue, keys[block], now)
+                if self._steady:
+                    known[block] = value
             if best < 0 or value < least:
                 best, least = block, value
         return best
@@ -472,6 +501,7 @@ class IdleQueues:
 
     def _join(self, block: int, queue: int) -> None:
         """Last in a queue of its class; the facts show the block."""
+        self._ranks.clear()
         self._queue[block] = queue
         self._key[block] = self._policy.key(self.facts)
         rank = self._rank(block)

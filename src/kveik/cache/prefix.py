@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import zlib
 from array import array
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator, Sequence
@@ -137,7 +138,7 @@ class PrefixTree:
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
     told of every node that goes. account[node]: whose share of the pool it counts against (0:
     everybody's), as `accounts` says of its namespace; space[node]: whose it is, as `space_of` calls
-    a namespace.
+    a namespace. mark[node]: a check sum of its tokens and all before them.
 
     A tree may go on behind a node of another one, which is public: before[root] are the packed
     tokens up to there, bases[node] the name by which identities call that node for as long as it
@@ -154,6 +155,7 @@ class PrefixTree:
         self.accounts: dict[str, int] = {}
         self.account = bytearray()
         self.space = array("I")
+        self.mark = array("I")
         self.before: dict[int, bytes] = {}
         self.bases: dict[int, bytes] = {}
         self.orphans: list[bytes] = []
@@ -334,6 +336,7 @@ class PrefixTree:
             self.identities[node] = identity
             self.account[node] = self.accounts.get(identity.namespace, 0)
             self.space[node] = self.space_of(identity.namespace)
+            self.mark[node] = zlib.crc32(repr(identity).encode())
             self._by_namespace.setdefault(identity.namespace, set()).add(identity)
             if identity.base:
                 self.before[node] = before
@@ -389,6 +392,7 @@ class PrefixTree:
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
         self.account[node], self.space[node] = self.account[parent], self.space[parent]
+        self.mark[node] = zlib.crc32(chunk, self.mark[parent])
         self.depth[node] = self.depth[parent] + self.length[node]
         self.created[node] = self.used[node] = self.now
         start = node * self._width
@@ -492,7 +496,8 @@ class PrefixTree:
         for count in (self.children, self.pins, self.depth):
             count.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
-        self.space.extend(array("I", bytes(4 * more)))
+        for number in (self.space, self.mark):
+            number.extend(array("I", bytes(4 * more)))
         self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))
         self._digests.extend(bytes(_DIGEST * more))

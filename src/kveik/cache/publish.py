@@ -127,6 +127,7 @@ class Publisher:
                 tree.payload[g][node] = own
                 self.pools[g].owner[own] = node
                 self.pools[g].state[own] = SEALED
+                self.holdings.idle[g].continues[own] = self._continues(g, parent)
                 self.counters.committed += 1
                 if self.sweeper.doomed:
                     self.sweeper.doomed.discard((g, own))
@@ -139,6 +140,16 @@ class Publisher:
             keep = self.retention.written if new else self.retention.shared
             keep(lease, node, start, start + len(chunk) // WORD)
         return node
+
+    def _continues(self, group: int, parent: int) -> bool:
+        """See BlockFacts, of a block behind this node. One that was never reused was computed
+        along with it."""
+        block, idle = self.tree.payload[group][parent], self.holdings.idle[group]
+        if self.tree.parent[parent] < 0 or block < 0:
+            return False
+        if not idle.hits[block]:
+            return bool(idle.continues[block])
+        return self.tree.children[parent] <= 2
 
     # --- the tail
 
