@@ -138,29 +138,30 @@ def _times(path: Path, found: dict[str, Any]) -> ServiceTimes:
     strange = sorted(set(found) - set(names))
     if strange:
         _refuse(path, f"knows no {strange[0]}; its fields are {', '.join(names)}")
-    seconds = (_number(path, found, name, least=0.0) for name in names[:-1])
+    seconds = (_number(path, found, name, zero=True) for name in names[:-1])
     return ServiceTimes(*seconds, batch=_whole(path, found, "batch", least=1))
 
 
 def _measured(path: Path, found: dict[str, Any]) -> Measured:
     run = Measured(
         *(_whole(path, found, name, least=2) for name in ("prompt", "output", "batch")),
-        *(_number(path, found, field.name) for field in fields(Measured)[3:]),
+        *(_number(path, found, field.name, zero=False) for field in fields(Measured)[3:]),
     )
     if run.ttft_cold_seconds < run.ttft_warm_seconds:
         _refuse(path, "has a warm first token later than the cold one; measure longer prompts")
     return run
 
 
-def _number(path: Path, found: dict[str, Any], name: str, least: float | None = None) -> float:
-    """least: None for what must be more than 0."""
+def _number(path: Path, found: dict[str, Any], name: str, *, zero: bool) -> float:
+    """zero: may it be 0?"""
     value = found.get(name)
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not (value > 0 if least is None else value >= least):
-        _refuse(
-            path, f"{name} {value!r} is not a number {'above 0' if least is None else 'from 0'}"
-        )
+    if isinstance(value, bool) or not isinstance(value, int | float) or not _sound(value, zero):
+        _refuse(path, f"{name} {value!r} is not a number {'from 0 on' if zero else 'above 0'}")
     return float(value)
+
+
+def _sound(value: float, zero: bool) -> bool:
+    return math.isfinite(value) and (value >= 0 if zero else value > 0)
 
 
 def _whole(path: Path, found: dict[str, Any], name: str, least: int) -> int:
