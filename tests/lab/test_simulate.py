@@ -34,14 +34,14 @@ def run(jobs: Sequence[Job], service: ServiceTimes = SERVICE) -> Replica:
 
 
 def test_times_are_those_of_a_hand() -> None:
-    """A: 4 tokens, prefill 0 to 3; steps of 0.75 from there. B comes at 4.0, in the step that ends
-    at 4.5, is computed 4.5 to 7.5; the next steps have two sequences and take 1.0. C comes at 5.0
-    and waits for a place: A has 5 tokens after 10.0 - 7.5 = 2.5 -> 3 steps ... at 9.5."""
+    """A is computed from 0 to 3; then its steps take 0.75. B comes at 4.0, within the step that ends
+    at 4.5, and is computed until 7.5; now steps have two sequences and take 1.0. C comes at 5.0 and
+    waits for a place."""
     a, b, c = Job(0.0, 4, 0, 5), Job(4.0, 6, 2, 4), Job(5.0, 2, 0, 1)
     replica = run([a, b, c])
     assert (a.begun, a.first, a.finished) == (0.0, 3.0, 9.5)
     assert (b.begun, b.first) == (4.5, 7.5)
-    # A ends at 9.5, so C is computed 9.5 to 11.5 and is over; B's third step ends at 12.25
+    # two steps later A is over, so C is computed 9.5 to 11.5 and is over; B's third step ends at 12.25
     assert (c.begun, c.first, c.finished) == (9.5, 11.5, 11.5)
     assert b.finished == 12.25
     assert replica.busy == 12.25
