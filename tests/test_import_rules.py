@@ -39,7 +39,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
     "engine/history.py": (("cache.directive", "cache.window", "errors", "config"), ()),
-    "lab/plot.py": (("lab", "errors"), ("matplotlib",)),
+    "lab/plot": (("lab", "errors"), ("matplotlib",)),
     "lab/": (("lab", "cache", "errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),
     "store/": (("store", "kernels", "cache.segments", "errors", "config"), ()),
@@ -93,6 +93,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("typer",),
     ),
     "commands/replay.py": (("lab", "cache.policy", "errors"), ("typer", "rich")),
+    "commands/simulate.py": (("lab", "cache.policy", "errors"), ("typer", "rich")),
     "": (
         (
             "llm",

@@ -173,6 +173,61 @@ def replay(
     run(question, json_wanted=as_json, csv_wanted=as_csv)
 
 
+@app.command()
+def simulate(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="What --record wrote, or a trace of Mooncake")
+    ],
+    replicas: Annotated[str, typer.Option(help="How many, 1 to 1000, with commas")] = "1,4,16",
+    route: Annotated[
+        str,
+        typer.Option(
+            help="With commas: round-robin, random, least-loaded, session, prefix-affinity; or all"
+        ),
+    ] = "all",
+    blocks: Annotated[int, typer.Option(min=1, help="Of the KV pool of each replica")] = 1000,
+    policy: Annotated[str, typer.Option(help="Of eviction: a name, or module:Class")] = "lru",
+    service: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File of service times, or of kveik bench --json; again for another length"
+        ),
+    ] = None,
+    speed: Annotated[float, typer.Option(help="Requests come so many times as fast")] = 1.0,
+    load_bound: Annotated[
+        float, typer.Option(help="prefix-affinity: up to so many times the mean load, or inf")
+    ] = 1.25,
+    least_match: Annotated[
+        float, typer.Option(help="prefix-affinity: share of a prompt below which it is no match")
+    ] = 0.3,
+    seed: Annotated[int, typer.Option(help="Of the route random")] = 0,
+    block_size: Annotated[
+        int | None, typer.Option(min=1, help="Tokens, where the trace does not say [512]")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw a picture into this file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV")] = False,
+) -> None:
+    """What would this traffic be like on so many replicas, routed like this? Needs no server."""
+    from kveik.commands.simulate import SimulateQuestion, run
+
+    question = SimulateQuestion(
+        trace,
+        replicas,
+        route,
+        blocks,
+        policy,
+        service or (),
+        speed,
+        load_bound,
+        least_match,
+        seed,
+        block_size,
+        plot,
+    )
+    run(question, json_wanted=as_json, csv_wanted=as_csv)
+
+
 def _remote(url: str, api_key: str | None) -> Remote:
     """KVEIK_API_KEY may list several keys, as the server reads it; the first one is used."""
     from kveik.commands.remote import Remote

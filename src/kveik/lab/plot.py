@@ -12,11 +12,12 @@ from kveik.lab.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, told apart by everybody; more policies than that differ in their dashes.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("-", "--", ":")
-_INK = "#4d4d4d"
+INK = "#4d4d4d"
 
 
 def check_plot() -> None:
@@ -40,10 +41,15 @@ def draw(trace: Trace, replays: Sequence[Replay], path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "kveik", "font.size": 10}):
         figure = Figure(figsize=(7.5, 4.2), layout="constrained")
         _fill(figure.add_subplot(), trace, replays)
-        try:
-            figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"--plot: {path} cannot be written ({error})", param="plot") from None
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """ConfigError where the file cannot be written."""
+    try:
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--plot: {path} cannot be written ({error})", param="plot") from None
 
 
 def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
@@ -52,10 +58,10 @@ def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
     for name in policies:
         of_it = (one for one in replays if one.policy == name)
         points = sorted((one.blocks, 100 * one.token_hit_rate) for one in of_it)
-        colour, dash = _INK, "-."
+        colour, dash = INK, "-."
         if name != "optimum":
-            lap, place = divmod(others.index(name), len(_COLOURS))
-            colour, dash = _COLOURS[place], _DASHES[lap % len(_DASHES)]
+            lap, place = divmod(others.index(name), len(COLOURS))
+            colour, dash = COLOURS[place], _DASHES[lap % len(_DASHES)]
         axes.plot(
             *zip(*points, strict=True),
             color=colour,
@@ -75,4 +81,4 @@ def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axes.set_title(trace.name, fontsize=10, color=_INK, loc="left")
+    axes.set_title(trace.name, fontsize=10, color=INK, loc="left")

@@ -85,7 +85,7 @@ def replay(
 
     since: seconds; what arrives before is played and not counted. watch: note why blocks were
     computed and which ones went, which costs some time."""
-    machine = _Machine(policy, blocks, trace.block_size, watch=watch)
+    machine = Machine(policy, blocks, trace.block_size, watch=watch)
     begun = time.perf_counter()
     found = [machine.play(request) for request in trace.requests]
     seconds = time.perf_counter() - begun
@@ -111,8 +111,8 @@ def outcome(name: str, trace: Trace, blocks: int, played: Played, since: float) 
     )
 
 
-class _Machine:
-    """One pool under one policy."""
+class Machine:
+    """One pool under one policy. refused: requests so far that are longer than the pool."""
 
     def __init__(self, policy: str | MakePolicy, blocks: int, size: int, *, watch: bool) -> None:
         self._reasons = Reasons()
@@ -123,7 +123,7 @@ class _Machine:
             return Watched(made, self._reasons) if watch else made
 
         self._cache = CacheManager([KvGroup((0,))], [blocks], size, policy=make, ghosts=0)
-        self._refused = 0
+        self.refused = 0
         self._eviction_seconds = 0.0
         self._size = size
         self._step = 0
@@ -135,7 +135,7 @@ class _Machine:
         prompt = tokens[: request.input_length]
         opened = cache.open(prompt, 1, namespace=request.namespace, now=now)
         if not isinstance(opened, Opened):
-            self._refused += 1
+            self.refused += 1
             return 0
         lease = opened.lease
         found = lease.cached_tokens
@@ -143,7 +143,7 @@ class _Machine:
         fits = cache.extend(lease, len(tokens))
         self._eviction_seconds += time.thread_time() - begun
         if not fits:
-            self._refused += 1
+            self.refused += 1
             cache.release(lease, keep=False, now=now)
             return 0
         self._step += 1
@@ -178,4 +178,4 @@ class _Machine:
     def played(self, found: list[int], seconds: float) -> Played:
         """What happened so far."""
         evicted = self._cache.reclaim.evicted
-        return Played(found, self._refused, evicted, seconds, self._eviction_seconds, self._reasons)
+        return Played(found, self.refused, evicted, seconds, self._eviction_seconds, self._reasons)
