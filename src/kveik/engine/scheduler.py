@@ -161,7 +161,8 @@ class Scheduler:
         if joined is not None:
             if request.stream is not None:
                 raise InvalidRequest(
-                    "stream_window: a prompt with modules is not streamed; leave one of them out",
+                    "stream_window: a prompt that is joined from parts (modules, or what is left "
+                    "of a session that forgets) is not streamed; leave one of them out",
                     param="stream_window",
                 )
             check_joined(request, joined, self._cache, self.limits.max_model_len)

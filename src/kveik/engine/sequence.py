@@ -56,7 +56,7 @@ class Work:
     pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     pooled: tuple[int, ...] = ()  # sum of the hidden states of the rows computed so far
-    made: set[int] = field(default_factory=set)  # units of its prompt that were computed for it
+    made: dict[int, int] = field(default_factory=dict)  # units computed for it: what was there
     makings: int = 0  # how often one was
     exact_before: int = 0  # tokens of its beginning that were cached before that
     resting: RestingStream | None = None  # that this request goes on from, until it does
@@ -100,12 +100,12 @@ class Work:
         self.prompt_logprobs.clear()
         self.pooled = ()
 
-    def note_made(self, unit: int, cached: int) -> None:
-        """A unit of its joined prompt is computed for it. cached: tokens of its exact beginning
-        that were there before."""
+    def note_made(self, unit: int, there: int, cached: int) -> None:
+        """A unit of its joined prompt is computed for it. there, cached: tokens of the unit, and of
+        the prompt's exact beginning, that were there before."""
         if not self.made:
             self.exact_before = cached
-        self.made.add(unit)
+        self.made.setdefault(unit, there)
         self.makings += 1
 
     def note_opened(self, lease: Lease) -> None:
@@ -114,7 +114,8 @@ class Work:
         self.cached_tokens, self.miss, self.there = lease.cached_tokens, lease.miss, lease.there
         if isinstance(lease, Joined):
             reused = lease.prompt_parts.reused
-            made = sum(stretch.length for stretch in reused if stretch.unit in self.made)
+            ends = [(one, one.offset + one.length) for one in reused if one.unit in self.made]
+            made = sum(max(end - max(self.made[one.unit], one.offset), 0) for one, end in ends)
             self.approximate_tokens = lease.approximate_tokens - made
             if self.made:
                 self.cached_tokens = min(lease.cached_tokens, self.exact_before)
@@ -155,6 +156,7 @@ class Work:
             savings=self.savings,
             pinned=self.pinned if self.request.directive.pin else None,
             evicted_tokens=self.evicted,
+            forgotten_tokens=self.request.kept.forgotten if self.request.kept else None,
         )
 
 
