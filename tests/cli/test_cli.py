@@ -23,6 +23,7 @@ from kveik.commands.bench import BenchSizes, measure
 from kveik.kernels.backend import native_levels
 from kveik.kernels.cores import usable_cores
 from kveik.kernels.extension import native_extension
+from kveik.session import Forgets
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -236,10 +237,12 @@ class ScriptedPartner:
         self.closed = 0
         self._breaks = breaks or {}
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """It keeps nothing."""
 
-    def answer(self, messages: chat_command.Messages) -> Iterator[str]:
+    def answer(
+        self, messages: chat_command.Messages, forget: Forgets | None = None
+    ) -> Iterator[str]:
         self.seen.append([dict(message) for message in messages])
         try:
             yield "I saw "

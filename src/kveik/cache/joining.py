@@ -32,11 +32,12 @@ from kveik.cache.segments import EXACT, BlockTable, Move, Segment
 class Missing:
     """These units must be computed first; nothing was changed. there: how many tokens from the
     beginning of each are (counted like its tokens). cached: tokens of the prompt's exact beginning
-    that are there now."""
+    that are there now; recipes: of its other runs."""
 
     units: tuple[int, ...]
     there: tuple[int, ...]
     cached: int
+    recipes: int
 
 
 class Joined(Lease):
@@ -137,8 +138,9 @@ class Joining:
         missing = tuple(number for number, one in enumerate(sources) if not one.whole)
         if missing:
             there = tuple(sources[number].there for number in missing)
-            cached = self._length(plans[0].found) if plans[0].run.exact else 0
-            return Missing(missing, there, cached)
+            exact = [self._length(plan.found) for plan in plans if plan.run.exact]
+            recipes = [self._length(plan.found) for plan in plans if not plan.run.exact]
+            return Missing(missing, there, sum(exact), sum(recipes))
         for plan in plans:
             if not plan.whole:
                 key = self.search.next_key(plan.found, plan.data)

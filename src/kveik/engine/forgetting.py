@@ -72,9 +72,9 @@ def _turns(value: object) -> Forget:
         if 1 <= first <= last:
             return Forget((first,), last)
     most = int(LIMITS["forget_count"].high)
-    if isinstance(value, list | tuple) and 1 <= len(value) <= most:
-        if all(type(one) is int and one >= 1 for one in value):
-            return Forget(tuple(sorted(set(value))))
+    listed = value if isinstance(value, list | tuple) else ()
+    if 1 <= len(listed) <= most and all(type(one) is int and one >= 1 for one in listed):
+        return Forget(tuple(sorted(set(listed))))
     raise ValueError(
         f"expected numbers of turns from 1 on, as a list such as [2, 3] of at most {most}, or as a "
         'range such as "2-5"'
@@ -114,6 +114,11 @@ class GoingOn:
     past: Past
     new: tuple[Message, ...]
     gaps: tuple[Gone, ...] = ()
+
+    @property
+    def changes(self) -> bool:
+        """Does the session forget something, or did it before?"""
+        return bool(self.gaps or self.past.forgotten) or self.past.joined is not None
 
     @property
     def messages(self) -> list[Message]:
@@ -162,12 +167,15 @@ class GoingOn:
 def going_on(past: Past, new: Sequence[Message], forget: Forget | None, field: str) -> GoingOn:
     """What `forget` means for a session. field: how the caller's request calls it. Raises
     InvalidRequest that names what there is not, or what cannot go."""
+    changes = forget is not None or GoingOn(past, ()).changes
+    if changes and has_modules((*past.messages, *new)):
+        _refuse(
+            "cache" if forget is None else field,
+            "a session that forgets takes no prompt modules, which are forgotten by leaving them "
+            "out of messages; send plain text",
+        )
     if forget is None:
         return GoingOn(past, tuple(new))
-    if has_modules((*past.messages, *new)):
-        _refuse(
-            field, "a conversation with prompt modules forgets one that is left out of messages"
-        )
     if not past.turns:
         _refuse(field, "there is no finished turn yet")
     if forget.document is not None:
@@ -187,17 +195,14 @@ def going_on(past: Past, new: Sequence[Message], forget: Forget | None, field: s
 
 def _numbers(past: Past, forget: Forget, field: str) -> set[int]:
     """The turns that are named by number; every one must be there."""
-    there = {mark.turn for mark in past.marks} - {0}
-    last = forget.last
-    named = (
-        {*forget.turns} if last is None else {*range(forget.turns[0], min(last, past.turns) + 1)}
-    )
-    wrong = min(named - there, default=None if last is None or last <= past.turns else last)
-    if wrong is None:
-        return named
-    if wrong > past.turns:
-        _refuse(field, f"there is no turn {wrong}: the session has finished {past.turns}")
-    _refuse(field, f"turn {wrong} was forgotten before")
+    last = forget.turns[-1] if forget.last is None else forget.last
+    if last > past.turns:
+        _refuse(field, f"there is no turn {last}: the session has finished {past.turns}")
+    named = set(forget.turns) if forget.last is None else {*range(forget.turns[0], last + 1)}
+    gone = named - {mark.turn for mark in past.marks}
+    if gone:
+        _refuse(field, f"turn {min(gone)} was forgotten before")
+    return named
 
 
 def _of_turns(past: Past, turns: Set[int]) -> list[Gone]:

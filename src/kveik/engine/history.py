@@ -184,6 +184,12 @@ class Sessions:
                 said, turn.marks, turn.turns, tuple(turn.prompt), turn.joined, turn.forgotten
             )
 
+    def knows(self, namespace: str, session: str) -> bool:
+        """Is a finished turn of the session kept?"""
+        with self._lock:
+            self._expire(self._clock())
+            return self._known(namespace, session) is not None
+
     def retold(self, namespace: str, session: str | None, messages: Sequence[Message]) -> Past:
         """The same of a session whose conversation is sent again: all up to the last answer in
         `messages`. What the session knows of these turns it knows still."""

@@ -53,7 +53,7 @@ class Makers:
             self._faults.pop(key, None)
             handle = next(self._handles)
             self._handle_of[key], self._keys[handle] = handle, key
-            work.note_made(number, there, missing.cached)
+            work.note_made(number, there, missing)
             yield (
                 handle,
                 Request(
@@ -145,11 +145,11 @@ def check_shift(prompt: JoinedPrompt, can_shift: bool) -> None:
     """UnsupportedFeature where a model cannot see keys elsewhere than where they were computed."""
     if not can_shift:
         forgets = prompt.recipe == RECIPE
-        field = "forget" if forgets else "join"
+        field, what = ("forget", "a session") if forgets else ("join", "modules")
         raise UnsupportedFeature(
-            f"{field}: this model cannot see keys elsewhere than where they were computed "
+            f"{field}: this model cannot see keys of {what} elsewhere than where they were computed "
             "(positions are part of its hidden state, or its rotary base depends on the length); "
-            + (_WITHOUT_GAP if forgets else "join modules with exact"),
+            + (_WITHOUT_GAP if forgets else "join them with exact"),
             param=field,
         )
 

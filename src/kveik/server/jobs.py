@@ -147,11 +147,11 @@ def _going_on(
         return None
     if asked.continues:
         past = engine.history.past(namespace, session)
-        if asked.forget is None and past.joined is None and not past.forgotten:
-            return None
-        return going_on(past, messages, asked.forget, field)
-    past = engine.history.retold(namespace, session, messages)
-    return going_on(past, messages[len(past.messages) :], asked.forget, field)
+        going = going_on(past, messages, asked.forget, field)
+    else:
+        past = engine.history.retold(namespace, session, messages)
+        going = going_on(past, messages[len(past.messages) :], asked.forget, field)
+    return going if going.changes else None
 
 
 def _kept(

@@ -182,9 +182,10 @@ _USAGE = _object(
                 ),
                 "stored_tokens": _INTEGER,
                 "evicted_tokens": _INTEGER,
+                "forgotten_tokens": _INTEGER,
                 "explanation": ANY,
             },
-            optional=("evicted_tokens", "explanation"),
+            optional=("evicted_tokens", "forgotten_tokens", "explanation"),
         ),
     }
 )
