@@ -129,7 +129,7 @@ class Talk:
         assert [token for token, _ in entries] == list(tokens)
         for gone in going.gaps:
             shorter = encode([*gone.of(going.past.messages), *going.new]).token_ids
-            entries = _shortened(entries, shorter)
+            entries = shortened(entries, shorter)
         self.naive = entries
 
     def _answered(self) -> list[int]:
@@ -147,12 +147,12 @@ class Talk:
         return answer
 
 
-def _shortened(entries: list[Entry], tokens: Sequence[int]) -> list[Entry]:
+def shortened(entries: list[tuple[int, Any]], tokens: Sequence[int]) -> list[tuple[int, Any]]:
     """The same tokens from the left keep their K/V, then those from the right."""
     left = right = 0
     while left < len(tokens) - 1 and entries[left][0] == tokens[left]:
         left += 1
     while right < len(tokens) - left and entries[-1 - right][0] == tokens[-1 - right]:
         right += 1
-    middle: list[Entry] = [(token, None) for token in tokens[left : len(tokens) - right]]
+    middle: list[tuple[int, Any]] = [(token, None) for token in tokens[left : len(tokens) - right]]
     return entries[:left] + middle + entries[len(entries) - right :]
