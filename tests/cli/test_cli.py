@@ -234,6 +234,7 @@ class ScriptedPartner:
     def __init__(self, breaks: Mapping[str, BaseException] | None = None) -> None:
         self.facts = chat_command.Facts(10, 4, 2)
         self.seen: list[list[dict[str, str]]] = []
+        self.forgets: list[Forgets | None] = []
         self.closed = 0
         self._breaks = breaks or {}
 
@@ -244,6 +245,7 @@ class ScriptedPartner:
         self, messages: chat_command.Messages, forget: Forgets | None = None
     ) -> Iterator[str]:
         self.seen.append([dict(message) for message in messages])
+        self.forgets.append(forget)
         try:
             yield "I saw "
             if (error := self._breaks.get(messages[-1]["content"])) is not None:
