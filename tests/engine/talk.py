@@ -53,7 +53,10 @@ def text(ids: Sequence[int]) -> str:
 class Talk:
     """One session in a bench that may have company. made: the bench; history: its turns."""
 
-    def __init__(self, system: str | None = None, made: Bench | None = None) -> None:
+    def __init__(
+        self, system: str | None = None, made: Bench | None = None, namespace: str = ""
+    ) -> None:
+        self.namespace = namespace
         self.made = made or bench(blocks=200, budget=64)
         self.history = Sessions(1800.0, lambda: 0.0)
         self.opening = [{"role": "system", "content": system}] if system else []
@@ -108,7 +111,13 @@ class Talk:
         self.kept = kept
         self.made.texts.pop((handle, 0), None)
         self.work = self.made.add(
-            handle, ids, joined=joined, directive=directive, max_tokens=count, **params
+            handle,
+            ids,
+            self.namespace,
+            joined=joined,
+            directive=directive,
+            max_tokens=count,
+            **params,
         )
 
     def finish(self) -> list[int]:
@@ -117,6 +126,11 @@ class Talk:
         assert answer == self._answered(), "the K/V are not those of the definition"
         assert self.turn_ is not None
         self.history.finish(self.turn_, text(answer))
+        usage = self.work.usage()
+        known = usage.cached_tokens + usage.approximate_cached_tokens
+        assert known + usage.computed_prompt_tokens >= usage.prompt_tokens
+        if not self.made.scheduler.preemptions:
+            assert known + usage.computed_prompt_tokens == usage.prompt_tokens
         self.begun = True
         return answer
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from joined_toy import bench
-from talk import Talk, text
+from talk import Talk, encode, text
 from toy import BLOCK
 
-from kveik.cache.directive import Directive, Selector, Ttl
+from kveik.cache.directive import PUBLIC, Directive, Selector, Ttl
 from kveik.cache.join import JoinedPrompt, Stretch, Unit
 from kveik.engine.gaps import DEEPEST, Laid, Piece, aligned, closed, followed, through
-from kveik.errors import InvalidRequest
+from kveik.errors import InvalidRequest, PromptTooLarge
 
 
 def some(count: int, seed: int) -> str:
@@ -216,7 +216,61 @@ def test_choices_fork_and_preempted_requests_keep_their_text() -> None:
     assert small.made.scheduler.preemptions
 
 
+def test_recipes_of_the_same_tokens_with_another_past_are_told_apart() -> None:
+    """Two sessions say the same but for a turn that both forgot, and forget again."""
+    made = bench(blocks=200, budget=64)
+    for forgotten in (31, 32):
+        talk = Talk("7 8 9", made)
+        talk.turn(some(20, 1))
+        talk.turn(some(20, forgotten))
+        talk.turn(some(20, 3))
+        talk.turn(some(20, 4), {"turns": [2]})
+        talk.turn(some(20, 5), {"turns": [1]})
+        talk.turn(some(20, 6), {"turns": [3]})
+
+
+def test_a_pool_that_one_of_its_pasts_does_not_fit_refuses_at_once() -> None:
+    talk = spoken(4)
+    talk.turn(some(9, 50), {"turns": [2]})
+    talk.turn(some(9, 51), {"turns": [1, 3, 4]})
+    assert talk.kept is not None
+    assert talk.kept.joined is not None
+    tokens = [token for token, _ in talk.naive[: -talk.count]]
+    longest = talk.kept.joined.blocks(BLOCK)
+    assert longest > 2 * len(tokens) // BLOCK
+    with pytest.raises(PromptTooLarge):
+        bench(blocks=longest - 1).add(0, tokens, joined=talk.kept.joined)
+    small = bench(blocks=longest)
+    small.add(0, tokens, joined=talk.kept.joined, max_tokens=1)
+    small.drain()
+    assert small.texts[0, 0] == [talk.naive[-talk.count][0]]
+
+
 # --- what goes with what
+
+
+def test_what_is_left_goes_with_the_public_text_behind_which_it_was_computed() -> None:
+    public = encode([{"role": "system", "content": some(3 * BLOCK, 70)}]).token_ids[: 3 * BLOCK]
+    made = bench(blocks=200, budget=64)
+    made.add(0, public, PUBLIC, max_tokens=0)
+    made.drain()
+    talk = Talk(some(3 * BLOCK, 70), made, "tenant")
+    for number in range(3):
+        talk.turn(some(20, number))
+    talk.turn(some(20, 10), {"turns": [2]})
+    talk.turn(some(20, 11), {"turns": [1, 3]})
+    assert talk.kept is not None
+    assert talk.kept.joined is not None
+    assert talk.kept.joined.depth == 2
+    made.cache.invalidate(Selector(PUBLIC))
+    for _ in range(50):
+        made.cache.tick(0.0)
+    tree = made.cache.tree
+    assert not [one for one in tree.roots if one.lineage and tree.children[tree.roots[one]]]
+    made.add(1, public, PUBLIC, max_tokens=0)
+    made.drain()
+    talk.turn(some(20, 12))
+    assert talk.work.usage().approximate_cached_tokens == 0
 
 
 def test_an_invalidation_takes_what_was_computed_with_what_it_names() -> None:

@@ -191,6 +191,21 @@ def test_forgetting_is_no_privacy_and_an_invalidation_is(llm: LLM) -> None:
         assert book not in session.messages
 
 
+def test_the_end_of_a_session_frees_what_was_left_and_what_was_forgotten(llm: LLM) -> None:
+    def blocks() -> int:
+        stats = llm.cache.stats()
+        return sum(stats.total_blocks) - sum(stats.free_blocks)
+
+    assert blocks() == 0
+    with llm.session(system=SYSTEM) as session:
+        talked(session, 3)
+        session.chat(question(4), PARAMS, forget={"turns": [2]})
+        session.chat(question(5), PARAMS, forget={"turns": [4]})
+        assert blocks() > 20
+    assert blocks() == 0
+    assert llm.engine.history.sizes() == (0, 0)
+
+
 def test_what_is_refused(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match=r"^forget: needs session"):
         CacheOptions(forget={"turns": [1]})

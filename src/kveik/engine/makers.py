@@ -147,8 +147,9 @@ def check_shift(prompt: JoinedPrompt, can_shift: bool) -> None:
         forgets = prompt.recipe == RECIPE
         field, what = ("forget", "a session") if forgets else ("join", "modules")
         raise UnsupportedFeature(
-            f"{field}: this model cannot see keys of {what} elsewhere than where they were computed "
-            "(positions are part of its hidden state, or its rotary base depends on the length); "
+            f"{field}: this model cannot see keys of {what} elsewhere than where they were "
+            "computed (positions are part of its hidden state, or its rotary base depends on the "
+            "length); "
             + (_WITHOUT_GAP if forgets else "join them with exact"),
             param=field,
         )

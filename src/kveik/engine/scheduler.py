@@ -444,7 +444,12 @@ class Scheduler:
         for handle in self._makers.making(work, missing):
             self._hurry(self._works[handle], work)
         for handle, request in self._makers.requests(work, missing):
-            self._add(handle, request, 0, work.arrival)
+            try:
+                self._add(handle, request, 0, work.arrival)
+            except InvalidRequest as error:  # the shares of the pool are others by now
+                self._makers.ended(handle)
+                self._failures.append(self._fail(work, error.message, now))
+                return False
         return True
 
     def _hurry(self, made: Work, work: Work) -> bool:
