@@ -1,96 +1,38 @@
-"""Forgetting a middle: what it costs in time and in quality, against computing what is left again.
+"""Forgetting a middle: time to the first token, against computing what is left again.
 
-    time           first token of a conversation that forgets a stretch of its middle and brings a
-                   new message, three ways: the gap closes (kveik.forget); the shorter conversation
-                   as an ordinary prompt, of which the cache serves what stands before the gap; the
-                   same cold. And an ordinary prefix hit of that length, which nothing can beat
-    continuation   a held-out novel without a stretch of its middle; the 64 tokens behind the rest
-                   are scored: Kullback-Leibler divergence from the probabilities of the shorter
-                   text computed anew, over the whole vocabulary, and perplexity. Beside it the
-                   whole text with nothing forgotten, to see what the stretch is worth
-    again and again  a text that forgets its oldest 64 tokens whenever 64 more come, up to the
-                   depth at which kveik computes anew: what is owed to what is gone adds up
-    recall         records before, in and behind the gap, and a question for one of them
+A conversation forgets a stretch of its middle and brings a new message, three ways: the gap closes
+(kveik.forget); the shorter conversation as an ordinary prompt, of which the cache serves what
+stands before the gap; the same cold. And an ordinary prefix hit of that length, which nothing can
+beat. Sides take turns, every call brings another message, a figure is the median of the ratios of
+the rounds. Time runs from the tokens of the prompt to the first token of the answer.
 
-Everything goes through the engine (scheduler, cache, kernels). Sides take turns, every call asks
-something new; a figure is the median of the ratios of the rounds.
+Quality: forget_quality.py.
 
-Usage: python bench/forget.py [--shape 1.1b] [--text FILE] [--samples N] [--questions N]
-       [--rounds N] [--quick]
+Usage: python bench/forget.py [--shape 1.1b] [--rounds N] [--quick]
 """
 
 from __future__ import annotations
 
-import math
 import random
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from gapped import UNSTORED, Case, gapped
 from joined import FIRST_TOKEN, ordinary, run
-from novel import EMBEDDED, encode, ids_of, note_text, opening, parser_with_text, there
-from report import Report
+from report import Report, arguments
 from rounds import interleaved
-from watched import Watch, watched
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 
 import checkpoints
-from modules_quality import WordPool, collect_words, records
 
 from kveik import LLM
-from kveik.cache.directive import PLAIN, Directive
-from kveik.engine.gaps import DEEPEST, Laid, aligned, closed, followed
 from kveik.engine.request import Request
-
-NEW = 64  # tokens of the text that is scored
-STEP = 64  # tokens that go and come, again and again
-UNSTORED = Directive(write="none")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Tokens before the gap, in it, behind it, and of the new message."""
-
-    before: int
-    gone: int
-    behind: int
-    new: int = NEW
-
-    @property
-    def settled(self) -> int:
-        return self.before + self.gone + self.behind
-
-    @property
-    def name(self) -> str:
-        return f"{self.before} + {self.behind} tokens stay, {self.gone} go, {self.new} are new"
-
-    def shorter(self, whole: Sequence[int]) -> list[int]:
-        return [*whole[: self.before], *whole[self.before + self.gone :]]
-
 
 SMALL = (Case(64, 128, 256, 32), Case(64, 256, 512, 32), Case(64, 128, 768, 32))
 LARGE = (Case(256, 1024, 1024), Case(256, 1024, 3072), Case(256, 1024, 5120))
-TEXTS = (
-    *(Case(16, 128, 256), Case(64, 128, 256), Case(256, 128, 256)),
-    *(Case(64, 256, 64), Case(64, 256, 256), Case(64, 256, 512)),
-    *(Case(64, 512, 128), Case(64, 512, 256)),
-)
-RECORDS = (Case(64, 64, 64), Case(128, 128, 128), Case(128, 256, 128))
-
-
-def gapped(whole: Sequence[int], case: Case) -> Request:
-    """The shorter prompt, put together from keys and values of the whole one."""
-    shorter = case.shorter(whole)
-    joined = closed(Laid.plain(whole), aligned(whole, shorter), case.settled, PLAIN)
-    return Request(tuple(shorter), FIRST_TOKEN, joined=joined)
-
-
-# ---- time ---------------------------------------------------------------------------------------
 
 
 class Conversation:
@@ -146,171 +88,6 @@ def measure_time(report: Report, llm: LLM, name: str, case: Case, rounds: int) -
     report.rounds(title, found["closed"], found["prefix hit"])
 
 
-# ---- quality ------------------------------------------------------------------------------------
-
-
-@dataclass
-class Subject:
-    llm: LLM
-    watch: Watch
-
-    def rows(self, one: Request, count: int) -> Any:
-        """Log-probabilities of the last `count` rows, which are computed in the prompt."""
-        run(self.llm, one)
-        return self.watch.last(count)
-
-    def forget(self) -> None:
-        self.llm.engine.reset_cache()
-
-
-def divergence(truth: Any, found: Any) -> float:
-    """Of `found` from `truth`, mean nats a row."""
-    return float((np.exp(truth) * (truth - found)).sum(1).mean())
-
-
-def _lists(*names: str) -> dict[str, list[float]]:
-    return {name: [] for name in names}
-
-
-def measure_continuation(
-    report: Report, subject: Subject, novel: Sequence[int], samples: int
-) -> None:
-    lines = [
-        "| stay + stay, go | KL gap closed | KL nothing forgotten | PPL computed again | "
-        "gap closed | nothing forgotten |",
-        "|---|---|---|---|---|---|",
-    ]
-    for case in TEXTS:
-        rng, nats = random.Random(f"{case}"), _lists("closed", "whole")
-        losses = _lists("again", "closed", "whole")
-        for _ in range(samples):
-            size = case.settled + case.new - 1
-            start = rng.randrange(len(novel) - size)
-            whole = [*opening(EMBEDDED), *novel[start : start + size]]
-            subject.forget()
-            rows = {
-                "whole": subject.rows(ordinary(whole), case.new),
-                "closed": subject.rows(gapped(whole, case), case.new),
-            }
-            subject.forget()
-            rows["again"] = subject.rows(ordinary(case.shorter(whole)), case.new)
-            places = np.arange(case.new - 1), whole[-case.new + 1 :]
-            for way, found in rows.items():
-                losses[way].append(-float(found[places].mean()))
-                if way != "again":
-                    nats[way].append(divergence(rows["again"], found))
-        closed_gap, nothing = (float(np.mean(nats[way])) for way in ("closed", "whole"))
-        cells = [math.exp(float(np.mean(losses[way]))) for way in ("again", "closed", "whole")]
-        told = " | ".join(f"{one:.2f}" for one in cells)
-        lines.append(
-            f"| {case.before} + {case.behind}, {case.gone} | {closed_gap:.4f} | {nothing:.4f} | "
-            f"{told} |"
-        )
-        report.figure(
-            f"continuation, {case.name}: KL from computing again, gap closed",
-            closed_gap,
-            "nats",
-            nothing_forgotten=nothing,
-            perplexity=cells[1],
-            perplexity_again=cells[0],
-        )
-    report.text("\n".join(lines))
-
-
-def measure_chain(report: Report, subject: Subject, novel: Sequence[int], samples: int) -> None:
-    """From 512 tokens on: the oldest 64 behind the first 16 go, 64 new ones come."""
-    kept, size, rng = 16, 512, random.Random("chain")
-    nats: list[list[float]] = [[] for _ in range(DEEPEST)]
-    for _ in range(samples):
-        start = rng.randrange(len(novel) - size - DEEPEST * STEP)
-        text = [*opening(EMBEDDED), *novel[start : start + size + DEEPEST * STEP]]
-        said, more = text[:size], text[size:]
-        before = Laid.plain(said)
-        subject.forget()
-        run(subject.llm, ordinary(said))
-        for number in range(DEEPEST):
-            new = more[number * STEP :][:STEP]
-            whole = followed(before, [*before.tokens, *new])
-            shorter = [*whole.tokens[:kept], *whole.tokens[kept + STEP :]]
-            settled = len(whole.tokens) - STEP
-            joined = closed(whole, aligned(whole.tokens, shorter), settled, PLAIN)
-            assert joined is not None
-            request = Request(tuple(shorter), FIRST_TOKEN, joined=joined)
-            found = subject.rows(request, STEP)
-            again = Request(tuple(shorter), FIRST_TOKEN, directive=UNSTORED, reuse=False)
-            nats[number].append(divergence(subject.rows(again, STEP), found))
-            before = Laid(shorter, joined.stretches, joined.units)
-    means = [float(np.mean(values)) for values in nats]
-    report.text(
-        "| gaps so far | " + " | ".join(str(n + 1) for n in range(DEEPEST)) + " |\n"
-        "|---|" + "---|" * DEEPEST + "\n"
-        "| KL from computing again | " + " | ".join(f"{one:.4f}" for one in means) + " |"
-    )
-    for number in (0, DEEPEST - 1):
-        title = f"again and again: KL from computing again after {number + 1} gaps of {STEP} tokens"
-        report.figure(title, means[number], "nats")
-
-
-def measure_recall(report: Report, subject: Subject, text: Path, questions: int) -> None:
-    _, pool = collect_words([text.read_text(encoding="utf-8-sig")])
-    lines = [
-        "| records before, gone, behind (tokens) | of a record that stays: computed again | "
-        "gap closed | nothing forgotten | of one that went: computed again | gap closed | "
-        "nothing forgotten |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for shape in RECORDS:
-        found = {
-            where: recall(subject, pool, shape, where, questions) for where in ("stays", "went")
-        }
-        cells = [f"{found[where][way]:.0f} %" for where in found for way in found[where]]
-        name = f"{shape.before}, {shape.gone}, {shape.behind}"
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-        stays = found["stays"]
-        report.figure(
-            f"recall, records of {name} tokens: lost of what stays",
-            stays["again"] - stays["closed"],
-            "points",
-            stays=stays,
-            went=found["went"],
-        )
-    report.text("\n".join(lines))
-
-
-def recall(
-    subject: Subject, pool: WordPool, shape: Case, where: str, questions: int
-) -> dict[str, float]:
-    """% of the answers that greedy decoding would write, by way."""
-    rng = random.Random(f"recall {shape}")
-    right: dict[str, list[bool]] = {"again": [], "closed": [], "whole": []}
-    for _ in range(questions):
-        known: dict[str, str] = {}
-        lengths = (shape.before, shape.gone, shape.behind)
-        groups = [records(rng, pool, length, known) for length in lengths]
-        key = rng.choice(groups[1] if where == "went" else groups[0] + groups[2])
-        texts = [
-            encode(EMBEDDED, "".join(f"{one}: {known[one]}\n" for one in keys)) for keys in groups
-        ]
-        lead = opening(EMBEDDED) + encode(EMBEDDED, "<|user|>")
-        answer = encode(EMBEDDED, f"The {key} is {known[key]}.<|end|>")
-        asked = encode(EMBEDDED, f"What is the {key}?<|end|><|assistant|>") + answer
-        whole = [*lead, *texts[0], *texts[1], *texts[2], *asked]
-        case = Case(len(lead) + len(texts[0]), len(texts[1]), len(texts[2]), len(asked))
-        subject.forget()
-        rows = {
-            "whole": subject.rows(ordinary(whole), len(answer) + 1),
-            "closed": subject.rows(gapped(whole, case), len(answer) + 1),
-        }
-        subject.forget()
-        rows["again"] = subject.rows(ordinary(case.shorter(whole)), len(answer) + 1)
-        for way in right:
-            right[way].append(bool((rows[way][:-1].argmax(1) == answer).all()))
-    return {way: 100 * float(np.mean(values)) for way, values in right.items()}
-
-
-# -------------------------------------------------------------------------------------------------
-
-
 def measure_shape(report: Report, shape: str, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = checkpoints.write(shape, Path(parent) / shape)
@@ -320,10 +97,8 @@ def measure_shape(report: Report, shape: str, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = parser_with_text(__doc__)
-    parser.add_argument("--shape", choices=sorted(checkpoints.SHAPES), help="times on it too")
-    parser.add_argument("--samples", type=int, help="texts of every shape; default: 60")
-    parser.add_argument("--questions", type=int, help="of every shape; default: 100")
+    parser = arguments(__doc__)
+    parser.add_argument("--shape", choices=sorted(checkpoints.SHAPES), help="random weights too")
     parser.add_argument("--rounds", type=int, help="default: 21; of a shape 3")
     options = parser.parse_args()
     report = Report("forget")
@@ -333,16 +108,6 @@ def main() -> None:
             measure_time(report, llm, "embedded model", case, rounds)
     if options.shape:
         measure_shape(report, options.shape, options.rounds or 3)
-    if there(options.text):
-        samples = options.samples or (3 if options.quick else 60)
-        questions = options.questions or (5 if options.quick else 100)
-        subject = Subject(*watched(kv_memory=128 * 2**20, max_num_batched_tokens=2048))
-        novel = ids_of(EMBEDDED, options.text, 50_000)
-        measure_continuation(report, subject, novel, samples)
-        measure_chain(report, subject, novel, max(2, samples // 3))
-        measure_recall(report, subject, options.text, questions)
-        note_text(report, options.text, len(novel))
-        report.note(f"{samples} texts and {questions} questions of every shape.")
     report.finish()
 
 
