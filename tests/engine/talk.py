@@ -9,12 +9,14 @@ of the list, and what stays keeps its K/V.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from joined_toy import bench, value
 from toy import Bench, draw
 
 from kveik.cache.directive import Directive
+from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.forgetting import Forget, forget_words, going_on
 from kveik.engine.history import Kept, Sessions
 from kveik.engine.token_memory import Encoded
@@ -94,11 +96,13 @@ class Talk:
         wanted: Forget | None = None if forget is None else forget_words(forget)
         if not self.begun:
             messages, kept = [*self.opening, message], None
+            directive = self._labelled(directive, messages)
             self.naive = [(token, None) for token in encode(messages).token_ids]
         else:
             going = going_on(self.history.past("", "s"), [message], wanted, "forget")
             messages, kept = going.messages, None
             self._naively(going)
+            directive = self._labelled(directive, messages)
             if going.changes:
                 kept = going.kept(encode, encode(messages).token_ids, directive)
         ids = encode(messages).token_ids
@@ -133,6 +137,13 @@ class Talk:
             assert known + usage.computed_prompt_tokens == usage.prompt_tokens
         self.begun = True
         return answer
+
+    @staticmethod
+    def _labelled(directive: Directive, messages: Sequence[Mapping[str, Any]]) -> Directive:
+        """With the documents of the prompt, as the doors do."""
+        parts = document_parts(messages)
+        spans = encode(messages, [one.place for one in parts]).spans
+        return replace(directive, documents=document_spans(parts, spans))
 
     def _naively(self, going: Any) -> None:
         """The list of the next prompt. What ends the last answer, and its last token, is computed

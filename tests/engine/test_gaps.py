@@ -7,7 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from joined_toy import bench
+from joined_toy import bench, expected
 from talk import Talk, encode, text
 from toy import BLOCK
 
@@ -60,6 +60,7 @@ def test_what_is_cut_out_closes_and_what_grew_together_is_computed() -> None:
     assert aligned(longer, longer[:10] + longer[20:]) == [Piece(0, 10, 0), Piece(10, 20, 20)]
     merged = [*longer[:9], 7, *longer[21:]]
     assert aligned(longer, merged) == [Piece(0, 9, 0), Piece(9, 1, -1), Piece(10, 19, 21)]
+    assert aligned(longer, longer[:10]) == [Piece(0, 9, 0), Piece(9, 1, -1)], "the last is computed"
     prompt = closed(Laid.plain(longer), aligned(longer, merged), 35, Directive())
     assert prompt is not None
     assert prompt.stretches == (
@@ -97,6 +98,30 @@ def test_a_unit_that_is_a_run_holds_that_run_alone() -> None:
     assert (unit.first, unit.depth, len(unit.lineage)) == (10, 1, 32)
     with pytest.raises(ValueError, match=r"tokens 10 \.\. 15"):
         JoinedPrompt((Stretch(0, 3, 0, 0, 9), Stretch(3, 1, 3)), (unit,), "forget")
+
+
+def nested(forgotten: int) -> tuple[JoinedPrompt, list[int]]:
+    """A prompt of the same tokens, whatever was forgotten in what one of its units is a run of."""
+    past = Unit((*range(10), forgotten, *range(10, 20)))
+    stretches = (Stretch(0, 10, 0), Stretch(10, 5, 10, 0, 11), Stretch(15, 20, 15))
+    run = Unit(tuple(range(35)), joined=JoinedPrompt(stretches, (past,), "forget"))
+    outer = (Stretch(0, 10, 0), Stretch(10, 18, 10, 0, 15), Stretch(28, 20, 28))
+    return JoinedPrompt(outer, (run,), "forget"), [*range(10), *range(15, 33), *range(40, 60)]
+
+
+def test_what_a_unit_was_computed_with_is_part_of_every_recipe_that_sees_it() -> None:
+    one, other = nested(500), nested(501)
+    assert one[1] == other[1]
+    assert one[0].units[0].tokens == other[0].units[0].tokens
+    assert one[0].lineages(one[1])[1] != other[0].lineages(other[1])[1]
+    made = bench(budget=512)
+    for handle, (prompt, tokens) in enumerate((one, other)):
+        made.add(handle, tokens, joined=prompt)
+    made.step()
+    assert len(made.scheduler._works) == 2 + 2, "each has its own unit made"
+    made.drain()
+    for handle, (prompt, tokens) in enumerate((one, other)):
+        assert made.texts[handle, 0] == expected(tokens, prompt, 4)
 
 
 # --- one session
@@ -273,6 +298,29 @@ def test_what_is_left_goes_with_the_public_text_behind_which_it_was_computed() -
     assert talk.work.usage().approximate_cached_tokens == 0
 
 
+def test_public_text_that_was_forgotten_twice_over_takes_what_is_left_along() -> None:
+    """Nothing of it is seen any more, and the first gap's run was computed with it in sight."""
+    first = [{"role": "system", "content": some(BLOCK, 70)}]
+    first.append({"role": "user", "content": some(3 * BLOCK, 71)})
+    public = encode(first).token_ids[: 4 * BLOCK]
+    made = bench(blocks=200, budget=64)
+    made.add(0, public, PUBLIC, max_tokens=0)
+    made.drain()
+    talk = Talk(some(BLOCK, 70), made, "tenant")
+    talk.turn(some(3 * BLOCK, 71))
+    talk.turn(some(20, 1))
+    talk.turn(some(20, 2), {"turns": [1]})
+    talk.turn(some(20, 3), {"turns": [2]})
+    assert talk.kept is not None
+    assert talk.kept.joined is not None
+    assert [unit.depth for unit in talk.kept.joined.units] == [1]
+    made.cache.invalidate(Selector(PUBLIC, prefix=public[: 3 * BLOCK]))
+    for _ in range(50):
+        made.cache.tick(0.0)
+    tree = made.cache.tree
+    assert not [one for one in tree.roots if one.lineage and tree.children[tree.roots[one]]]
+
+
 def test_an_invalidation_takes_what_was_computed_with_what_it_names() -> None:
     """Forgetting is no privacy: this is (invariant 17)."""
     talk = Talk("7 8 9")
@@ -309,6 +357,27 @@ def test_documents_that_were_forgotten_stay_labels_of_what_they_were_computed_wi
     assert talk.kept.joined is not None
     [label] = talk.kept.joined.units[0].directive.documents
     assert (label.document, label.version, label.end - label.start) == ("book", "1", 30)
+    talk.turn(some(20, 5))
+    talk.turn(some(20, 6), {"turns": [3]})
+    assert talk.kept.joined is not None
+    assert talk.kept.joined.units[0].directive.documents == (label,)
+
+
+def test_a_document_behind_a_gap_labels_the_blocks_that_hold_it_and_no_others() -> None:
+    talk = spoken(2)
+
+    def labelled_blocks() -> int:
+        return sum("document:book@1" in one.claims for one in talk.made.cache.listing())
+
+    part = {"type": "text", "text": some(4 * BLOCK, 1), "document": "book@1"}
+    talk.turn([part, {"type": "text", "text": some(6 * BLOCK, 2)}], {"turns": [1]})
+    before = labelled_blocks()
+    assert 4 <= before <= 6
+    talk.turn(some(20, 5), {"turns": [2]})
+    assert talk.kept is not None
+    assert talk.kept.joined is not None
+    assert talk.kept.joined.depth == 2
+    assert labelled_blocks() == before
 
 
 def test_what_cannot_be_asked_of_it() -> None:

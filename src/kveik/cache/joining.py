@@ -327,12 +327,13 @@ class Joining:
         claims.hold(reader.labels)
         for number, node in enumerate(self._nodes(found)):
             start = number * self._size
+            end = min(start + self.tree.length[node], self._length(found))
             if number < found.public:
                 retention.used(node)
-            elif start + self.tree.length[node] <= lead:
+            elif end <= lead:
                 retention.visited(reader, node)
             else:
-                retention.shared(reader, node, start, start + self.tree.length[node])
+                retention.shared(reader, node, start, end)
         claims.let_go(reader.labels)
         reader.labels, reader.claimed = frozenset(), set()
 
