@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, TypedDict, TypeGuard
 from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
-from kveik.engine.forgetting import GoingOn, going_on
+from kveik.engine.forgetting import GoingOn, of_session
 from kveik.engine.module_parts import (
     chat_layout,
     has_modules,
@@ -129,11 +129,8 @@ def _going_on(engine: Engine, messages: Conversation, cache: CacheOptions) -> Go
     """The conversation of a session whose finished turns come first, or go in part."""
     if cache.session is None or not (cache.continues or cache.forgets):
         return None
-    if cache.continues:
-        past = engine.history.past(cache.namespace, cache.session)
-        return going_on(past, messages, cache.forgets, "forget")
-    past = engine.history.retold(cache.namespace, cache.session, messages)
-    return going_on(past, messages[len(past.messages) :], cache.forgets, "forget")
+    key = cache.namespace, cache.session
+    return of_session(engine.history, key, messages, cache.forgets, continues=cache.continues)
 
 
 def _modular(prompt: object) -> SchemaPrompt | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kveik import LLM, CacheOptions, InvalidRequest, SamplingParams
+from kveik import LLM, CacheOptions, ContextLengthExceeded, InvalidRequest, SamplingParams
 from kveik.config import EngineConfig
 from kveik.engine.engine import Engine
 from kveik.errors import Conflict, UnsupportedFeature
@@ -117,6 +117,26 @@ def test_first_use_and_reuse_are_the_same_bits(llm: LLM) -> None:
         return found
 
     assert serve(False) == serve(False) == serve(True)
+
+
+def test_a_conversation_that_fills_the_context_goes_on(tiny_folder: Callable[..., Path]) -> None:
+    folder = tiny_folder(max_position_embeddings=2048)
+    config = EngineConfig(model=str(folder), kv_memory=8 * 2**20, max_model_len=512)
+    with LLM.from_engine(Engine.load(config)) as llm, llm.session(system=SYSTEM) as session:
+        talked(session, 4)
+        asked = 5
+        while len(llm.get_tokenizer().encode_chat(session.messages)) < 400:
+            session.chat(question(asked), PARAMS)
+            asked += 1
+        with pytest.raises(ContextLengthExceeded):
+            session.chat(question(asked) * 2, PARAMS)
+        for number in range(asked, asked + 8):
+            oldest = number - asked + 1
+            output = session.chat(question(number), PARAMS, forget={"turns": [oldest]})
+            assert len(output.prompt_token_ids) + len(question(oldest)) // 4 > 400
+            assert len(output.prompt_token_ids) < 512
+            assert output.num_approximate_cached_tokens > 200
+        llm.engine.check()
 
 
 def test_streaming(llm: LLM) -> None:

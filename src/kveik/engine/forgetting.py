@@ -23,7 +23,7 @@ from kveik.cache.directive import Directive, DocumentSpan
 from kveik.config import LIMITS
 from kveik.engine.documents import DocumentPart, document_parts, document_spans
 from kveik.engine.gaps import Laid, aligned, closed, followed, through
-from kveik.engine.history import Kept, Message, Past
+from kveik.engine.history import Kept, Message, Past, Sessions
 from kveik.engine.module_parts import has_modules
 from kveik.engine.token_memory import Encoded
 from kveik.engine.words import document_id, identifier
@@ -162,6 +162,22 @@ class GoingOn:
             before = Laid(self.past.prompt, self.past.joined.stretches, self.past.joined.units)
             whole = followed(before, encoded.token_ids)
         return whole, settled, documents
+
+
+def of_session(
+    history: Sessions,
+    key: tuple[str, str],  # (namespace, session)
+    messages: Sequence[Message],
+    forget: Forget | None,
+    *,
+    continues: bool,
+    field: str = "forget",
+) -> GoingOn:
+    """`going_on` of a session. continues: messages come behind what is kept of it, or else they are
+    the whole conversation. Raises Conflict like Sessions.past."""
+    past = history.past(*key) if continues else history.retold(*key, messages)
+    new = messages if continues else messages[len(past.messages) :]
+    return going_on(past, new, forget, field)
 
 
 def going_on(past: Past, new: Sequence[Message], forget: Forget | None, field: str) -> GoingOn:

@@ -190,13 +190,13 @@ class Sessions:
             self._expire(self._clock())
             return self._known(namespace, session) is not None
 
-    def retold(self, namespace: str, session: str | None, messages: Sequence[Message]) -> Past:
+    def retold(self, namespace: str, session: str, messages: Sequence[Message]) -> Past:
         """The same of a session whose conversation is sent again: all up to the last answer in
         `messages`. What the session knows of these turns it knows still."""
         ends = [place for place, one in enumerate(messages) if one.get("role") == "assistant"]
         said = tuple(messages[: ends[-1] + 1]) if ends else ()
         with self._lock:
-            before = self._known(namespace, session or "")
+            before = self._known(namespace, session)
             same = before is not None and _goes_on(said, before)
             known = (before.marks, before.turns) if before is not None and same else ((), 0)
         return Past(said, *marked(said, *known, ()))

@@ -149,8 +149,7 @@ def check_shift(prompt: JoinedPrompt, can_shift: bool) -> None:
         raise UnsupportedFeature(
             f"{field}: this model cannot see keys of {what} elsewhere than where they were "
             "computed (positions are part of its hidden state, or its rotary base depends on the "
-            "length); "
-            + (_WITHOUT_GAP if forgets else "join them with exact"),
+            "length); " + (_WITHOUT_GAP if forgets else "join them with exact"),
             param=field,
         )
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from kveik.cache.directive import Directive, DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
-from kveik.engine.forgetting import GoingOn, going_on
+from kveik.engine.forgetting import GoingOn, of_session
 from kveik.engine.history import Kept
 from kveik.engine.module_parts import (
     chat_layout,
@@ -142,15 +142,17 @@ def _going_on(
     engine: Engine, messages: Sequence[Mapping[str, Any]], asked: Retention, namespace: str
 ) -> GoingOn | None:
     """The conversation of a session that forgets something now or did before; None: of others."""
-    session, field = asked.directive.session, "kveik.forget"
+    session = asked.directive.session
     if session is None or not (asked.continues or asked.forget):
         return None
-    if asked.continues:
-        past = engine.history.past(namespace, session)
-        going = going_on(past, messages, asked.forget, field)
-    else:
-        past = engine.history.retold(namespace, session, messages)
-        going = going_on(past, messages[len(past.messages) :], asked.forget, field)
+    going = of_session(
+        engine.history,
+        (namespace, session),
+        messages,
+        asked.forget,
+        continues=asked.continues,
+        field="kveik.forget",
+    )
     return going if going.changes else None
 
 
