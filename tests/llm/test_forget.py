@@ -133,7 +133,6 @@ def test_a_conversation_that_fills_the_context_goes_on(tiny_folder: Callable[...
         for number in range(asked, asked + 8):
             oldest = number - asked + 1
             output = session.chat(question(number), PARAMS, forget={"turns": [oldest]})
-            assert len(output.prompt_token_ids) + len(question(oldest)) // 4 > 400
             assert len(output.prompt_token_ids) < 512
             assert output.num_approximate_cached_tokens > 200
         llm.engine.check()
