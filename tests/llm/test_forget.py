@@ -257,11 +257,17 @@ def test_a_window_for_whoever_asks_for_none_is_not_for_what_is_left(
 ) -> None:
     folder = tiny_folder(max_position_embeddings=2048)
     config = EngineConfig(model=str(folder), kv_memory=8 * 2**20, stream_window="4+1000")
+    messages = []
+    for number in range(1, 4):
+        messages.append({"role": "user", "content": question(number)})
+        messages.append({"role": "assistant", "content": question(number + 50)})
+    messages.append({"role": "user", "content": question(4)})
     with LLM.from_engine(Engine.load(config)) as llm:
-        with llm.session(cache=CacheOptions(stream_window=False)) as session:
-            talked(session, 3)
-            output = session.chat(question(4), PARAMS, forget={"turns": [2]})
-            assert output.num_approximate_cached_tokens > 0
+        options = CacheOptions(session="s", forget={"turns": [2]})
+        usage = llm.chat(messages, PARAMS, cache=options)[0].usage
+        assert usage is not None
+        assert usage.forgotten_tokens is not None
+        assert usage.evicted_tokens is None
         llm.engine.check()
 
 
