@@ -18,7 +18,8 @@ from toy import Bench, draw
 from kveik.cache.directive import Directive
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.forgetting import Forget, forget_words, going_on
-from kveik.engine.history import Kept, Sessions
+from kveik.engine.history import Sessions
+from kveik.engine.past import Kept
 from kveik.engine.token_memory import Encoded
 
 BOS, END = 1, 4

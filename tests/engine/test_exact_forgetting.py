@@ -21,8 +21,8 @@ from test_stream_truth import ROPES, kernels_here, rotate
 
 from kveik.cache.directive import Directive
 from kveik.engine.forgetting import forget_words, going_on
-from kveik.engine.history import Kept, Past, marked
 from kveik.engine.parts import EngineParts
+from kveik.engine.past import Kept, Past, marked
 from kveik.errors import UnsupportedFeature
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,8 @@ from talk import encode
 from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.config import LIMITS
 from kveik.engine.forgetting import Forget, forget_words, going_on
-from kveik.engine.history import Kept, Mark, Message, Past, Sessions, marked
+from kveik.engine.history import Sessions
+from kveik.engine.past import Kept, Mark, Message, Past, marked
 from kveik.errors import Conflict, InvalidRequest
 
 NEW: Message = {"role": "user", "content": "99"}

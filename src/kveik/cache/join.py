@@ -29,6 +29,9 @@ from kveik.cache.directive import PLAIN, Directive
 from kveik.cache.prefix import pack_tokens
 from kveik.cache.segments import EXACT
 
+GAP = "forget"
+"""The recipe of what is left of a session that has forgotten something."""
+
 _ENDLESS = 1 << 60  # index behind the last token of the last run, which the answer extends
 
 

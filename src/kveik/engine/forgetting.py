@@ -23,8 +23,9 @@ from kveik.cache.directive import Directive, DocumentSpan
 from kveik.config import LIMITS
 from kveik.engine.documents import DocumentPart, document_parts, document_spans
 from kveik.engine.gaps import Laid, aligned, closed, followed, through
-from kveik.engine.history import Kept, Message, Past, Sessions
+from kveik.engine.history import Sessions
 from kveik.engine.module_parts import has_modules
+from kveik.engine.past import Kept, Message, Past
 from kveik.engine.token_memory import Encoded
 from kveik.engine.words import document_id, identifier
 from kveik.errors import InvalidRequest

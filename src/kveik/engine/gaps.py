@@ -21,9 +21,7 @@ from operator import eq
 from typing import NamedTuple
 
 from kveik.cache.directive import Directive
-from kveik.cache.join import JoinedPrompt, Stretch, Unit
-
-RECIPE = "forget"
+from kveik.cache.join import GAP, JoinedPrompt, Stretch, Unit
 
 DEEPEST = 8
 """How often a session forgets before its conversation is computed anew. What a prompt needs to be
@@ -145,7 +143,7 @@ class _Closing:
     def _unit(self, token: int) -> int:
         """The number of the unit that is the run of the longer prompt with this token in it."""
         whole = self._whole
-        runs = JoinedPrompt(whole.stretches, whole.units, RECIPE).runs
+        runs = JoinedPrompt(whole.stretches, whole.units, GAP).runs
         run = next(one for one in runs if one.first <= token < one.first + one.length)
         if run.first not in self._unit_of:
             end = min(run.first + run.length, self._settled)
@@ -171,7 +169,7 @@ def _prompt(stretches: Sequence[Stretch], units: Sequence[Unit]) -> JoinedPrompt
     numbered = tuple(
         one if one.unit < 0 else one._replace(unit=used.index(one.unit)) for one in stretches
     )
-    return JoinedPrompt(numbered, tuple(units[number] for number in used), RECIPE)
+    return JoinedPrompt(numbered, tuple(units[number] for number in used), GAP)
 
 
 def _cut(stretches: Sequence[Stretch], start: int, end: int) -> list[Stretch]:

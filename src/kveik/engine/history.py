@@ -19,51 +19,18 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
 
 from kveik.cache.directive import Directive, Selector
 from kveik.cache.join import JoinedPrompt
 from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS
+from kveik.engine.past import Kept, Mark, Message, Past, marked
 from kveik.errors import Conflict
-
-Message: TypeAlias = Mapping[str, Any]
 
 _MESSAGE_BYTES = 128  # of a message beside its text: keys and records
 _TOKEN_BYTES = 4
 _ID_BYTES = 8  # of a pointer to a shared number
 _STREAM_PROMPT = 4096  # token ids of the beginning of a stream that are kept
-
-
-class Mark(NamedTuple):
-    """Of a message: the number of its turn and the tags of the request that brought it. Turns are
-    counted from 1, each from a message of the user on; what stands before the first is turn 0."""
-
-    turn: int
-    tags: tuple[str, ...] = ()
-
-
-class Past(NamedTuple):
-    """What a session goes on from. marks: of every message; turns: how many there were. prompt,
-    joined: how the prompt of the last turn was put together, where something before it was
-    forgotten (joined None: nothing was); forgotten: tokens of prompts that were, so far."""
-
-    messages: tuple[Message, ...]
-    marks: tuple[Mark, ...]
-    turns: int
-    prompt: tuple[int, ...] = ()
-    joined: JoinedPrompt | None = None
-    forgotten: int = 0
-
-
-class Kept(NamedTuple):
-    """Of a request that goes on from a session that has forgotten something. marks: of its leading
-    messages, which the session had; the rest as in `Past`."""
-
-    marks: tuple[Mark, ...]
-    turns: int
-    joined: JoinedPrompt | None
-    forgotten: int
 
 
 @dataclass(slots=True, eq=False)
@@ -337,19 +304,6 @@ def _goes_on(messages: tuple[Message, ...], before: Turn) -> bool:
     """Do these messages begin with that conversation?"""
     said = (*before.messages, *before.answer)
     return messages[: len(said)] == said
-
-
-def marked(
-    messages: Sequence[Message], known: tuple[Mark, ...], turns: int, tags: tuple[str, ...]
-) -> tuple[tuple[Mark, ...], int]:
-    """The marks of all messages, and how many turns there are now. known: of the first of them;
-    turns: how many there were, with those that were forgotten; tags: of the rest."""
-    marks = list(known[: len(messages)])
-    for place in range(len(marks), len(messages)):
-        asks = messages[place].get("role") == "user"
-        turns += asks and not (place and messages[place - 1].get("role") == "user")
-        marks.append(Mark(turns, tags))
-    return tuple(marks), turns
 
 
 def _matches(directive: Directive, age: float, selector: Selector) -> bool:

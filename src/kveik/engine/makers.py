@@ -11,10 +11,9 @@ import itertools
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from kveik.cache.join import JoinedPrompt, Unit
+from kveik.cache.join import GAP, JoinedPrompt, Unit
 from kveik.cache.joining import Missing
 from kveik.cache.manager import CacheManager
-from kveik.engine.gaps import RECIPE
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.sequence import Work
 from kveik.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
@@ -112,7 +111,7 @@ def _key(request: Request, unit: Unit) -> _Key:
 
 def check_joined(request: Request, prompt: JoinedPrompt, cache: CacheManager, context: int) -> None:
     """InvalidRequest for what a joined prompt cannot be asked for."""
-    params, forgets = request.params, prompt.recipe == RECIPE
+    params, forgets = request.params, prompt.recipe == GAP
     what = "what a session has forgotten something of" if forgets else "modules"
     field = "forget" if forgets else "join"
     instead = _WITHOUT_GAP if forgets else "join them with exact"
@@ -144,7 +143,7 @@ def check_joined(request: Request, prompt: JoinedPrompt, cache: CacheManager, co
 def check_shift(prompt: JoinedPrompt, can_shift: bool) -> None:
     """UnsupportedFeature where a model cannot see keys elsewhere than where they were computed."""
     if not can_shift:
-        forgets = prompt.recipe == RECIPE
+        forgets = prompt.recipe == GAP
         field, what = ("forget", "a session") if forgets else ("join", "modules")
         raise UnsupportedFeature(
             f"{field}: this model cannot see keys of {what} elsewhere than where they were "

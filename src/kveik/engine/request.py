@@ -13,7 +13,7 @@ from kveik.cache.directive import PLAIN, Directive, Divergence
 from kveik.cache.join import JoinedPrompt
 from kveik.cache.window import StreamWindow
 from kveik.config import check_limit
-from kveik.engine.history import Kept
+from kveik.engine.past import Kept
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
 

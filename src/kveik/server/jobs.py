@@ -14,7 +14,6 @@ from kveik.cache.directive import Directive, DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
 from kveik.engine.forgetting import GoingOn, of_session
-from kveik.engine.history import Kept
 from kveik.engine.module_parts import (
     chat_layout,
     has_modules,
@@ -24,6 +23,7 @@ from kveik.engine.module_parts import (
 )
 from kveik.engine.modules.layout import Layout
 from kveik.engine.modules.pml import read_prompt
+from kveik.engine.past import Kept
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.token_memory import Encoded
 from kveik.engine.tokenizer import Tokenizer
