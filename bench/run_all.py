@@ -19,6 +19,7 @@ NOT_BENCHMARKS = {
     "rounds",
     "random_model",
     "joined",
+    "gapped",
     "novel",
     "rows",
     "watched",

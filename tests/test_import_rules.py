@@ -17,7 +17,9 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "memory_plan.py": (("errors", "config"), ()),
     "cache/": (("cache", "errors", "config"), ()),
     "engine/plan.py": (("cache", "errors", "config"), ()),
-    "engine/request.py": (("cache", "engine.plan", "errors", "config"), ()),
+    "engine/past.py": (("cache.join",), ()),
+    "engine/gaps.py": (("cache",), ()),
+    "engine/request.py": (("cache", "engine.past", "engine.plan", "errors", "config"), ()),
     "engine/scheduler.py": (
         (
             "cache",
@@ -38,7 +40,10 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/resting.py": (("cache", "engine.request", "engine.sequence"), ()),
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
-    "engine/history.py": (("cache.directive", "cache.window", "errors", "config"), ()),
+    "engine/history.py": (
+        ("cache.directive", "cache.join", "cache.window", "engine.past", "errors", "config"),
+        (),
+    ),
     "lab/plot": (("lab", "errors"), ("matplotlib",)),
     "lab/": (("lab", "cache", "errors", "config"), ()),
     "kernels/": (("kernels", "errors", "config"), ("numpy", "ml_dtypes")),

@@ -15,6 +15,7 @@ from kveik.config import DEFAULT_MODEL_PATH
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/FORGETTING.md",
     "docs/MANAGED_CACHE.md",
     "docs/POLICY_LABORATORY.md",
     "docs/PROMPT_MODULES.md",

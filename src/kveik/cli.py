@@ -151,7 +151,7 @@ def _partner(
         try:
             yield remote
         finally:
-            remote.forget()
+            remote.reset()
         return
     from kveik.commands.loading import load
 

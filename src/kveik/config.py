@@ -77,6 +77,8 @@ LIMITS: dict[str, Limit] = {
     "parameter_length": Limit(1, 65536),  # tokens reserved for an argument
     "schema_count": Limit(0, 256),  # of one namespace
     "module_count": Limit(0, 256),  # modules in one prompt
+    "forget_count": Limit(1, 256),  # turns that are named one by one
+    "forget_gaps": Limit(0, 16),  # stretches that are forgotten at once
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

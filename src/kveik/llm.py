@@ -436,6 +436,8 @@ class LLM:
             remembered=request.remembered,
             block_size=self.engine.info.block_size,
             evicted=ready.evicted_tokens,
+            forgotten=request.kept.forgotten if request.kept is not None else None,
+            approximate=ready.approximate_cached_tokens,
         )
 
     def _deltas(

@@ -22,6 +22,7 @@ from kveik.cache.directive import (
     Write,
 )
 from kveik.cache.window import StreamWindow
+from kveik.engine.forgetting import Forget, forget_words
 from kveik.engine.modules.joins import JOINS, Join
 from kveik.engine.words import (
     document_id,
@@ -57,6 +58,9 @@ class CacheOptions:
     session the stream stays open, and a call that `resumes` brings only what comes next in it.
     join: of a prompt with modules, what of them is computed again in it ("independent", "link",
     "link2", "exact"; None: "link").
+    continues: the finished turns of the session come before the messages, as the engine keeps them.
+    forget: what of them goes and stays away: {"turns": [2, 3]}, {"turns": "2-5"}, {"tag": "draft"}
+    or {"document": "handbook@2"}; what follows is reused, which is approximate, and no privacy.
     Raises InvalidRequest naming the field."""
 
     session: str | None = None
@@ -75,6 +79,8 @@ class CacheOptions:
     stream_window: StreamWindow | str | Mapping[str, int] | Literal[False] | None = None
     resumes: bool = False
     join: Join | None = None
+    continues: bool = False
+    forget: Forget | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name in ("session", "context", "cached_content"):
@@ -86,6 +92,8 @@ class CacheOptions:
         if self.stream_window not in (None, False):
             window = checked("stream_window", stream_window, self.stream_window)
             object.__setattr__(self, "stream_window", window)
+        if self.forget is not None:
+            object.__setattr__(self, "forget", checked("forget", forget_words, self.forget))
         _one_of("relevance", self.relevance, (None, *get_args(Relevance)))
         _one_of("ttl_mode", self.ttl_mode, (None, *get_args(TtlMode)))
         _one_of("clock", self.clock, (None, *get_args(Clock)))
@@ -95,26 +103,43 @@ class CacheOptions:
         for name, needs in (
             ("context", "session"),
             ("relevance", "session"),
+            ("forget", "session"),
             ("ttl_mode", "ttl"),
             ("clock", "ttl"),
         ):
             if getattr(self, name) is not None and getattr(self, needs) is None:
                 refuse(name, f"needs {needs}")
+        self._check_going_on()
+        if not isinstance(self.namespace, str):
+            refuse("namespace", "expected a string")
+
+    def _check_going_on(self) -> None:
+        if self.continues and self.session is None:
+            refuse("continues", "needs session: the one that goes on")
+        if self.cached_content is not None:
+            for name, value in (("continues", self.continues), ("forget", self.forget)):
+                if value:
+                    refuse(name, "the session begins with what it began with; no cached_content")
         if self.resumes:
             check_resumes(
                 self.session,
                 cached_content=self.cached_content,
                 priority=None if self.priority == "normal" else self.priority,
                 write=None if self.write is True else self.write,
+                continues=self.continues or None,
+                forget=self.forget,
             )
-        if not isinstance(self.namespace, str):
-            refuse("namespace", "expected a string")
 
     @property
     def window(self) -> StreamWindow | Literal[False] | None:
         """`stream_window`, checked."""
         window = self.stream_window
         return window if isinstance(window, StreamWindow) or window is False else None
+
+    @property
+    def forgets(self) -> Forget | None:
+        """`forget`, checked."""
+        return self.forget if isinstance(self.forget, Forget) else None
 
     def directive(self, documents: Sequence[DocumentSpan] = ()) -> Directive:
         """What the engine is told."""

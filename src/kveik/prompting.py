@@ -11,6 +11,7 @@ from typing import Any, TypeAlias, TypedDict, TypeGuard
 from kveik.cache.directive import DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
+from kveik.engine.forgetting import GoingOn, of_session
 from kveik.engine.module_parts import (
     chat_layout,
     has_modules,
@@ -22,6 +23,7 @@ from kveik.engine.modules.layout import Layout
 from kveik.engine.modules.pml import read_prompt
 from kveik.engine.modules.prompt import SchemaPrompt
 from kveik.engine.request import Request, SamplingParams
+from kveik.engine.token_memory import Encoded
 from kveik.errors import InvalidRequest
 from kveik.managed import CacheOptions, refuse
 
@@ -90,6 +92,9 @@ def chat_request(
     if cache.cached_content is not None:
         named = engine.named.expand(cache.namespace, cache.cached_content, messages=messages)
         messages = named.messages
+    going = _going_on(engine, messages, cache)
+    if going is not None:
+        messages = going.messages
     if has_modules(messages):
         labelled = document_parts(messages)
         places = [one.place for one in labelled]
@@ -107,15 +112,34 @@ def chat_request(
     refuse_join(cache.join, "join")
     text = engine.tokenizer.render_chat(messages)
     parts = document_parts(messages)
-    encoded = engine.token_memory.encode_chat(
-        messages,
-        [one.place for one in parts],
-        namespace=cache.namespace,
-        salt=cache.salt(),
-        keep=cache.text_seconds(),
-    )
+
+    def encode(listed: Conversation, places: Sequence[tuple[int, int]]) -> Encoded:
+        return engine.token_memory.encode_chat(
+            listed,
+            places,
+            namespace=cache.namespace,
+            salt=cache.salt(),
+            keep=cache.text_seconds(),
+        )
+
+    encoded = encode(messages, [one.place for one in parts])
     documents = document_spans(parts, encoded.spans)
-    return _request(engine, encoded.token_ids, params, cache, text, documents, encoded.remembered)
+    said = messages if cache.session is not None else ()
+    request = _request(
+        engine, encoded.token_ids, params, cache, text, documents, encoded.remembered, said
+    )
+    if going is None or not going.changes:
+        return request
+    kept = going.kept(encode, request.prompt_token_ids, request.directive)
+    return replace(request, joined=kept.joined, kept=kept, stream=cache.window or None)
+
+
+def _going_on(engine: Engine, messages: Conversation, cache: CacheOptions) -> GoingOn | None:
+    """The conversation of a session whose finished turns come first, or go in part."""
+    if cache.session is None or not (cache.continues or cache.forgets):
+        return None
+    key = cache.namespace, cache.session
+    return of_session(engine.history, key, messages, cache.forgets, continues=cache.continues)
 
 
 def _modular(prompt: object) -> SchemaPrompt | None:

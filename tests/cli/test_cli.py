@@ -22,6 +22,7 @@ from kveik.commands.bench import BenchSizes, measure
 from kveik.kernels.backend import native_levels
 from kveik.kernels.cores import usable_cores
 from kveik.kernels.extension import native_extension
+from kveik.session import Forgets
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -218,14 +219,18 @@ class ScriptedPartner:
     def __init__(self, breaks: Mapping[str, BaseException] | None = None) -> None:
         self.facts = chat_command.Facts(10, 4, 2)
         self.seen: list[list[dict[str, str]]] = []
+        self.forgets: list[Forgets | None] = []
         self.closed = 0
         self._breaks = breaks or {}
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """It keeps nothing."""
 
-    def answer(self, messages: chat_command.Messages) -> Iterator[str]:
+    def answer(
+        self, messages: chat_command.Messages, forget: Forgets | None = None
+    ) -> Iterator[str]:
         self.seen.append([dict(message) for message in messages])
+        self.forgets.append(forget)
         try:
             yield "I saw "
             if (error := self._breaks.get(messages[-1]["content"])) is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from kveik.commands import follow as follow_command
 from kveik.commands.chat import Facts, Messages
+from kveik.session import Forgets
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -94,11 +95,11 @@ class Parrot:
         self.facts = Facts()
         self.asked: list[str] = []
 
-    def answer(self, messages: Messages) -> Iterator[str]:
+    def answer(self, messages: Messages, forget: Forgets | None = None) -> Iterator[str]:
         self.asked.append(str(messages[-1]["content"]))
         yield "ok"
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         pass
 
 

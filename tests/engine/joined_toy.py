@@ -86,17 +86,29 @@ def exact_values(tokens: Sequence[int]) -> list[bytes]:
     return [one for _, one in seen]
 
 
-def expected(
-    tokens: Sequence[int], prompt: JoinedPrompt, count: int, seed: int = 0, choice: int = 0
-) -> list[int]:
-    """What a request with this prompt must generate."""
-    units = [exact_values(unit.tokens) for unit in prompt.units]
+def prompt_values(tokens: Sequence[int], prompt: JoinedPrompt) -> Visible:
+    """Of every token of a joined prompt: where it is seen, and its K/V."""
+    units = [unit_values(unit) for unit in prompt.units]
     seen: Visible = []
     for stretch in prompt.stretches:
         for index in range(stretch.length):
             at, token = stretch.seen + index, tokens[stretch.first + index]
             held = units[stretch.unit][stretch.offset + index] if stretch.unit >= 0 else None
             seen.append((at, held or value(token, at, seen)))
+    return seen
+
+
+def unit_values(unit: Unit) -> list[bytes]:
+    if unit.joined is None:
+        return exact_values(unit.tokens)
+    return [one for _, one in prompt_values(unit.tokens, unit.joined)]
+
+
+def expected(
+    tokens: Sequence[int], prompt: JoinedPrompt, count: int, seed: int = 0, choice: int = 0
+) -> list[int]:
+    """What a request with this prompt must generate."""
+    seen = prompt_values(tokens, prompt)
     text: list[int] = []
     for at in range(prompt.seen_end, prompt.seen_end + count):
         text.append(draw(seen[-1][1], seed, choice, len(tokens) + len(text)))

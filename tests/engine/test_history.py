@@ -14,7 +14,8 @@ from toy_model import ToyModel, toy_engine
 from kveik.cache.directive import Directive, DocumentSpan, Selector, Ttl, TtlSpan
 from kveik.config import LIMITS, Limit
 from kveik.engine.engine import Engine
-from kveik.engine.history import Message, Sessions
+from kveik.engine.history import Sessions
+from kveik.engine.past import Message
 from kveik.engine.request import Event, Request, RequestFinished, SamplingParams
 from kveik.errors import Conflict
 

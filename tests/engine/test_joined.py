@@ -294,6 +294,19 @@ def _blocks_of(made, identity) -> int:  # type: ignore[no-untyped-def]
     return made.cache.tree.children[made.cache.tree.roots[identity]]
 
 
+def test_a_module_that_does_not_fit_any_more_ends_its_request_alone() -> None:
+    """The shares of the pool were changed while it waited."""
+    made, built = bench(blocks=40), typical()
+    add(made, 0, built)
+    made.add(1, words(20, 60))
+    made.cache.set_shares({"other": (36 * made.cache.groups[0].bytes_per_block, None)})
+    made.cache.capacity_tokens = lambda namespace="": 32  # type: ignore[method-assign]
+    made.drain()
+    assert "shorten one of the two" in made.failures[0]
+    assert made.finished[1, 0]
+    made.cache.check()
+
+
 def test_a_module_is_of_one_namespace() -> None:
     made, built = bench(), typical()
     add(made, 0, built, namespace="a")

@@ -22,7 +22,7 @@ SHORT = SamplingParams(temperature=0, max_tokens=3)
 
 
 def test_a_stream_of_modules_is_refused() -> None:
-    with LLM() as llm, pytest.raises(InvalidRequest, match="prompt with modules") as caught:
+    with LLM() as llm, pytest.raises(InvalidRequest, match="joined from parts") as caught:
         llm.chat(MESSAGES, SHORT, cache=CacheOptions(stream_window="4+124"))
     assert caught.value.param == "stream_window"
 

@@ -7,6 +7,10 @@
 
 A *unit* is an ordinary prompt of its own (the lead, then the text of a module): it is computed once
 as an exact sequence and lies in the ordinary tree. A *stretch* of a unit is seen through its shift.
+Where a session has forgotten a stretch of its middle, the conversation as it was is the unit, and
+what stands behind the gap is a stretch of it. When it forgets again, what was computed since is a
+run of a joined prompt: such a unit is that run.
+
 A *run* is what is computed in this prompt between two stretches of units. Run 0, where it begins
 at position 0, is an ordinary exact prefix. Every other run is a recipe: its keys and values depend
 on all that it sees, so its lineage is a digest of that, in order, with the positions at which it is
@@ -24,6 +28,9 @@ from typing import NamedTuple
 from kveik.cache.directive import PLAIN, Directive
 from kveik.cache.prefix import pack_tokens
 from kveik.cache.segments import EXACT
+
+GAP = "forget"
+"""The recipe of what is left of a session that has forgotten something."""
 
 _ENDLESS = 1 << 60  # index behind the last token of the last run, which the answer extends
 
@@ -49,14 +56,38 @@ class Run(NamedTuple):
     exact: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Unit:
     """tokens: the lead, which has `lead` of them, and the text of a module. directive: what becomes
-    of what is computed; it holds for the text, not for the lead, which others share."""
+    of what is computed; it holds for the text, not for the lead, which others share.
+
+    joined: how these tokens are a joined prompt themselves; the unit is then its last run."""
 
     tokens: tuple[int, ...]
     lead: int = 0
     directive: Directive = PLAIN
+    joined: JoinedPrompt | None = None
+
+    @property
+    def first(self) -> int:
+        """The first token that it holds."""
+        return 0 if self.joined is None else self.joined.runs[-1].first
+
+    @cached_property
+    def lineage(self) -> bytes:
+        return EXACT if self.joined is None else self.joined.lineages(self.tokens)[-1]
+
+    @cached_property
+    def depth(self) -> int:
+        """How many joined prompts lie behind one another in it."""
+        return 0 if self.joined is None else self.joined.depth
+
+    @property
+    def run(self) -> Run:
+        """What it holds, as a run."""
+        if self.joined is None:
+            return Run(0, len(self.tokens), 0, exact=True)
+        return self.joined.runs[-1]
 
 
 @dataclass(frozen=True)
@@ -75,9 +106,13 @@ class JoinedPrompt:
             if stretch.first != first or stretch.seen < seen or stretch.length < 1:
                 raise ValueError(f"{stretch} does not follow token {first}, position {seen}")
             first, seen = first + stretch.length, stretch.seen + stretch.length
-            unit = self.units[stretch.unit].tokens if stretch.unit >= 0 else None
-            if unit is not None and stretch.offset + stretch.length > len(unit):
-                raise ValueError(f"{stretch} reaches beyond a unit of {len(unit)} tokens")
+            unit = self.units[stretch.unit] if stretch.unit >= 0 else None
+            if unit is not None and not (
+                unit.first <= stretch.offset <= len(unit.tokens) - stretch.length
+            ):
+                raise ValueError(
+                    f"{stretch} reaches beyond tokens {unit.first} .. {len(unit.tokens)} of a unit"
+                )
         if not self.stretches or self.stretches[-1].unit >= 0:
             raise ValueError("the last token of a prompt is computed in it")
 
@@ -104,11 +139,31 @@ class JoinedPrompt:
         """The stretches of units."""
         return tuple(stretch for stretch in self.stretches if stretch.unit >= 0)
 
+    @cached_property
+    def depth(self) -> int:
+        """How many joined prompts lie behind one another, this one included."""
+        return 1 + max((unit.depth for unit in self.units), default=0)
+
+    @property
+    def kept_tokens(self) -> int:
+        """Token ids in its units, and in what those are runs of."""
+        texts: dict[int, int] = {}
+        rest = list(self.units)
+        while rest:
+            unit = rest.pop()
+            if id(unit.tokens) not in texts:
+                texts[id(unit.tokens)] = len(unit.tokens)
+                rest += unit.joined.units if unit.joined is not None else ()
+        return sum(texts.values())
+
     def blocks(self, block_size: int) -> int:
-        """Blocks that hold the prompt, at most: every unit with a lead of its own."""
-        lengths = [len(unit.tokens) for unit in self.units]
+        """Blocks that hold the prompt, or one of those that its units are runs of, at most: every
+        unit with a lead of its own."""
+        lengths = [unit.run.length for unit in self.units]
         lengths += [run.length for run in self.runs]
-        return sum(-(-length // block_size) for length in lengths)
+        own = sum(-(-length // block_size) for length in lengths)
+        behind = (unit.joined.blocks(block_size) for unit in self.units if unit.joined is not None)
+        return max(own, *behind, 0)
 
     def lineages(self, tokens: Sequence[int]) -> list[bytes]:
         """The lineage of every run. tokens: of the prompt.
@@ -128,7 +183,8 @@ class JoinedPrompt:
                 _absorb(digest, pack_tokens(tokens[run.first : run.first + run.length]))
             elif stretch.unit >= 0:
                 place = _place(stretch.seen, stretch.offset, stretch.length)
-                _absorb(digest, b"unit", place, pack_tokens(self.units[stretch.unit].tokens))
+                unit = self.units[stretch.unit]
+                _absorb(digest, b"unit", place, unit.lineage, pack_tokens(unit.tokens))
         return lineages
 
 

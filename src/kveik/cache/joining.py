@@ -17,9 +17,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import NamedTuple, TypeAlias
 
 from kveik.cache.directive import PLAIN, Directive, DocumentSpan, Ttl
-from kveik.cache.join import Course, JoinedPrompt, Run, Stretch
+from kveik.cache.join import Course, JoinedPrompt, Run, Stretch, Unit
 from kveik.cache.lease import Lease, Miss, NoRoom, Opened, Wait
 from kveik.cache.leasing import Leasing
 from kveik.cache.lookup import Found
@@ -29,11 +30,14 @@ from kveik.cache.segments import EXACT, BlockTable, Move, Segment
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """These units must be computed first; nothing was changed. cached: tokens of the prompt's exact
-    beginning that are there now."""
+    """These units must be computed first; nothing was changed. there: how many tokens from the
+    beginning of each are (counted like its tokens). cached: tokens of the prompt's exact beginning
+    that are there now; recipes: of its other runs."""
 
     units: tuple[int, ...]
+    there: tuple[int, ...]
     cached: int
+    recipes: int
 
 
 class Joined(Lease):
@@ -76,6 +80,25 @@ class Joined(Lease):
         return self.parts[-1]
 
 
+class _Source(NamedTuple):
+    """Where a unit lies. there: its tokens from the first on that are; bases: names of the public
+    nodes in it."""
+
+    unit: Unit
+    identity: Identity
+    found: Found
+    there: int
+    bases: tuple[bytes, ...]
+
+    @property
+    def whole(self) -> bool:
+        return self.there == len(self.unit.tokens)
+
+
+_Known: TypeAlias = dict[tuple[int, int], _Source]
+"""By the identity of a unit's records: they are shared, and too long to be compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Plan:
     """What was found of one run. whole: all of it is there, and it is not the last."""
@@ -111,25 +134,60 @@ class Joining:
     ) -> Opened | Wait | NoRoom | Missing:
         """See CacheManager.open_joined."""
         self.holdings.sweeper.bury_fallen()
-        units = [self._unit(identity, unit.tokens) for unit in prompt.units]
-        missing = tuple(number for number, found in enumerate(units) if found is None)
-        found_units = [found for found in units if found is not None]
-        plans = self._plans(identity, tokens, prompt, found_units)
+        sources = self._sources(identity, prompt, {})
+        plans = self._plans(identity, tokens, prompt, sources)
+        missing = tuple(number for number, one in enumerate(sources) if not one.whole)
         if missing:
-            return Missing(missing, self._length(plans[0].found) if plans[0].run.exact else 0)
+            there = tuple(sources[number].there for number in missing)
+            exact = [self._length(plan.found) for plan in plans if plan.run.exact]
+            recipes = [self._length(plan.found) for plan in plans if not plan.run.exact]
+            return Missing(missing, there, sum(exact), sum(recipes))
         for plan in plans:
             if not plan.whole:
                 key = self.search.next_key(plan.found, plan.data)
                 if leader := self.leasing.restrictor.leaders.get(key):
                     return Wait(leader)
-        if not self._fits(plans, found_units, wanted, spare, identity.namespace, last_resort):
+        units = [one.found for one in sources]
+        if not self._fits(plans, units, wanted, spare, identity.namespace, last_resort):
             return NoRoom()
-        return self._take(plans, found_units, wanted, prompt, directive, last_resort)
+        return self._take(plans, sources, wanted, prompt, directive, last_resort)
 
-    def _unit(self, identity: Identity, tokens: Sequence[int]) -> Found | None:
-        """Where a unit lies; None: not all of it is there."""
-        found = self.search.find(identity, pack_tokens(tokens), len(tokens))
-        return found if self._length(found) == len(tokens) else None
+    def _sources(self, identity: Identity, prompt: JoinedPrompt, known: _Known) -> list[_Source]:
+        """Where the units of a prompt lie. known: what was looked up for this request."""
+        sources = []
+        for unit in prompt.units:
+            key = id(unit.tokens), id(unit.joined)
+            if key not in known:
+                known[key] = self._source(identity, unit, known)
+            sources.append(known[key]._replace(unit=unit))
+        return sources
+
+    def _source(self, identity: Identity, unit: Unit, known: _Known) -> _Source:
+        run, bases = unit.run, tuple[bytes, ...]()
+        if unit.joined is not None:
+            inner = self._sources(identity, unit.joined, known)
+            bases = self._bases(identity, unit.tokens, unit.joined, inner)
+            identity = identity._replace(lineage=unit.lineage, base=b"".join(bases))
+        data = pack_tokens(unit.tokens[run.first :])
+        found = self.search.find(identity, data, run.length)
+        if run.exact and found.public:
+            bases = (self._base(found),)
+        return _Source(unit, identity, found, run.first + self._length(found), bases)
+
+    def _bases(
+        self,
+        identity: Identity,
+        tokens: Sequence[int],
+        prompt: JoinedPrompt,
+        sources: Sequence[_Source],
+    ) -> tuple[bytes, ...]:
+        """Names of all public nodes that recipes of this prompt contain."""
+        bases = [base for one in sources for base in one.bases]
+        run = prompt.runs[0]
+        if run.exact:
+            found = self.search.find(identity, pack_tokens(tokens[: run.length]), run.length)
+            bases += [self._base(found)] if found.public else []
+        return tuple(dict.fromkeys(bases))
 
     def _length(self, found: Found) -> int:
         return found.blocks * self._size + found.extra
@@ -139,20 +197,18 @@ class Joining:
         identity: Identity,
         tokens: Sequence[int],
         prompt: JoinedPrompt,
-        units: Sequence[Found],
+        sources: Sequence[_Source],
     ) -> list[_Plan]:
         plans: list[_Plan] = []
-        bases = list(dict.fromkeys(self._base(found) for found in units if found.public))
+        base = b"".join(self._bases(identity, tokens, prompt, sources))
         for run, lineage in zip(prompt.runs, prompt.lineages(tokens), strict=True):
             own = identity
             if lineage != EXACT:
-                own = identity._replace(lineage=lineage, base=b"".join(bases))
+                own = identity._replace(lineage=lineage, base=base)
             last = run is prompt.runs[-1]
             end = len(tokens) if last else run.first + run.length
             data = pack_tokens(tokens[run.first : end])
             found = self.search.find(own, data, len(data) // WORD - last)
-            if run.exact and found.public and self._base(found) not in bases:
-                bases.append(self._base(found))
             whole = not last and self._length(found) == run.length
             plans.append(_Plan(run, own, data, found, whole))
         return plans
@@ -201,7 +257,7 @@ class Joining:
     def _take(
         self,
         plans: Sequence[_Plan],
-        units: Sequence[Found],
+        sources: Sequence[_Source],
         wanted: int,
         prompt: JoinedPrompt,
         directive: Directive,
@@ -210,10 +266,11 @@ class Joining:
         """Hold first what must not be evicted for the rest."""
         identity = plans[0].identity._replace(lineage=EXACT, base=b"")
         held = [self._read(plan.identity, plan.found) for plan in plans]
-        readers = [self._read(identity, found) for found in units]
-        for reader, found, unit in zip(readers, units, prompt.units, strict=True):
-            self._label(reader, found, unit.directive, unit.lead)
-        limit = self._limit([*units, *(plan.found for plan in plans)])
+        readers = [self._read(one.identity, one.found) for one in sources]
+        for reader, one in zip(readers, sources, strict=True):
+            of_unit = _moved(one.unit.directive, one.unit.first)
+            self._label(reader, one.found, of_unit, one.unit.lead)
+        limit = self._limit([one.found for one in sources] + [one.found for one in plans])
         joined = Joined(identity, prompt, readers)
         if limit is not None and limit.clock == "first_use":
             joined.expires = self.tree.now + limit.seconds
@@ -244,7 +301,7 @@ class Joining:
             joined.writers.append((plan.run, opened.lease))
             moves += opened.moves
         self._note(joined, plans)
-        self._link(joined, [plan.found for plan in plans], units)
+        self._link(joined, [plan.found for plan in plans], [one.found for one in sources])
         self._name_blocks(joined)
         return Opened(joined, tuple(moves))
 
@@ -289,12 +346,13 @@ class Joining:
         claims.hold(reader.labels)
         for number, node in enumerate(self._nodes(found)):
             start = number * self._size
+            end = min(start + self.tree.length[node], self._length(found))
             if number < found.public:
                 retention.used(node)
-            elif start + self.tree.length[node] <= lead:
+            elif end <= lead:
                 retention.visited(reader, node)
             else:
-                retention.shared(reader, node, start, start + self.tree.length[node])
+                retention.shared(reader, node, start, end)
         claims.let_go(reader.labels)
         reader.labels, reader.claimed = frozenset(), set()
 
@@ -363,28 +421,34 @@ class Joining:
         for stretch in joined.prompt_parts.stretches:
             if stretch.unit >= 0:
                 blocks = joined.readers[stretch.unit].blocks[group]
-                table.append(self._unit_segment(stretch, blocks))
+                run = joined.prompt_parts.units[stretch.unit].run
+                table.append(self._unit_segment(stretch, run, blocks))
             elif stretch.first in runs and runs[stretch.first][1] is not joined.last:
                 run, part = runs[stretch.first]
                 used = self.holdings.blocks_for(run.length)
                 table.append(self._run_segment(run, part.blocks[group][:used], run.length))
         return tuple(table)
 
-    def _unit_segment(self, stretch: Stretch, blocks: Sequence[int]) -> Segment:
-        size = self._size
-        first, end = stretch.offset // size, stretch.offset + stretch.length
+    def _unit_segment(self, stretch: Stretch, run: Run, blocks: Sequence[int]) -> Segment:
+        """run: of the unit, whose tokens from `run.first` on lie in `blocks`."""
+        size, start = self._size, stretch.offset - run.first
+        first, end = start // size, start + stretch.length
+        home = self._home(run)
         return Segment(
             tuple(blocks[first : -(-end // size)]),
-            first * size,
-            stretch.offset % size,
+            home + first * size,
+            start % size,
             stretch.length,
-            stretch.seen - stretch.offset,
+            stretch.seen - start - home,
         )
 
-    def _run_segment(self, run: Run, blocks: Sequence[int], length: int) -> Segment:
-        """Keys of a run are rotated to the grid position before it: home is a matter of the lineage
+    def _home(self, run: Run) -> int:
+        """Keys of a run are turned to the grid position before it: home is a matter of the lineage
         alone, so that whoever computes the same recipe writes the same bits."""
-        home = run.seen - run.seen % self._size
+        return run.seen - run.seen % self._size
+
+    def _run_segment(self, run: Run, blocks: Sequence[int], length: int) -> Segment:
+        home = self._home(run)
         return Segment(tuple(blocks), home, 0, length, run.seen - home)
 
     def _name_last(self, joined: Joined) -> None:
@@ -487,7 +551,17 @@ class Joining:
 def _of_run(directive: Directive, run: Run, limit: Ttl | None) -> Directive:
     """What the request asks for one run of it. A run is no conversation of its own whose topic
     could be followed; and no recipe outlives what it contains."""
-    start = run.first
+    followed = directive.session is None or directive.context is not None
+    own = replace(
+        _moved(directive, run.first), relevance=directive.relevance if followed else "off"
+    )
+    return own if run.exact or limit is None else replace(own, ttl=_earlier(own, limit), spans=())
+
+
+def _moved(directive: Directive, start: int) -> Directive:
+    """What is said of tokens, for those from `start` on."""
+    if not start:
+        return directive
     documents = tuple(
         DocumentSpan(one.document, one.version, one.start - start, one.end - start)
         for one in directive.documents
@@ -496,16 +570,9 @@ def _of_run(directive: Directive, run: Run, limit: Ttl | None) -> Directive:
     spans = tuple(
         replace(one, start=one.start - start, end=one.end - start) for one in directive.spans
     )
-    followed = directive.session is None or directive.context is not None
     until = directive.write_until
-    own = replace(
-        directive,
-        documents=documents,
-        spans=spans,
-        relevance=directive.relevance if followed else "off",
-        write_until=None if until is None else max(until - start, 0),
-    )
-    return own if run.exact or limit is None else replace(own, ttl=_earlier(own, limit), spans=())
+    write_until = None if until is None else max(until - start, 0)
+    return replace(directive, documents=documents, spans=spans, write_until=write_until)
 
 
 def _earlier(directive: Directive, limit: Ttl) -> Ttl:

@@ -1,6 +1,7 @@
 """`kveik chat`: a conversation in the terminal, with a model of its own or a running server.
 
-Ctrl-C stops the answer and not the program; a stopped or failed turn leaves the history as it was.
+Ctrl-C stops the answer and not the program; a stopped or failed turn leaves the history as it was,
+and forgets nothing.
 An endless conversation has no history: only the window of a stream, which a stopped answer ends.
 """
 
@@ -18,19 +19,23 @@ from typing import Any, Protocol
 import typer
 
 from kveik.commands.remote import Remote
+from kveik.engine.forgetting import forget_words
 from kveik.engine.request import SamplingParams
 from kveik.errors import KveikError
 from kveik.llm import LLM
 from kveik.managed import CacheOptions
 from kveik.outputs import StreamDelta
-from kveik.session import Session, new_session_id
+from kveik.session import Forgets, Session, new_session_id
 
 _USUAL_CONTEXT = 1024
 """Tokens of a stream's window where a server does not say what its model sees."""
 
 Messages = Sequence[Mapping[str, str]]
 
-HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+HELP = (
+    "/reset forgets the conversation, /forget 2 or /forget 2-4 these turns of it, "
+    "/exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+)
 
 
 @dataclass(slots=True)
@@ -40,20 +45,24 @@ class Facts:
     prompt_tokens: int | None = None
     cached_tokens: int = 0
     completion_tokens: int | None = None
-    evicted_tokens: int | None = None
+    forgotten_tokens: int | None = None  # by its stream or its session
+    approximate_tokens: int = 0
 
 
 class Partner(Protocol):
     """Who answers. `facts` belongs to the last answer that was read to its end. endless: it keeps
-    what was said before in a stream, and is told only what is new; `forget` ends that."""
+    what was said before in a stream, and is told only what is new; `reset` ends that.
+
+    From the first turn on that is to forget others (see CacheOptions.forget) a session keeps what
+    is left, and `messages` are read for what is new alone."""
 
     name: str
     facts: Facts
     endless: bool
 
-    def answer(self, messages: Messages) -> Iterator[str]: ...
+    def answer(self, messages: Messages, forget: Forgets | None = None) -> Iterator[str]: ...
 
-    def forget(self) -> None: ...
+    def reset(self) -> None: ...
 
 
 class LocalPartner:
@@ -67,26 +76,28 @@ class LocalPartner:
         self._params = params
         self._session: Session | None = None
 
-    def answer(self, messages: Messages) -> Iterator[str]:
-        for delta in self._deltas(messages):
+    def answer(self, messages: Messages, forget: Forgets | None = None) -> Iterator[str]:
+        for delta in self._deltas(messages, forget):
             if (usage := delta.usage) is not None:
                 self.facts = Facts(
                     usage.prompt_tokens,
                     usage.cached_tokens,
                     usage.completion_tokens,
-                    usage.evicted_tokens,
+                    usage.evicted_tokens or usage.forgotten_tokens,
+                    usage.approximate_cached_tokens,
                 )
             yield delta.text
 
-    def _deltas(self, messages: Messages) -> Iterator[StreamDelta]:
-        if not self.endless:
+    def _deltas(self, messages: Messages, forget: Forgets | None) -> Iterator[StreamDelta]:
+        if self._session is None and not self.endless and forget is None:
             return self._llm.stream(messages, self._params)
         if self._session is None:
-            options = CacheOptions(stream_window=self._llm.engine.longest_window)
+            window = self._llm.engine.longest_window if self.endless else None
+            options = CacheOptions(stream_window=window)
             self._session = self._llm.session(messages=messages[:-1], cache=options)
-        return self._session.stream(messages[-1], self._params)
+        return self._session.stream(messages[-1], self._params, forget=forget)
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         if self._session is not None:
             self._session.end()
             self._session = None
@@ -115,28 +126,32 @@ class RemotePartner:
         self._session: str | None = None
         self._goes_on = False
 
-    def answer(self, messages: Messages) -> Iterator[str]:
-        body = {
+    def answer(self, messages: Messages, forget: Forgets | None = None) -> Iterator[str]:
+        body: dict[str, Any] = {
             "model": self.name,
             "messages": list(messages),
             "stream": True,
             "stream_options": {"include_usage": True},
             **self._sampling,
         }
-        if not self.endless:
+        if not (self.endless or self._goes_on or forget):
             yield from self._told(body)
             return
         self._session = self._session or new_session_id()
+        body["kveik"] = {"session": self._session}
         if self._goes_on:
             body["messages"] = [messages[-1]]
-            body["kveik"] = {"session": self._session, "continue": True}
-        else:
-            body["kveik"] = {"session": self._session, "stream_window": self._window}
-        self._goes_on = False  # a cut answer ends the stream: the next turn begins another one
+            body["kveik"]["continue"] = True
+        elif self.endless:
+            body["kveik"]["stream_window"] = self._window
+        if forget:
+            body["kveik"]["forget"] = forget
+        if self.endless:
+            self._goes_on = False  # a cut answer ends the stream: the next turn begins another one
         yield from self._told(body)
         self._goes_on = True
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         if self._session is not None:
             with contextlib.suppress(KveikError):
                 self._remote.json("DELETE", f"/v1/sessions/{self._session}")
@@ -154,11 +169,13 @@ class RemotePartner:
     def _note_usage(self, usage: Mapping[str, Any] | None) -> None:
         if usage:
             details = usage.get("prompt_tokens_details") or {}
+            own = usage.get("kveik") or {}
             self.facts = Facts(
                 usage["prompt_tokens"],
                 details.get("cached_tokens", 0),
                 usage["completion_tokens"],
-                (usage.get("kveik") or {}).get("evicted_tokens"),
+                own.get("evicted_tokens") or own.get("forgotten_tokens"),
+                details.get("approximate_cached_tokens", 0),
             )
 
 
@@ -170,17 +187,36 @@ def chat(partner: Partner, *, system: str | None = None) -> None:
         import readline  # noqa: F401 (gives input() its line editing)
     if sys.stdin.isatty():
         typer.secho(f"{partner.name}: {HELP}", dim=True)
+    forget: Forgets | None = None
     while (line := _read_line()) is not None:
         if line == "/reset":
-            history = list(opening)
-            partner.forget()
+            history, forget = list(opening), None
+            partner.reset()
+        elif line.startswith("/forget") and not partner.endless:
+            forget = _turns(line.removeprefix("/forget"))
         elif line.startswith("/"):
             typer.secho(HELP, dim=True)
         elif line:
             question = {"role": "user", "content": line}
-            answer = say(partner, [*history, question])
+            answer = say(partner, [*history, question], forget)
+            forget = None
             if answer is not None and not partner.endless:
                 history += [question, {"role": "assistant", "content": answer}]
+
+
+def _turns(said: str) -> Forgets | None:
+    """What the next turn is to forget, from "2" or "2-4"; None where it is neither."""
+    turns = said.strip()
+    forget: Forgets = {"turns": [int(turns)] if turns.isdecimal() else turns}
+    try:
+        forget_words(forget)
+    except ValueError:
+        typer.secho(HELP, dim=True)
+        return None
+    typer.secho(
+        f"[the next turn forgets turn {turns}; what follows was said with it in mind]", dim=True
+    )
+    return forget
 
 
 def _read_line() -> str | None:
@@ -196,12 +232,12 @@ def _read_line() -> str | None:
         return None if line in ("/exit", "/quit") else line
 
 
-def say(partner: Partner, messages: Messages) -> str | None:
+def say(partner: Partner, messages: Messages, forget: Forgets | None = None) -> str | None:
     """Print the answer as it comes; None when it was stopped or failed."""
     started = time.perf_counter()
     first: float | None = None
     pieces: list[str] = []
-    answer = partner.answer(messages)
+    answer = partner.answer(messages, forget)
     try:
         for text in answer:
             first = first or time.perf_counter()
@@ -227,8 +263,10 @@ def _costs(facts: Facts, started: float, first: float, ended: float) -> str:
         if facts.completion_tokens > 1:
             parts.append(f"{facts.completion_tokens} tokens, {speed:.1f} tokens/s")
         parts.append(f"{facts.cached_tokens} of {facts.prompt_tokens} prompt tokens cached")
-    if facts.evicted_tokens:
-        parts.append(f"{facts.evicted_tokens} tokens forgotten")
+    if facts.approximate_tokens:
+        parts.append(f"{facts.approximate_tokens} more approximately")
+    if facts.forgotten_tokens:
+        parts.append(f"{facts.forgotten_tokens} tokens forgotten")
     return ", ".join(parts)
 
 

@@ -82,6 +82,7 @@ class Delivery:
             request.prompt_token_ids,
             request.stream,
             request.resumes,
+            request.kept,
         )
 
     def reason(self, told: Told) -> str | None:

@@ -34,6 +34,7 @@ from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.inspection import Inspection, inspect_prompt
+from kveik.engine.makers import check_shift
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
@@ -303,13 +304,8 @@ class Engine:
                 "stream_window, or serve a model with plain rotary embeddings",
                 param="stream_window",
             )
-        if request.joined is not None and not self._can_shift:
-            raise UnsupportedFeature(
-                "modules: this model cannot see keys elsewhere than where they were computed "
-                "(positions are part of its hidden state, or its rotary base depends on the "
-                "length); join them with exact",
-                param="join",
-            )
+        if request.joined is not None:
+            check_shift(request.joined, self._can_shift)
         with contextlib.nullcontext() if request.stream is None else self._state:
             self._scheduler.max_tokens_for(request)
         if request.directive.pin:

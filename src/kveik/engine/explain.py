@@ -46,6 +46,10 @@ CAUSES: Mapping[str, str] = {
     "other_adapter": (
         "Computed for another model, adapter or engine configuration: its states cannot be used."
     ),
+    "forgotten": (
+        "Nothing to do: the session has forgotten what stood here. What follows was computed with "
+        "it and is seen nearer now, which is counted as approximate."
+    ),
     "expired": "Its time to live had run out: send it sooner, or ask for a longer ttl.",
     "evicted": (
         "It had to make room: pin it, raise its priority, or give the engine more KV memory."
@@ -81,7 +85,9 @@ class Explanation:
     embedding table, always all), "states" (K/V blocks). tiers: the states by where they lay.
     position: first token that was not served; cached_text, wanted_text: the differing pieces;
     cached_token, wanted_token: the first differing token of each. role: whose message it is in.
-    evicted_tokens: what its stream has forgotten when the prompt is computed; None: it is none."""
+    evicted_tokens: what its stream has forgotten when the prompt is computed; None: it is none.
+    forgotten_tokens: what its session has; None: nothing. approximate_tokens: prompt tokens whose
+    states were reused that were computed with something else before them."""
 
     prompt_tokens: int
     levels: tuple[tuple[str, int], ...]
@@ -97,11 +103,17 @@ class Explanation:
     wanted_token: str = ""
     role: str | None = None
     evicted_tokens: int | None = None
+    forgotten_tokens: int | None = None
+    approximate_tokens: int = 0
 
     def as_json(self) -> dict[str, Any]:
-        stream = {} if self.evicted_tokens is None else {"evicted_tokens": self.evicted_tokens}
+        lost = {
+            "evicted_tokens": self.evicted_tokens,
+            "forgotten_tokens": self.forgotten_tokens,
+            "approximate_tokens": self.approximate_tokens or None,
+        }
         return {
-            **stream,
+            **{name: value for name, value in lost.items() if value is not None},
             "prompt_tokens": self.prompt_tokens,
             "hit_tokens": {"by_level": dict(self.levels), "by_tier": dict(self.tiers)},
             "blocks_shared": self.blocks_shared,
@@ -124,14 +136,19 @@ def explain(
     remembered: int = 0,
     block_size: int = 16,
     evicted: int | None = None,
+    forgotten: int | None = None,
+    approximate: int = 0,
 ) -> Explanation:
     """The explanation of one prompt.
 
     cached_tokens: K/V positions that were reused (None: those before the divergence). remembered:
-    token ids that the token memory knew; evicted: tokens that its stream has forgotten."""
+    token ids that the token memory knew; evicted, forgotten: tokens that its stream, or its
+    session, has forgotten; approximate: tokens that were reused and not exactly."""
     states = divergence.position if cached_tokens is None else cached_tokens
     reason, position, cached, wanted = _first_difference(divergence, prompt)
     cause, finding = _cause(reason, prompt[:position], cached, wanted, tokenizer)
+    if forgotten and approximate and reason == "diverged":
+        cause = "forgotten"
     where = _where(finding.role if finding else None)
     return Explanation(
         prompt_tokens=len(prompt),
@@ -148,6 +165,8 @@ def explain(
         wanted_token=_text(tokenizer, wanted[:1]),
         role=finding.role if finding else None,
         evicted_tokens=evicted,
+        forgotten_tokens=forgotten,
+        approximate_tokens=approximate,
     )
 
 

@@ -19,17 +19,17 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
 
 from kveik.cache.directive import Directive, Selector
+from kveik.cache.join import JoinedPrompt
 from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS
+from kveik.engine.past import Kept, Mark, Message, Past, marked
 from kveik.errors import Conflict
-
-Message: TypeAlias = Mapping[str, Any]
 
 _MESSAGE_BYTES = 128  # of a message beside its text: keys and records
 _TOKEN_BYTES = 4
+_ID_BYTES = 8  # of a pointer to a shared number
 _STREAM_PROMPT = 4096  # token ids of the beginning of a stream that are kept
 
 
@@ -47,6 +47,10 @@ class Turn:
     size: int = 0  # bytes
     answer: tuple[Message, ...] = ()
     window: StreamWindow | None = None  # of a stream, whose whole text nobody keeps
+    marks: tuple[Mark, ...] = ()  # of messages and answer
+    turns: int = 0
+    joined: JoinedPrompt | None = None  # see Past
+    forgotten: int = 0
 
     def deadline(self) -> float | None:
         """When the first part of it is to be deleted."""
@@ -119,6 +123,10 @@ class Sessions:
         """The finished turns of a session with `messages` behind them.
 
         Raises Conflict where nothing is known of the session (any more)."""
+        return (*self.past(namespace, session).messages, *messages)
+
+    def past(self, namespace: str, session: str) -> Past:
+        """The finished turns of a session. Raises Conflict like `continued`."""
         now = self._clock()
         with self._lock:
             self._expire(now)
@@ -138,7 +146,27 @@ class Sessions:
                 )
             turn.used = now
             shelf.turns[session] = shelf.turns.pop(session)
-            return (*turn.messages, *turn.answer, *messages)
+            said = (*turn.messages, *turn.answer)
+            return Past(
+                said, turn.marks, turn.turns, tuple(turn.prompt), turn.joined, turn.forgotten
+            )
+
+    def knows(self, namespace: str, session: str) -> bool:
+        """Is a finished turn of the session kept?"""
+        with self._lock:
+            self._expire(self._clock())
+            return self._known(namespace, session) is not None
+
+    def retold(self, namespace: str, session: str, messages: Sequence[Message]) -> Past:
+        """The same of a session whose conversation is sent again: all up to the last answer in
+        `messages`. What the session knows of these turns it knows still."""
+        ends = [place for place, one in enumerate(messages) if one.get("role") == "assistant"]
+        said = tuple(messages[: ends[-1] + 1]) if ends else ()
+        with self._lock:
+            before = self._known(namespace, session)
+            same = before is not None and _goes_on(said, before)
+            known = (before.marks, before.turns) if before is not None and same else ((), 0)
+        return Past(said, *marked(said, *known, ()))
 
     def begin(
         self,
@@ -148,9 +176,11 @@ class Sessions:
         prompt: Sequence[int],
         window: StreamWindow | None = None,
         resumes: bool = False,
+        kept: Kept | None = None,
     ) -> Turn | None:
         """Open a turn; None where the request belongs to no session or has no messages. window: it
-        is a stream, of which the last message is kept; resumes: it goes on from the one before."""
+        is a stream, of which the last message is kept; resumes: it goes on from the one before;
+        kept: it does so without what was forgotten."""
         if directive.session is None or not (messages or window):
             return None
         now = self._clock()
@@ -164,22 +194,32 @@ class Sessions:
             now,
             window=window,
         )
+        known: tuple[tuple[Mark, ...], int] = ((), 0)
+        if kept is not None:
+            known = kept.marks, kept.turns
+            turn.joined, turn.forgotten = kept.joined, kept.forgotten
         with self._lock:
             before = self._known(namespace, directive.session)
             if before is not None and resumes:
                 turn.prompt = before.prompt
-            if before is not None and (resumes or _goes_on(turn.messages, before)):
+            same = before is not None and (resumes or _goes_on(turn.messages, before))
+            if before is not None and same and kept is None:
+                known = before.marks, before.turns
+            if before is not None and (same or kept is not None):
                 if directive in before.directives:  # what began earlier ends earlier
                     turn.directives, turn.started = before.directives, before.started
                 else:
                     turn.directives = (*before.directives, directive)
                     turn.started = (*before.started, now)
+            if window is None:
+                turn.marks, turn.turns = marked(turn.messages, *known, directive.tags)
             self._open.add(turn)
         return turn
 
     def finish(self, turn: Turn, answer: str) -> None:
         """The turn ended well; `answer` is what the model said."""
         turn.answer = ({"role": "assistant", "content": answer},)
+        turn.marks += turn.marks[-1:]
         turn.size = _size(turn)
         turn.used = self._clock()
         with self._lock:
@@ -283,7 +323,10 @@ def _matches(directive: Directive, age: float, selector: Selector) -> bool:
 
 def _size(turn: Turn) -> int:
     said = (*turn.messages, *turn.answer)
-    return sum(map(text_bytes, said)) + _MESSAGE_BYTES * len(said) + _TOKEN_BYTES * len(turn.prompt)
+    ids = _TOKEN_BYTES * len(turn.prompt)
+    if turn.joined is not None:
+        ids += _ID_BYTES * turn.joined.kept_tokens
+    return sum(map(text_bytes, said)) + _MESSAGE_BYTES * len(said) + ids
 
 
 def text_bytes(value: object) -> int:

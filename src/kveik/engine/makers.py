@@ -11,20 +11,22 @@ import itertools
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from kveik.cache.join import JoinedPrompt
+from kveik.cache.join import GAP, JoinedPrompt, Unit
 from kveik.cache.joining import Missing
 from kveik.cache.manager import CacheManager
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.sequence import Work
 from kveik.errors import ContextLengthExceeded, InvalidRequest, UnsupportedFeature
 
-_Key: TypeAlias = tuple[str, str, tuple[int, ...]]  # namespace, salt, tokens
+_Key: TypeAlias = tuple[str, str, bytes, tuple[int, ...]]  # namespace, salt, lineage, tokens
 
 _PATIENCE = 64
 """How often a request has each of its units made, on average, before it is given up. While others
 hold most of the pool they may be evicted before the last one is there; that passes."""
 
 _FAULTS = 256  # that are remembered until somebody asks
+
+_WITHOUT_GAP = "begin another session with the messages that are left"
 
 UNIT = SamplingParams(temperature=0.0, max_tokens=0)
 
@@ -42,15 +44,15 @@ class Makers:
         """(handle, request) for every unit that nobody makes yet."""
         request = work.request
         assert request.joined is not None
-        for number in missing.units:
+        for number, there in zip(missing.units, missing.there, strict=True):
             unit = request.joined.units[number]
-            key = (request.namespace, request.salt, unit.tokens)
+            key = _key(request, unit)
             if key in self._handle_of:
                 continue
             self._faults.pop(key, None)
             handle = next(self._handles)
             self._handle_of[key], self._keys[handle] = handle, key
-            work.note_made(number, missing.cached)
+            work.note_made(number, there, missing)
             yield (
                 handle,
                 Request(
@@ -60,6 +62,7 @@ class Makers:
                     directive=unit.directive,
                     salt=request.salt,
                     background=work.background,
+                    joined=unit.joined,
                 ),
             )
 
@@ -68,8 +71,7 @@ class Makers:
         request = work.request
         assert request.joined is not None
         for number in missing.units:
-            unit = request.joined.units[number]
-            handle = self._handle_of.get((request.namespace, request.salt, unit.tokens))
+            handle = self._handle_of.get(_key(request, request.joined.units[number]))
             if handle is not None:
                 yield handle
 
@@ -92,8 +94,7 @@ class Makers:
         request = work.request
         assert request.joined is not None
         for number in missing.units:
-            key = (request.namespace, request.salt, request.joined.units[number].tokens)
-            fault = self._faults.pop(key, None)
+            fault = self._faults.pop(_key(request, request.joined.units[number]), None)
             if fault is not None:
                 return f"a module of the prompt could not be computed: {fault}"
         if work.makings > _PATIENCE * len(request.joined.units):
@@ -104,32 +105,52 @@ class Makers:
         return None
 
 
+def _key(request: Request, unit: Unit) -> _Key:
+    return request.namespace, request.salt, unit.lineage, unit.tokens
+
+
 def check_joined(request: Request, prompt: JoinedPrompt, cache: CacheManager, context: int) -> None:
     """InvalidRequest for what a joined prompt cannot be asked for."""
-    params = request.params
+    params, forgets = request.params, prompt.recipe == GAP
+    what = "what a session has forgotten something of" if forgets else "modules"
+    field = "forget" if forgets else "join"
+    instead = _WITHOUT_GAP if forgets else "join them with exact"
     if any(group.kind != "full" for group in cache.groups):
         raise UnsupportedFeature(
-            "modules: this model has sliding-window layers, which keep no whole module; "
-            "join them with exact",
-            param="join",
+            f"{field}: this model has sliding-window layers, which keep nothing whole that {what} "
+            f"could be put together from; {instead}",
+            param=field,
         )
     if not cache.caches:
-        _refuse("join", "prefix caching is off, so that modules cannot be kept; send exact")
+        _refuse(field, f"prefix caching is off, so that nothing is kept for {what}; {instead}")
     if request.embed:
         _refuse("prompt", "every token of what is embedded is computed; send it without modules")
     if params.prompt_logprobs is not None:
-        _refuse("prompt_logprobs", "needs every position of the prompt; join modules with exact")
+        _refuse("prompt_logprobs", f"needs every position of the prompt; {instead}")
     if not params.use_cache or not request.reuse:
-        _refuse("join", "a request that takes nothing from the cache joins modules with exact")
+        _refuse(field, f"a request that takes nothing from the cache has no use for it; {instead}")
     if request.directive.write == "none":
-        _refuse("write", "modules are kept when they are computed; join them with exact, or write")
+        _refuse("write", f"{what}: kept when it is computed; {instead}, or write")
     for unit in prompt.units:
         if len(unit.tokens) > context:
             raise ContextLengthExceeded(
-                f"modules: one has {len(unit.tokens)} tokens with what the template puts before "
-                f"it, but the context of this model is {context} tokens: shorten it",
-                param="modules",
+                f"{field}: a part of the prompt has {len(unit.tokens)} tokens with what stands "
+                f"before it, but the context of this model is {context} tokens: shorten it",
+                param=field,
             )
+
+
+def check_shift(prompt: JoinedPrompt, can_shift: bool) -> None:
+    """UnsupportedFeature where a model cannot see keys elsewhere than where they were computed."""
+    if not can_shift:
+        forgets = prompt.recipe == GAP
+        field, what = ("forget", "a session") if forgets else ("join", "modules")
+        raise UnsupportedFeature(
+            f"{field}: this model cannot see keys of {what} elsewhere than where they were "
+            "computed (positions are part of its hidden state, or its rotary base depends on the "
+            "length); " + (_WITHOUT_GAP if forgets else "join them with exact"),
+            param=field,
+        )
 
 
 def _refuse(field: str, why: str) -> None:

@@ -25,7 +25,7 @@ from kveik.cache.directive import Directive, Receipt, Selector, Ttl
 from kveik.config import LIMITS
 from kveik.engine.chat_prefix import chat_prefix
 from kveik.engine.documents import document_parts, encode_with_documents
-from kveik.engine.history import Message, text_bytes
+from kveik.engine.history import text_bytes
 from kveik.engine.named_records import (
     KEEP,
     Books,
@@ -39,6 +39,7 @@ from kveik.engine.named_records import (
     Workshop,
     joined,
 )
+from kveik.engine.past import Message
 from kveik.engine.request import (
     Event,
     Request,

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeAlias
 from kveik.cache.directive import DocumentSpan, Priority, Receipt, Selector, Ttl
 from kveik.cache.lease import Match
 from kveik.config import LIMITS
-from kveik.engine.history import Message
+from kveik.engine.past import Message
 from kveik.engine.request import EventSink, Request
 from kveik.errors import Conflict, InvalidRequest, KveikError
 

@@ -13,6 +13,7 @@ from kveik.cache.directive import PLAIN, Directive, Divergence
 from kveik.cache.join import JoinedPrompt
 from kveik.cache.window import StreamWindow
 from kveik.config import check_limit
+from kveik.engine.past import Kept
 from kveik.engine.plan import TokenLogprobs
 from kveik.errors import InvalidRequest, KveikError
 
@@ -112,6 +113,8 @@ class Request:
     divergence. remembered: token ids of the prompt that did not have to be encoded. joined: the
     prompt is put together from modules that are computed apart; None: it is one sequence.
 
+    kept: the session goes on without something that it has forgotten, now or before.
+
     embed: PromptReady brings the sum of the last hidden states of the prompt, every token of which
     is computed for it.
 
@@ -136,6 +139,7 @@ class Request:
     stream: StreamWindow | None = None
     resumes: bool = False
     embed: bool = False
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,7 @@ class Usage:
     savings: Savings | None = None
     pinned: bool | None = None  # None: no pin was asked for; False: others had taken the budget
     evicted_tokens: int | None = None  # that its stream has forgotten so far; None: it is none
+    forgotten_tokens: int | None = None  # that its session has; None: it has forgotten nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,8 @@ class Scheduler:
         if joined is not None:
             if request.stream is not None:
                 raise InvalidRequest(
-                    "stream_window: a prompt with modules is not streamed; leave one of them out",
+                    "stream_window: a prompt that is joined from parts (modules, or what is left "
+                    "of a session that forgets) is not streamed; leave one of them out",
                     param="stream_window",
                 )
             check_joined(request, joined, self._cache, self.limits.max_model_len)
@@ -445,7 +446,12 @@ class Scheduler:
         for handle in self._makers.making(work, missing):
             self._hurry(self._works[handle], work)
         for handle, request in self._makers.requests(work, missing):
-            self._add(handle, request, 0, work.arrival)
+            try:
+                self._add(handle, request, 0, work.arrival)
+            except InvalidRequest as error:  # the shares of the pool are others by now
+                self._makers.ended(handle)
+                self._failures.append(self._fail(work, error.message, now))
+                return False
         return True
 
     def _hurry(self, made: Work, work: Work) -> bool:

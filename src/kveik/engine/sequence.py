@@ -23,7 +23,7 @@ from operator import add
 from typing import NamedTuple, TypeAlias
 
 from kveik.cache.directive import Divergence
-from kveik.cache.joining import Joined
+from kveik.cache.joining import Joined, Missing
 from kveik.cache.manager import Lease, Miss
 from kveik.cache.window import StreamWindow
 from kveik.engine.plan import SampledToken, SamplingPlan, SequenceResult, TokenLogprobs
@@ -57,9 +57,10 @@ class Work:
     pinned: bool = False
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     pooled: tuple[int, ...] = ()  # sum of the hidden states of the rows computed so far
-    made: set[int] = field(default_factory=set)  # units of its prompt that were computed for it
+    made: dict[int, int] = field(default_factory=dict)  # units computed for it: what was there
     makings: int = 0  # how often one was
     exact_before: int = 0  # tokens of its beginning that were cached before that
+    recipes_before: int = 0  # the same of its recipes
     resting: RestingStream | None = None  # that this request goes on from, until it does
     prompt_start: int = 0
     evicted: int | None = None  # tokens that its stream has forgotten
@@ -101,12 +102,12 @@ class Work:
         self.prompt_logprobs.clear()
         self.pooled = ()
 
-    def note_made(self, unit: int, cached: int) -> None:
-        """A unit of its joined prompt is computed for it. cached: tokens of its exact beginning
-        that were there before."""
+    def note_made(self, unit: int, there: int, missing: Missing) -> None:
+        """A unit of its joined prompt is computed for it. there: tokens of it that were there
+        before; missing: what was found then."""
         if not self.made:
-            self.exact_before = cached
-        self.made.add(unit)
+            self.exact_before, self.recipes_before = missing.cached, missing.recipes
+        self.made.setdefault(unit, there)
         self.makings += 1
 
     def note_opened(self, lease: Lease) -> None:
@@ -115,11 +116,14 @@ class Work:
         self.cached_tokens, self.miss, self.there = lease.cached_tokens, lease.miss, lease.there
         if isinstance(lease, Joined):
             reused = lease.prompt_parts.reused
-            made = sum(stretch.length for stretch in reused if stretch.unit in self.made)
-            self.approximate_tokens = lease.approximate_tokens - made
+            ends = [(one, one.offset + one.length) for one in reused if one.unit in self.made]
+            made = sum(max(end - max(self.made[one.unit], one.offset), 0) for one, end in ends)
             if self.made:
                 self.cached_tokens = min(lease.cached_tokens, self.exact_before)
-                made += lease.cached_tokens - self.cached_tokens
+                recipes = lease.approximate_tokens - sum(one.length for one in reused)
+                made += max(recipes - self.recipes_before, 0)
+            self.approximate_tokens = lease.approximate_tokens - made
+            made += lease.cached_tokens - self.cached_tokens
             self.computed_prompt_tokens += made
             self.there -= made
 
@@ -156,6 +160,7 @@ class Work:
             savings=self.savings,
             pinned=self.pinned if self.request.directive.pin else None,
             evicted_tokens=self.evicted,
+            forgotten_tokens=self.request.kept.forgotten if self.request.kept else None,
         )
 
 

@@ -53,6 +53,9 @@ def cache_report(usages: Sequence[Usage], explanation: Json | None = None) -> Js
     evicted = [one.evicted_tokens for one in usages if one.evicted_tokens is not None]
     if evicted:
         report["evicted_tokens"] = sum(evicted)
+    forgotten = [one.forgotten_tokens for one in usages if one.forgotten_tokens is not None]
+    if forgotten:
+        report["forgotten_tokens"] = sum(forgotten)
     if explanation is not None:
         report["explanation"] = explanation
     return report
@@ -71,4 +74,6 @@ def explanation(
         cached_tokens=ready.cached_tokens,
         remembered=remembered,
         evicted=ready.evicted_tokens,
+        forgotten=request.kept.forgotten if request.kept is not None else None,
+        approximate=ready.approximate_cached_tokens,
     ).as_json()

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from kveik.cache.directive import DocumentSpan
+from kveik.cache.directive import Directive, DocumentSpan
 from kveik.engine.documents import document_parts, document_spans
 from kveik.engine.engine import Engine
+from kveik.engine.forgetting import GoingOn, of_session
 from kveik.engine.module_parts import (
     chat_layout,
     has_modules,
@@ -23,6 +24,7 @@ from kveik.engine.module_parts import (
 )
 from kveik.engine.modules.layout import Layout
 from kveik.engine.modules.pml import read_prompt
+from kveik.engine.past import Kept
 from kveik.engine.request import Request, SamplingParams
 from kveik.engine.token_memory import Encoded
 from kveik.engine.tokenizer import Tokenizer
@@ -104,7 +106,11 @@ async def chat_request(
     labelled parts stand. In a stream that is open only what comes next in it is encoded."""
     if asked.continues and engine.has_stream(origin.namespace, asked.directive.session):
         return await _next_turn(engine, conversation, asked, params, origin)
-    messages = _whole(engine, _labelled(conversation), asked, origin.namespace)
+    going = _going_on(engine, _labelled(conversation), asked, origin.namespace)
+    if going is not None:
+        messages: Sequence[Mapping[str, Any]] = going.messages
+    else:
+        messages = _whole(engine, _labelled(conversation), asked, origin.namespace)
     before = len(messages) - len(conversation.messages)
     documents = document_parts(messages)
     places = [one.place for one in documents]
@@ -131,7 +137,45 @@ async def chat_request(
         _, joined = join(layout, asked.join, directive, engine.info.block_size)
         # the window that a server gives to whoever asks for none is not for modules
         request = replace(request, joined=joined, stream=asked.stream or None)
+    if going is not None:
+        kept = await beside_loop(
+            text_size(messages), lambda: _kept(engine, going, encoded, directive, asked, origin)
+        )
+        # nor for what is left of a session that forgets
+        request = replace(request, joined=kept.joined, kept=kept, stream=asked.stream or None)
     return Prepared(request, ends, encoded.remembered)
+
+
+def _going_on(
+    engine: Engine, messages: Sequence[Mapping[str, Any]], asked: Retention, namespace: str
+) -> GoingOn | None:
+    """The conversation of a session that forgets something now or did before; None: of others."""
+    session = asked.directive.session
+    if session is None or not (asked.continues or asked.forget):
+        return None
+    going = of_session(
+        engine.history,
+        (namespace, session),
+        messages,
+        asked.forget,
+        continues=asked.continues,
+        field="kveik.forget",
+    )
+    return going if going.changes else None
+
+
+def _kept(
+    engine: Engine,
+    going: GoingOn,
+    encoded: Encoded,
+    directive: Directive,
+    asked: Retention,
+    origin: Origin,
+) -> Kept:
+    def encode(messages: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, int]]) -> Encoded:
+        return _encoded(engine, messages, places, asked, origin)[0]
+
+    return going.kept(encode, encoded.token_ids, directive)
 
 
 async def _next_turn(
@@ -146,6 +190,12 @@ async def _next_turn(
         raise InvalidRequest(
             f"{asked.idle[0]}: has no effect in a stream that goes on; leave it out",
             param=asked.idle[0],
+        )
+    if asked.forget is not None:
+        raise InvalidRequest(
+            "kveik.forget: an open stream forgets what leaves its window, and nothing else; "
+            "leave it out, or begin another session without stream_window",
+            param="kveik.forget",
         )
     messages = _labelled(conversation)
     refuse_modules(messages)

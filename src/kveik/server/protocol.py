@@ -260,6 +260,8 @@ class Completion(Generation):
         super().check()
         if self.kveik is not None and self.kveik.continues:
             refuse("kveik.continue", "goes with messages only; use /v1/chat/completions")
+        if self.kveik is not None and self.kveik.forget:
+            refuse("kveik.forget", "is about turns of a chat; use /v1/chat/completions")
         if self.kveik is not None and self.kveik.markup:
             if self.echo or self.cached_content is not None:
                 refuse("kveik.markup", "goes neither with echo nor with cached_content")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, PlainValidator, WithJsonSchema
 
@@ -28,9 +28,18 @@ from kveik.cache.directive import (
 )
 from kveik.cache.window import StreamWindow
 from kveik.config import LIMITS, check_limit
+from kveik.engine.forgetting import Forget, forget_words
 from kveik.engine.modules.joins import Join
 from kveik.engine.words import salt_digest, stream_window
-from kveik.server.fields import Body, Duration, Identifier, Tags, refuse
+from kveik.server.fields import (
+    DOCUMENT_SCHEMA,
+    IDENTIFIER_SCHEMA,
+    Body,
+    Duration,
+    Identifier,
+    Tags,
+    refuse,
+)
 
 _WRITE: dict[bool | str, Write] = {True: "all", "low": "low", False: "none"}
 _RETENTION_SECONDS = {"in_memory": 3600.0, "in-memory": 3600.0, "24h": 86400.0}
@@ -87,6 +96,39 @@ Window: TypeAlias = Annotated[
 ]
 
 
+def _forget_schema(name: str, of_field: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {name: of_field},
+        "required": [name],
+        "additionalProperties": False,
+    }
+
+
+Forgets: TypeAlias = Annotated[
+    Forget,
+    PlainValidator(forget_words),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _forget_schema(
+                    "turns",
+                    {
+                        "type": "array",
+                        "items": {"type": "integer", "minimum": 1},
+                        "minItems": 1,
+                        "maxItems": int(LIMITS["forget_count"].high),
+                    },
+                ),
+                _forget_schema("turns", {"type": "string", "pattern": "^[1-9]-[1-9][0-9]{1,3}$"}),
+                _forget_schema("tag", IDENTIFIER_SCHEMA),
+                _forget_schema("document", DOCUMENT_SCHEMA),
+            ]
+        }
+    ),
+]
+
+
 class Native(Body):
     """The object "kveik" of a request; every field may be left out. join: how prompt modules are
     joined; markup: the prompt is `<prompt schema=...>`."""
@@ -105,6 +147,7 @@ class Native(Body):
     stream_window: Window | None = None
     join: Join | None = None
     markup: bool | None = None
+    forget: Forgets | None = None
 
 
 class CacheOptions(Body):
@@ -160,6 +203,7 @@ class Retention:
     shortest: float = math.inf  # lifetime of a breakpoint at which something is deleted
     stream: StreamWindow | Literal[False] | None = None
     idle: tuple[str, ...] = ()
+    forget: Forget | None = None  # of the session's finished turns
 
     @property
     def keep(self) -> float:
@@ -174,10 +218,18 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
     _check_native(native)
     if native.continues and fields.cached_content is not None:
         refuse("cached_content", "the session begins with what it began with; send one of them")
+    if native.forget is not None and fields.cached_content is not None:
+        refuse("kveik.forget", "a session that begins with cached_content cannot; leave one out")
     explicit = fields.prompt_cache_options is not None and (
         fields.prompt_cache_options.mode == "explicit"
     )
     to_mark = explicit and any(mark.field == "prompt_cache_breakpoint" for mark in marks)
+    if native.forget is not None and to_mark:
+        refuse(
+            "kveik.forget",
+            "what is left is stored as a whole, also behind the last prompt_cache_breakpoint; "
+            "leave the breakpoints to choose by out",
+        )
     directive = Directive(
         session=native.session,
         context=native.context,
@@ -200,6 +252,7 @@ def retention(fields: CacheFields, marks: Sequence[Mark] = ()) -> Retention:
         shortest=min(_lifetimes(marks), default=math.inf),
         stream=_stream(native, fields),
         idle=_idle(native, fields, marks),
+        forget=native.forget,
     )
 
 
@@ -251,6 +304,7 @@ def _check_native(native: Native) -> None:
             ("context", native.context),
             ("relevance", native.relevance),
             ("continue", native.continues or None),
+            ("forget", native.forget),
         ):
             if value is not None:
                 refuse(f"kveik.{name}", "needs kveik.session: it is about what a session computed")

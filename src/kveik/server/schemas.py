@@ -183,9 +183,15 @@ _USAGE = _object(
                 "stored_tokens": _INTEGER,
                 "approximate_cached_tokens": _INTEGER,
                 "evicted_tokens": _INTEGER,
+                "forgotten_tokens": _INTEGER,
                 "explanation": ANY,
             },
-            optional=("approximate_cached_tokens", "evicted_tokens", "explanation"),
+            optional=(
+                "approximate_cached_tokens",
+                "evicted_tokens",
+                "forgotten_tokens",
+                "explanation",
+            ),
         ),
     }
 )
