@@ -183,13 +183,11 @@ class CurveMeter:
 
     def _count(self, places: Sequence[int], deepest: int) -> int:
         """Count whole blocks behind one that lies so deep; returns how deep the last one lies."""
-        index, reach = 0, 0
-        tokens = self.block_size << self._shift
+        index, tokens = bisect_left(self.sizes, deepest), self.block_size << self._shift
         for place in places:
-            deepest = max(place, deepest)
-            if deepest > reach:
+            if place > deepest:
+                deepest = place
                 index = bisect_left(self.sizes, deepest)
-                reach = self.sizes[index] if index < len(self.sizes) else _NOWHERE
             self._served_at[index] += tokens
         self._seen += tokens * len(places)
         return deepest
@@ -207,8 +205,7 @@ class CurveMeter:
             if most > self._kept:
                 self._halve()
             else:
-                _, epoch = self._stack.popitem(last=False)
-                self._sizes_of.add(epoch, -1)
+                self._stack.popitem(last=False)  # of the oldest epoch, above which nothing changes
 
     def _within_reach(self) -> int:
         """Blocks of the sample that the largest size has."""
