@@ -125,6 +125,15 @@ def test_whatever_happens_in_between_the_stack_is_the_naive_one(
         assert meter.curve().hit_rates == pytest.approx(rates)
 
 
+def test_nothing_is_served_behind_a_block_that_is_gone() -> None:
+    meter = CurveMeter(4, SIZE)
+    path = marks([0, 1, 2])
+    meter.touched(path)
+    meter.forget(path[1])
+    meter.looked_up(path, None, 12, 0)
+    assert meter.curve().at(4) == pytest.approx(1 / 3)
+
+
 def conversations(seed: int, count: int) -> list[Path]:
     """Prompts by block: a few openings, most of them go on from one of the last prompts."""
     rng = random.Random(seed)
