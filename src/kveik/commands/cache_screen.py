@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Json = Mapping[str, Any]
 
 _LEVELS = "▁▂▃▄▅▆▇█"
-_SPARK = 60  # characters of a line over time
-_BAR = 32
+_SPARK = 30  # characters of a line over time
+_BAR = 24
 _LABEL = 13
 _PARTS = (
     ("cached", "cached_tokens", "█", "green"),
@@ -119,12 +119,12 @@ def _heading(label: str, count: int | None) -> Text:
 
 def _saved(history: Json) -> Text:
     day = history["today"]
-    reused, saved = day["cached_tokens"] + day["approximate_tokens"], day["seconds_saved"]
+    saved = day["seconds_saved"]
     return _row(
         "saved today",
         (f"{saved:.1f} s" if saved < 120 else span(saved), "bold green"),
-        f" of computation   {reused:,} of {day['prompt_tokens']:,} prompt tokens "
-        f"({day['share']:.0%})   {day['hit_requests']:,} of {day['requests']:,} requests",
+        f" of computation, {day['share']:.0%} of {day['prompt_tokens']:,} prompt tokens, "
+        f"in {day['hit_requests']:,} of {day['requests']:,} requests",
     )
 
 
@@ -137,7 +137,7 @@ def _hits(history: Json) -> Text:
     prompts = list(map(sum, in_pieces(series["prompt_tokens"], _SPARK)))
     rates = [hit / asked if asked else None for hit, asked in zip(hits, prompts, strict=True)]
     whole = sum(hits) / sum(prompts) if sum(prompts) else None
-    now = "no prompt yet" if whole is None else f"{whole:.0%} of prompt tokens"
+    now = "no prompt yet" if whole is None else f"{whole:.0%}"
     seconds = len(reused) * history["step"]
     return _row("hit rate", (sparkline(rates, 1.0), "green"), f"  {now}, last {span(seconds)}")
 
@@ -151,24 +151,25 @@ def _memory(history: Json) -> list[Text]:
     columns = zip(series["used_bytes"], series["cached_bytes"], strict=True)
     held = [(used + cached) / total for used, cached in columns]
     peaks = [max(piece) for piece in in_pieces(held, _SPARK)]
-    parts = ", ".join(
+    used, cached, pinned = (
         f"{now[f'{name}_bytes'] / total:.0%} {name}" for name in ("used", "cached", "pinned")
     )
     size = size_text(now["total_bytes"]).partition(" (")[0]
-    return [_row("memory", (sparkline(peaks, 1.0), "cyan"), f"  {parts} of {size}")]
+    line = sparkline(peaks, 1.0)
+    return [_row("memory", (line, "cyan"), f"  {used} + {cached} of {size}, {pinned}")]
 
 
 def _curve(curve: Json) -> Text:
     if not curve["tokens"]:
         return _row("other sizes", "no prompt was looked up yet")
-    exact = "" if curve["share"] == 1 else f" (from {curve['share']:.1%} of the blocks)"
+    sample = "" if curve["share"] == 1 else f", 1 block in {1 / curve['share']:.0f} followed"
     return _row(
         "other sizes",
-        f"half the pool {curve['half']:.0%}   ",
-        (f"this {curve['this']:.0%}", "bold"),
-        f"   twice {curve['twice']:.0%}   ",
+        f"half {curve['half']:.0%}  ",
+        (f"this pool {curve['this']:.0%}", "bold"),
+        f"  twice {curve['twice']:.0%}  ",
         (sparkline(curve["hit_rates"], 1.0), "green"),
-        f"   really served {curve['served']:.0%}{exact}",
+        f"  served {curve['served']:.0%}{sample}",
     )
 
 
