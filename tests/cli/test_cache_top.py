@@ -157,7 +157,7 @@ def test_a_bar_is_as_long_as_its_share_of_the_longest(parts: list[int], more: in
     assert len(whole) == (24 if sum(parts) else 0)
 
 
-@given(st.lists(st.integers(), min_size=1, max_size=400), st.integers(1, 80))
+@given(st.lists(st.integers(), min_size=1, max_size=60), st.integers(1, 9))
 @settings(max_examples=100, deadline=None)
 def test_pieces_hold_every_value_once_and_the_last_is_whole(values: list[int], most: int) -> None:
     pieces = in_pieces(values, most)
