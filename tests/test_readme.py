@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "docs/MANAGED_CACHE.md",
+    "docs/MONITORING.md",
     "docs/PROMPT_MODULES.md",
     "docs/RELEVANCE.md",
     "docs/STREAMS.md",

@@ -89,9 +89,10 @@ def test_the_curve_and_the_pins_are_numbers_of_this_server(server: RunningServer
         assert found["kveik:lru_hit_ratio", pool] == curve[pool]
     assert found["kveik:kv_pool_bytes", None] == server.engine.info.pool_bytes
     (blocks,) = server.engine.info.pool_blocks
-    assert found["kveik:pin_budget_blocks", None] == blocks // 2
+    budget = int(blocks * server.engine.config.pin_share)
+    assert found["kveik:pin_budget_blocks", None] == budget
     room = found["kveik:pin_room_blocks", None]
-    assert room == blocks // 2
+    assert room == budget
     pinned = {"name": "pinned", "prompt": "hold " * 40, "pin": True}
     with server.http() as http:
         made = http.post("/v1/caches", json=pinned).json()

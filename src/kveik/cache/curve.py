@@ -9,10 +9,11 @@ first block that is not.
     touched     they are the most recent now
     forget      a block was deleted: no pool would have it
 
-Each block is known by 64 bits of its keyed digest. While there are at most `KEPT` of them within
-reach of the largest size, every one is followed and the answer is exact. Beyond that those whose
-digest begins with one zero bit more, and so on (SHARDS, Waldspurger et al., 2015): a uniform sample
-of 1 / 2^k of the blocks, whose places in the stack count 2^k-fold. Memory is bounded by `KEPT`.
+Each block is known by 64 bits, its mark. While there are at most `KEPT` of them within reach of the
+largest size, every one is followed and the answer is exact. Beyond that those whose mark ends with
+one zero bit more, and so on (SHARDS, Waldspurger et al., 2015): a sample of 1 / 2^k of the blocks
+that depends on nothing but their marks, whose places in the stack count 2^k-fold. Memory is bounded
+by `KEPT`.
 
 Uses of one moment are one epoch. What is left of an epoch is one path, so where its blocks lie
 follows from how many blocks newer epochs have (a Fenwick tree) and the order along the path; a
