@@ -242,8 +242,8 @@ def chats(seed: int, count: int) -> list[tuple[Path, Path]]:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_one_manager_says_what_managers_of_other_sizes_serve(seed: int) -> None:
-    """This size to the token; the others to what partial blocks add, which other pools have at
-    other places: less than a block for each prompt."""
+    """This size almost to the token; of the others, what partial blocks add at other places is not
+    known, so that they are low by a part of it (less than a block for each prompt)."""
     turns, pool = chats(seed, 250), 48
     watched = manager(pool)
     for turn in turns:
@@ -253,12 +253,12 @@ def test_one_manager_says_what_managers_of_other_sizes_serve(seed: int) -> None:
     assert curve.served == pytest.approx(stats.hit_tokens / stats.queried_tokens)
     assert curve.at(1) == pytest.approx(curve.served, abs=0.002)
     assert 0.1 < curve.at(0.5) < curve.at(1) < curve.at(2)
-    slack = (SIZE - 1) * len(turns) / curve.tokens
+    slack = (SIZE - 1) * len(turns) / curve.tokens / 5
     for size, rate in zip(curve.sizes, curve.hit_rates, strict=True):
         if size >= 24:  # smaller ones have no room for a whole prompt and its answer
             other = manager(size)
             served = sum(serve(other, *turn) for turn in turns) / curve.tokens
-            assert rate == pytest.approx(served, abs=slack), size
+            assert -slack < rate - served < 0.002, size
 
 
 @pytest.mark.parametrize("pool", [64, 256])
@@ -276,6 +276,25 @@ def test_whole_blocks_are_served_as_the_curve_says_to_the_token(pool: int) -> No
             other = manager(size)
             served = sum(serve(other, [*prompt, 1]) for prompt in prompts)
             assert rate == pytest.approx(served / curve.tokens, abs=0.004), size
+
+
+def test_a_partial_block_counts_where_it_really_lay() -> None:
+    cache, opening = manager(32), (1, 2, 3, 4)
+    serve(cache, (*opening, 5, 6, 7))
+    for other in range(10):
+        serve(cache, (*opening, *range(100 * other + 10, 100 * other + 15)))
+    assert serve(cache, (*opening, 5, 6, 7, 8)) == 7
+    curve = cache.curve()
+    shallow, deep = curve.hit_rates[0] * curve.tokens, curve.at(1) * curve.tokens
+    assert (shallow, deep) == (pytest.approx(11 * 4), pytest.approx(11 * 4 + 3))
+
+
+def test_recipes_are_used_and_not_counted() -> None:
+    cache, text = manager(32), tuple(range(41))
+    for _ in range(2):
+        serve(cache, text, lineage=b"a way of joining")
+    assert cache.curve().tokens == 0
+    assert len(cache.meter) == 11
 
 
 def test_what_was_deleted_is_in_no_pool() -> None:

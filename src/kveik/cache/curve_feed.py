@@ -36,10 +36,11 @@ class CurveFeed:
         tail = None
         if found.source >= 0:
             tail = tree.mark[found.source], found.extra
-            meter.touched(tail[:1])  # it was copied; its whole successor will take its place
         if lease.lineage == EXACT:
             length, cached = len(data) // WORD, found.blocks * self._size + found.extra
             meter.looked_up(marks, tail, length, cached)
+        if tail is not None:
+            meter.touched(tail[:1])  # it is copied; a longer block will take its place
         meter.touched(marks, known=lease.node < 0)
 
     def _absent(self, identity: Identity, found: Found, data: bytes, blocks: int) -> list[int]:
