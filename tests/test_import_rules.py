@@ -40,6 +40,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/resting.py": (("cache", "engine.request", "engine.sequence"), ()),
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
+    "engine/series.py": ((), ()),
+    "engine/journal.py": (("engine.request", "engine.series"), ()),
     "engine/history.py": (
         ("cache.directive", "cache.join", "cache.window", "engine.past", "errors", "config"),
         (),
@@ -84,6 +86,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "server",
             "engine",
+            "cache.curve",
             "cache.directive",
             "cache.lease",
             "cache.window",
@@ -114,6 +117,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "cache.directive",
             "cache.window",
             "cache.lease",
+            "cache.curve",
             "caches",
             "embedding",
             "module_schemas",

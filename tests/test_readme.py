@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "docs/FORGETTING.md",
     "docs/MANAGED_CACHE.md",
+    "docs/MONITORING.md",
     "docs/POLICY_LABORATORY.md",
     "docs/PROMPT_MODULES.md",
     "docs/RELEVANCE.md",

@@ -65,6 +65,7 @@ LIMITS: dict[str, Limit] = {
     "document_count": Limit(0, 256),  # labelled parts of one request
     "age": Limit(0.0, 3660 * 86400.0, integer=False),  # seconds, of a selector
     "listing_count": Limit(1, 1000),  # entries of a listing
+    "history_steps": Limit(1, 2160),  # of ten seconds
     "tenant_count": Limit(1, 10_000),  # entries of a keys file
     "dimensions": Limit(1, 2**20),  # of an embedding
     "stream_sinks": Limit(0, 4096),  # tokens of a stream's beginning that stay

@@ -77,6 +77,10 @@ PLAN = [
     ],
     *[
         (path, "GET", POSITIVE, 2)
+        for path in ("/v1/cache/history", "/v1/cache/requests", "/v1/cache/curve")
+    ],
+    *[
+        (path, "GET", POSITIVE, 2)
         for path in ("/", "/health", "/ready", "/version", "/metrics", "/v1/models")
     ],
 ]

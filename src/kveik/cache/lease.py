@@ -63,7 +63,8 @@ class Lease:
     got its session's claim, `session` the conversation in whose turn it works, `opened_at` when;
     `erase`: blocks that it does not publish are overwritten when it lets them go. `stream`: what
     it keeps of an endless sequence; `sinks[g]`: its first blocks, once those behind them are gone;
-    `rests_in`: the session in which it waits for its next turn.
+    `rests_in`: the session in which it waits for its next turn. `marks`: by which the curve knows
+    the blocks of its path (curve_feed.py).
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Lease:
         "labels",
         "leading",
         "limit",
+        "marks",
         "miss",
         "node",
         "opened",
@@ -134,6 +136,7 @@ class Lease:
         self.opened = -1
         self.unstored = b""
         self.selectors: list[bytes] = []
+        self.marks: list[int] = []
 
     @property
     def lineage(self) -> bytes:
@@ -240,5 +243,7 @@ class CacheStats:
     misses: Mapping[str, int] = field(default_factory=dict)  # MISS_REASONS, lookups that opened
     erased_blocks: int = 0
     sessions: int = 0
+    pin_budget: int = 0  # blocks that pins and streams between two requests may hold
+    pin_room: int = 0  # how many of them are left
     block_ages: Histogram = Histogram()  # of what was evicted, one value for each run of blocks
     reuse_gaps: Histogram = Histogram()  # since the last use, one value for each hit

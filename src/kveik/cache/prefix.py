@@ -64,6 +64,17 @@ def shared_tokens(left: bytes, right: bytes) -> int:
     return (8 * size - difference.bit_length()) // (8 * WORD)
 
 
+def mark_of(identity: Identity) -> int:
+    """Of the root of a tree; see mark_below."""
+    return zlib.crc32(repr(identity).encode())
+
+
+def mark_below(mark: int, chunk: bytes) -> int:
+    """A check sum of 32 bits for a path, from that of the path above: enough to count and to sample
+    by, not to find by. The same in every process, so that a replay can be repeated."""
+    return zlib.crc32(chunk, mark)
+
+
 class Identity(NamedTuple):
     """What separates trees that must never see each other. lineage: EXACT or a recipe digest;
     salt: a narrower circle within the namespace (hashed before it comes here). base: names the
@@ -133,12 +144,12 @@ class PrefixTree:
     """Nodes by number. `payload[g][node]` is the block of group g, -1 when it has none.
 
     pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`.
-    depth[node]: tokens of its whole path.
+    depth[node]: tokens of its whole path; mark[node]: see mark_below.
     created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
     told of every node that goes. account[node]: whose share of the pool it counts against (0:
     everybody's), as `accounts` says of its namespace; space[node]: whose it is, as `space_of` calls
-    a namespace. mark[node]: a check sum of its tokens and all before them.
+    a namespace.
 
     A tree may go on behind a node of another one, which is public: before[root] are the packed
     tokens up to there, bases[node] the name by which identities call that node for as long as it
@@ -336,7 +347,7 @@ class PrefixTree:
             self.identities[node] = identity
             self.account[node] = self.accounts.get(identity.namespace, 0)
             self.space[node] = self.space_of(identity.namespace)
-            self.mark[node] = zlib.crc32(repr(identity).encode())
+            self.mark[node] = mark_of(identity)
             self._by_namespace.setdefault(identity.namespace, set()).add(identity)
             if identity.base:
                 self.before[node] = before
@@ -392,8 +403,8 @@ class PrefixTree:
         self.parent[node] = parent
         self.length[node] = len(chunk) // WORD
         self.account[node], self.space[node] = self.account[parent], self.space[parent]
-        self.mark[node] = zlib.crc32(chunk, self.mark[parent])
         self.depth[node] = self.depth[parent] + self.length[node]
+        self.mark[node] = mark_below(self.mark[parent], chunk)
         self.created[node] = self.used[node] = self.now
         start = node * self._width
         self._tokens[start : start + len(chunk)] = chunk

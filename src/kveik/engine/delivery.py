@@ -51,6 +51,7 @@ class Delivery:
         stays = request.stream is not None and request.directive.session is not None
         self.at_once = not self.has_text or (self.may_stop and stays)
         self.work: Work | None = None  # set when the scheduler has taken the request; not read here
+        self.accepted_at = 0.0
         self._history = history
         self._turn: Turn | None = None
         # By choice 0, where the turn is to be remembered: of a stream the end of it.
@@ -72,8 +73,9 @@ class Delivery:
             for _ in range(params.n)
         ]
 
-    def accepted(self) -> None:
+    def accepted(self, now: float) -> None:
         """The request is in the queue; from here on it ends in exactly one of three ways."""
+        self.accepted_at = now
         request = self.request
         self._turn = self._history.begin(
             request.namespace,

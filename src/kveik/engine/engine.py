@@ -25,6 +25,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from kveik.cache.curve import Curve
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.cache.relevance import TopicTracker
@@ -35,6 +36,7 @@ from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.inspection import Inspection, inspect_prompt
 from kveik.engine.makers import check_shift
+from kveik.engine.journal import Journal, Outcome, Past, PastRequest
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
@@ -247,6 +249,7 @@ class Engine:
         self.schemas = Schemas(parts.tokenizer, self.info.max_model_len, time.time)
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
+        self._journal = Journal(time.time, lambda: self._cache.memory()[:2])
         self._checked_at = clock()
         self._checked_steps = 0
         self._recorder = None
@@ -316,7 +319,7 @@ class Engine:
             if not self._accepting:
                 raise Unavailable(self._failure or "the engine is stopping")
             self._check_queue(request)
-            delivery.accepted()
+            delivery.accepted(self._clock())
             handle = next(self._handles)
             self._deliveries[handle] = delivery
             seed = self._seed(request, handle)
@@ -508,6 +511,26 @@ class Engine:
             found = self._cache.sessions(namespace, self._clock())
             return [SessionView(*one) for one in found]
 
+    def past(self, namespace: str | None = None, *, steps: int = 360) -> Past:
+        """What the cache did in the last `steps` steps and days; None: for all namespaces."""
+        with self._state:
+            return self._journal.past(namespace, steps)
+
+    def past_requests(self, namespace: str | None = None, *, top: int = 100) -> list[PastRequest]:
+        """The last requests that ended, the newest first; None: of all namespaces."""
+        with self._state:
+            return self._journal.requests(namespace, top)
+
+    def cache_memory(self) -> tuple[int, int, int]:
+        """See CacheManager.memory."""
+        with self._state:
+            return self._cache.memory()
+
+    def curve(self) -> Curve:
+        """What pools of other sizes would have served of the same prompts; see Curve."""
+        with self._state:
+            return self._cache.curve()
+
     @contextlib.contextmanager
     def _changing(self) -> Iterator[float]:
         """The books are about to change: the lock, the time, and a nudge for an idle engine."""
@@ -630,6 +653,7 @@ class Engine:
         delivery = self._deliveries.get(handle)
         self._scheduler.abort(handle, now)
         if delivery is not None and delivery.work is not None:
+            self._note_ended(delivery, "aborted")
             self._outbox.add(handle, delivery, RequestAborted(delivery.work.usage()))
 
     def _end_now(self, over: _Over, now: float) -> None:
@@ -661,6 +685,7 @@ class Engine:
                 ended[handle] = None
             else:
                 error = output.kind(output.message)
+                self._note_ended(delivery, "failed")
                 self._outbox.add(handle, delivery, RequestFailed(error))
         for handle in ended:
             self._collect_ending(handle)
@@ -672,6 +697,7 @@ class Engine:
         reused = work.cached_tokens + work.approximate_tokens
         work.savings = self._savings.savings(work.prompt_length, reused)
         self._totals.seconds_saved += work.savings.seconds
+        self._journal.computed(work.request, work.usage())
         self._outbox.add(handle, delivery, work.ready())
 
     def _collect_ending(self, handle: int) -> None:
@@ -681,7 +707,14 @@ class Engine:
             assert delivery.work is not None
             usage = delivery.work.usage()
             self._totals.stored_tokens += usage.stored_tokens
+            self._note_ended(delivery, "finished")
             self._outbox.add(handle, delivery, RequestFinished(usage))
+
+    def _note_ended(self, delivery: Delivery, outcome: Outcome) -> None:
+        work = delivery.work
+        if work is not None:
+            seconds = self._clock() - delivery.accepted_at
+            self._journal.ended(work.request, work.usage(), work.missed, outcome, seconds)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """What a step took, for the estimate of what hits save."""

@@ -19,6 +19,7 @@ from kveik.server import (
     cache_handlers,
     embeddings,
     handlers,
+    past_handlers,
     responses_handlers,
     schema_handlers,
     schemas,
@@ -223,6 +224,24 @@ ROUTES: tuple[Route, ...] = (
         "/v1/cache/manifest",
         cache_handlers.manifest,
         Operation("What is hot, to warm it", schemas.MANIFEST, query=schemas.MANIFEST_QUERY),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/history",
+        past_handlers.history,
+        Operation("Hits and memory over time", schemas.HISTORY, query=schemas.HISTORY_QUERY),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/requests",
+        past_handlers.requests,
+        Operation("The last requests", schemas.PAST_REQUESTS, query=schemas.LISTING_QUERY),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/curve",
+        past_handlers.curve,
+        Operation("Hit rate against memory", schemas.CURVE),
     ),
     _of_tenant(
         "POST",

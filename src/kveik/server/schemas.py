@@ -151,6 +151,109 @@ LISTING = _object(
     }
 )
 
+_COUNTS: Schema = {
+    "requests": _NUMBER,
+    "hit_requests": _NUMBER,
+    "prompt_tokens": _NUMBER,
+    "cached_tokens": _NUMBER,
+    "approximate_tokens": _NUMBER,
+    "generated_tokens": _NUMBER,
+    "seconds_saved": _NUMBER,
+}
+_DAY = _object({"date": _STRING, **_COUNTS, "share": _NUMBER})
+HISTORY = _object(
+    {
+        "object": {"const": "cache.history"},
+        "scope": {"enum": ["own", "all"]},
+        "start": _INTEGER,
+        "step": _INTEGER,
+        "series": _object(
+            {
+                **{name: _list(_NUMBER) for name in _COUNTS},
+                "used_bytes": _list(_NUMBER),
+                "cached_bytes": _list(_NUMBER),
+            },
+            optional=("used_bytes", "cached_bytes"),
+        ),
+        "today": _DAY,
+        "days": _list(_DAY),
+        "now": {
+            "anyOf": [
+                {"type": "null"},
+                _object(
+                    dict.fromkeys(
+                        (
+                            "used_bytes",
+                            "cached_bytes",
+                            "pinned_bytes",
+                            "total_bytes",
+                            "running",
+                            "waiting",
+                            "sessions",
+                            "open_streams",
+                            "named_caches",
+                        ),
+                        _INTEGER,
+                    )
+                ),
+            ]
+        },
+    }
+)
+PAST_REQUESTS = _object(
+    {
+        "object": {"const": "cache.requests"},
+        "data": _list(
+            _object(
+                {
+                    "number": _INTEGER,
+                    "id": _STRING,
+                    "namespace": _STRING,
+                    "ended": _NUMBER,
+                    "seconds": _NUMBER,
+                    "outcome": {"enum": ["finished", "aborted", "failed"]},
+                    "background": _BOOLEAN,
+                    "prompt_tokens": _INTEGER,
+                    "cached_tokens": _INTEGER,
+                    "approximate_tokens": _INTEGER,
+                    "computed_tokens": _INTEGER,
+                    "generated_tokens": _INTEGER,
+                    "seconds_saved": _NUMBER,
+                    "explanation": {
+                        "anyOf": [
+                            {"type": "null"},
+                            _object(
+                                {
+                                    "position": _INTEGER,
+                                    "reason": _STRING,
+                                    "cause": _STRING,
+                                    "advice": _STRING,
+                                }
+                            ),
+                        ]
+                    },
+                },
+                optional=("namespace",),
+            )
+        ),
+    }
+)
+CURVE = _object(
+    {
+        "object": {"const": "cache.curve"},
+        "now": _INTEGER,
+        "block_size": _INTEGER,
+        "sizes": _list(_INTEGER),
+        "hit_rates": _list(_NUMBER),
+        "half": _NUMBER,
+        "this": _NUMBER,
+        "twice": _NUMBER,
+        "tokens": _INTEGER,
+        "served": _NUMBER,
+        "share": _NUMBER,
+    }
+)
+
 ERROR = _object(
     {
         "error": _object(
@@ -342,6 +445,21 @@ _TOP: Schema = {
     "description": "how many, the hottest first",
 }
 LISTING_QUERY: list[Schema] = [*SCOPE, *TENANT, _TOP]
+HISTORY_QUERY: list[Schema] = [
+    *SCOPE,
+    *TENANT,
+    {
+        "name": "steps",
+        "in": "query",
+        "required": False,
+        "schema": {
+            "type": "integer",
+            "minimum": LIMITS["history_steps"].low,
+            "maximum": LIMITS["history_steps"].high,
+        },
+        "description": "how many of the last steps of ten seconds",
+    },
+]
 WARM: list[Schema] = [
     {
         "name": "warm",
