@@ -77,6 +77,10 @@ LIMITS: dict[str, Limit] = {
     "parameter_length": Limit(1, 65536),  # tokens reserved for an argument
     "schema_count": Limit(0, 256),  # of one namespace
     "module_count": Limit(0, 256),  # modules in one prompt
+    "journal_namespaces": Limit(0, 1024),  # of which totals and last requests are kept
+    "dashboards": Limit(0, 16),  # open at once
+    "dashboard_rate": Limit(1.0, 50.0, integer=False),  # updates per second
+    "tree_rows": Limit(1, 200),  # of one look at the prefix tree
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

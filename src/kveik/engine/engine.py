@@ -33,6 +33,7 @@ from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.inspection import Inspection, inspect_prompt
+from kveik.engine.journal import Journal
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
@@ -69,6 +70,7 @@ from kveik.engine.sequence import (
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
+from kveik.engine.watching import Inside, Watching
 from kveik.errors import (
     ConfigError,
     Conflict,
@@ -226,6 +228,7 @@ class Engine:
         self.token_memory = TokenMemory(
             parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
         )
+        self.journal = Journal(clock, time.time, parts.config.session_idle)
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival | _Abort | _Over] = deque()
@@ -241,6 +244,18 @@ class Engine:
         self._outbox = Outbox(self._tell)
         self.named = self._named_caches(parts)
         self.schemas = Schemas(parts.tokenizer, self.info.max_model_len, time.time)
+        self.watching = Watching(
+            Inside(
+                self._cache,
+                self._scheduler,
+                self._state,
+                clock,
+                self.tokenizer,
+                self.info,
+                self._changing,
+                self.invalidate,
+            )
+        )
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
         self._checked_at = clock()
@@ -255,7 +270,7 @@ class Engine:
             block_size=parts.config.block_size,
             block_bytes=sum(group.bytes_per_block for group in parts.model.groups),
             public=PUBLIC,
-            forget_texts=self.token_memory.forget,
+            forget_texts=self.forget_texts,
         )
         return NamedCaches(self._cache, self.tokenizer, self._state, workshop)
 
@@ -312,7 +327,7 @@ class Engine:
             if not self._accepting:
                 raise Unavailable(self._failure or "the engine is stopping")
             self._check_queue(request)
-            delivery.accepted()
+            delivery.accepted(self._clock())
             handle = next(self._handles)
             self._deliveries[handle] = delivery
             seed = self._seed(request, handle)
@@ -449,7 +464,7 @@ class Engine:
             if done:
                 self._scheduler.streams.end_of(namespace, now)
                 self.history.reset(namespace)
-                self.token_memory.forget(namespace)
+                self.forget_texts(namespace)
             return done
 
     def invalidate(self, selector: Selector) -> Receipt:
@@ -459,7 +474,7 @@ class Engine:
             receipt = self._cache.invalidate(selector, now)
             self.named.invalidate(selector)
             self.history.invalidate(selector)
-            self.token_memory.forget(selector.namespace)
+            self.forget_texts(selector.namespace)
             return receipt
 
     def set_shares(self, shares: Mapping[str, tuple[int, int | None]]) -> None:
@@ -478,7 +493,7 @@ class Engine:
         with self._changing() as now:
             receipt = self._cache.end_session(namespace, session, now)
             known = self.history.end(namespace, session)
-            self.token_memory.forget(namespace)
+            self.forget_texts(namespace)
             return Receipt() if receipt is None and known else receipt
 
     def announce_document(self, namespace: str, document: str, version: str) -> Receipt:
@@ -488,8 +503,13 @@ class Engine:
             others = Selector(namespace, document=document, not_version=version)
             self.named.invalidate(others)
             self.history.invalidate(others)
-            self.token_memory.forget(namespace)
+            self.forget_texts(namespace)
             return receipt
+
+    def forget_texts(self, namespace: str | None) -> None:
+        """Nothing that can be read is left of the texts of a namespace (None: of all)."""
+        self.token_memory.forget(namespace)
+        self.journal.forget(namespace)
 
     def cache_listing(
         self, namespace: str | None = None, *, top: int = 100, with_path: bool = False
@@ -570,6 +590,7 @@ class Engine:
             self.history.tick()
             self._end_forgotten(started)
             self.token_memory.prune()
+            self.journal.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
             self._collect(failures)
@@ -605,6 +626,8 @@ class Engine:
             for entry in entries:
                 if isinstance(entry, _Arrival):
                     request = entry.delivery.request
+                    if self.journal.is_watched(request.namespace):
+                        request = replace(request, explain=True)
                     work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
                     entry.delivery.work = work
         for entry in entries:
@@ -702,6 +725,7 @@ class Engine:
             reason = delivery.reason(told)
             if reason is not None:  # counted first: whoever hears of the ending finds it counted
                 self._forget(handle, reason)
+                self._note_ending(delivery, told, reason)
             try:
                 choice = delivery.tell(told)
                 if choice is not None:
@@ -711,6 +735,14 @@ class Engine:
                 self._forget(handle, "error", instead=reason)
                 self._report(_Over(handle, None))
                 _try_to_fail(delivery, error)
+
+    def _note_ending(self, delivery: Delivery, told: object, reason: str) -> None:
+        usage = None
+        if isinstance(told, RequestFinished | RequestAborted):
+            usage = replace(told.usage, completion_tokens=delivery.tokens)
+        self.journal.ended(delivery.request, reason, usage, delivery.accepted_at, delivery.ready)
+        if self.journal.wants_memory():
+            self.journal.measure(None, self.watching.memory())
 
     def _report(self, over: _Over) -> None:
         """Let the engine know that nobody waits for more."""
@@ -781,6 +813,7 @@ class Engine:
                 self.named.next_deadline(),
                 self.history.next_deadline(),
                 self.token_memory.next_deadline(),
+                self.journal.next_deadline(),
             )
             first = min((one for one in deadlines if one is not None), default=math.inf)
             return min(CHECK_INTERVAL, max(MIN_SLEEP, first - self._clock()))

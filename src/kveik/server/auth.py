@@ -109,6 +109,10 @@ class KeyRing:
                 "namespace: the keys file has no tenant of this name", param="namespace"
             ) from None
 
+    def names(self) -> list[str]:
+        """The tenants of the keys file."""
+        return sorted(self._namespaces)
+
     def name_of(self, namespace: str) -> str | None:
         """What an operator is told instead of a namespace; None: it has no name."""
         if namespace == PUBLIC:

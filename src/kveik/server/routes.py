@@ -17,14 +17,18 @@ from starlette.routing import Router
 from kveik.server import (
     anthropic_handlers,
     cache_handlers,
+    dashboard,
     embeddings,
     handlers,
     responses_handlers,
     schema_handlers,
     schemas,
+    watch_handlers,
+    watch_schemas,
 )
 from kveik.server.anthropic_fields import CountTokens, Messages
 from kveik.server.cache_bodies import (
+    ActOnTree,
     Announce,
     ChangeCache,
     CreateCache,
@@ -47,6 +51,7 @@ class Route:
     handler: Handler
     operation: Operation
     public: bool = False
+    listed: bool = True  # in the OpenAPI document
 
 
 async def _openapi(service: Service, request: Request) -> Response:
@@ -55,6 +60,17 @@ async def _openapi(service: Service, request: Request) -> Response:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", handlers.index, Operation("The page of this server", schemas.HTML), True),
+    *(
+        Route(
+            "GET",
+            path,
+            handlers.dashboard_file,
+            Operation("The dashboard", schemas.HTML),
+            public=True,
+            listed=path == dashboard.PAGE,
+        )
+        for path in dashboard.FILES
+    ),
     Route("GET", "/health", handlers.health, Operation("The process lives", schemas.STATUS), True),
     Route(
         "GET",
@@ -212,6 +228,48 @@ ROUTES: tuple[Route, ...] = (
         Operation("What is hot, to warm it", schemas.MANIFEST, query=schemas.MANIFEST_QUERY),
     ),
     Route(
+        "GET",
+        "/v1/cache/summary",
+        watch_handlers.summary,
+        Operation("What was saved today", watch_schemas.SUMMARY, query=watch_schemas.WHOSE),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/curves",
+        watch_handlers.curves,
+        Operation("Hits and memory over time", watch_schemas.CURVES, query=watch_schemas.WHOSE),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/requests",
+        watch_handlers.requests,
+        Operation("The last requests", watch_schemas.REQUESTS, query=watch_schemas.WHOSE),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/requests/{number}",
+        watch_handlers.one_request,
+        Operation("Why one missed", watch_schemas.EXPLAINED, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/tree",
+        watch_handlers.tree,
+        Operation("The prefix tree", watch_schemas.TREE, query=watch_schemas.TREE_QUERY),
+    ),
+    Route(
+        "POST",
+        "/v1/cache/tree",
+        watch_handlers.act_on_tree,
+        Operation("Pin, unpin, expire or evict", schemas.RECEIPT, ActOnTree, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/watch",
+        watch_handlers.watch,
+        Operation("What changes, as events", watch_schemas.EVENTS, query=watch_schemas.WATCH_QUERY),
+    ),
+    Route(
         "POST",
         "/v1/cache/invalidate",
         cache_handlers.invalidate,
@@ -235,7 +293,8 @@ PUBLIC_PATHS = frozenset(route.path for route in ROUTES if route.public)
 
 
 def openapi_document() -> Json:
-    return document([(route.method, route.path, route.operation) for route in ROUTES])
+    listed = [route for route in ROUTES if route.listed]
+    return document([(route.method, route.path, route.operation) for route in listed])
 
 
 def build_router(service: Service) -> Router:
