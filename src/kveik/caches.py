@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kveik.cache.curve import Curve
 from kveik.cache.directive import BlockView, Clock, Priority, Receipt, TtlMode
 from kveik.cache.lease import CacheStats
 from kveik.engine.engine import Engine, SessionView
+from kveik.engine.journal import Past, PastRequest
 from kveik.engine.named_records import KEEP, Keep, NamedCache, NamedSpec
 from kveik.engine.words import identifier, tag_list
 from kveik.managed import CacheOptions, checked
@@ -125,6 +127,18 @@ class Cache:
         """Open conversations that hold blocks; namespace None: of all."""
         self._settle()
         return self._engine.sessions(namespace)
+
+    def curve(self) -> Curve:
+        """Hit rate against memory: what pools of other sizes would have served."""
+        return self._engine.curve()
+
+    def history(self, *, namespace: str | None = None, steps: int = 360) -> Past:
+        """What the cache did in the last steps of ten seconds, and by day; namespace None: all."""
+        return self._engine.past(namespace, steps=steps)
+
+    def requests(self, top: int = 100, *, namespace: str | None = None) -> list[PastRequest]:
+        """The last requests that ended, the newest first; namespace None: of all."""
+        return self._engine.past_requests(namespace, top=top)
 
     def expire(self) -> None:
         """Do now what is due: free what expired, overwrite what was deleted."""

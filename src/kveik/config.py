@@ -65,6 +65,7 @@ LIMITS: dict[str, Limit] = {
     "document_count": Limit(0, 256),  # labelled parts of one request
     "age": Limit(0.0, 3660 * 86400.0, integer=False),  # seconds, of a selector
     "listing_count": Limit(1, 1000),  # entries of a listing
+    "history_steps": Limit(1, 2160),  # of ten seconds
     "tenant_count": Limit(1, 10_000),  # entries of a keys file
     "dimensions": Limit(1, 2**20),  # of an embedding
     "stream_sinks": Limit(0, 4096),  # tokens of a stream's beginning that stay
@@ -77,7 +78,6 @@ LIMITS: dict[str, Limit] = {
     "parameter_length": Limit(1, 65536),  # tokens reserved for an argument
     "schema_count": Limit(0, 256),  # of one namespace
     "module_count": Limit(0, 256),  # modules in one prompt
-    "journal_namespaces": Limit(0, 1024),  # of which totals and last requests are kept
     "dashboards": Limit(0, 16),  # open at once
     "dashboard_rate": Limit(1.0, 50.0, integer=False),  # updates per second
     "tree_rows": Limit(1, 200),  # of one look at the prefix tree

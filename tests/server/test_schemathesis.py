@@ -79,7 +79,10 @@ PLAN = [
         (path, "GET", POSITIVE, 2)
         for path in ("/v1/caches", "/v1/schemas", "/v1/sessions", "/v1/cache/manifest")
     ],
-    *[(f"/v1/cache/{name}", "GET", POSITIVE, 3) for name in ("summary", "curves", "requests")],
+    *[
+        (path, "GET", POSITIVE, 2)
+        for path in ("/v1/cache/history", "/v1/cache/requests", "/v1/cache/curve")
+    ],
     *[
         (path, "GET", POSITIVE, 2)
         for path in ("/", "/dashboard", "/health", "/ready", "/version", "/metrics", "/v1/models")

@@ -50,12 +50,10 @@ _EMPTY = Row()
 @dataclass(slots=True)
 class MapChanges:
     """What differs from the answer before. size: blocks on the map; now: tenths of seconds of the
-    clock; rows: by place on the map; owners: names of numbers, new ones and those that changed.
-    counts: blocks of each of KINDS now, but for those that are free."""
+    clock; rows: by place on the map; owners: names of numbers, new ones and those that changed."""
 
     size: int
     now: int
-    counts: tuple[int, ...] = ()
     rows: dict[int, Row] = field(default_factory=dict)
     owners: dict[int, str] = field(default_factory=dict)
 
@@ -115,7 +113,6 @@ class BlockMap:
         self._mine: frozenset[int] = frozenset()  # blocks that own leases are filling
         self._were_mine = self._mine
         self._told: dict[int, Row] = {}  # by block
-        self._counts = [0] * len(KINDS)
         self._spaces: dict[int, str | None] = {}  # None: two namespaces share the number
         self._names: set[str] = set()
         self._sets: dict[int, tuple[LabelSet, frozenset[Label]]] = {}
@@ -127,11 +124,11 @@ class BlockMap:
 
     # --- under the lock
 
-    def read(self) -> None:
-        """Copy what the next `changes` is made of."""
+    def read(self, reading: float) -> None:
+        """Copy what the next `changes` is made of. reading: of the caller's clock."""
         retention = self._retention
         tree, pool, idle = retention.tree, retention.pools[0], retention.idle[0]
-        self._now = retention.clock.now
+        self._now = retention.clock.read(reading)
         ranks, pinned = idle.class_columns()
         self._columns = _Columns(
             refs=_Column(pool.refs),
@@ -176,7 +173,6 @@ class BlockMap:
             if row != self._told.get(block, _EMPTY):
                 self._tell(block, row, changes)
         everybody = self._namespace is None
-        changes.counts = tuple(self._counts)
         changes.size = (
             len(columns.refs.items) if everybody else len(self._places) + len(self._vacant)
         )
@@ -214,9 +210,9 @@ class BlockMap:
         return Row(kind, owner, int(created * 10), int(used * 10), columns.hits.items[block])
 
     def _tell(self, block: int, row: Row, changes: MapChanges) -> None:
-        self._counts[self._told.pop(block, _EMPTY).kind] -= 1
-        self._counts[row.kind] += 1
-        if row != _EMPTY:
+        if row == _EMPTY:
+            self._told.pop(block, None)
+        else:
             self._told[block] = row
         changes.rows[self._place(block, row)] = row
 

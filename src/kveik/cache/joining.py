@@ -256,6 +256,7 @@ class Joining:
             reader.blocks[group] = [payload[node] for node in nodes]
             self.holdings.reuse(group, reader.blocks[group])
         self.leasing.leases.add(reader)
+        self.leasing.publisher.feed.read(reader, nodes)
         return reader
 
     def _label(self, reader: Lease, found: Found, directive: Directive, lead: int) -> None:
@@ -410,6 +411,7 @@ class Joining:
             reader.blocks[group] = list(blocks)
             for block in blocks:
                 self.holdings.pools[group].refs[block] += 1
+        reader.marks = list(part.marks)
         self.leasing.leases.add(reader)
         return reader
 
@@ -459,6 +461,7 @@ class Joining:
     def _let_go(self, reader: Lease) -> None:
         self.holdings.tick += 1
         self.leasing.leases.discard(reader)
+        self.leasing.publisher.feed.released(reader)
         self.holdings.let_go_all(reader)
 
 

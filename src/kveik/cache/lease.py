@@ -63,7 +63,8 @@ class Lease:
     got its session's claim, `session` the conversation in whose turn it works, `opened_at` when;
     `erase`: blocks that it does not publish are overwritten when it lets them go. `stream`: what
     it keeps of an endless sequence; `sinks[g]`: its first blocks, once those behind them are gone;
-    `rests_in`: the session in which it waits for its next turn.
+    `rests_in`: the session in which it waits for its next turn. `marks`: by which the curve knows
+    the blocks of its path (curve_feed.py).
     """
 
     __slots__ = (
@@ -78,6 +79,7 @@ class Lease:
         "labels",
         "leading",
         "limit",
+        "marks",
         "miss",
         "node",
         "opened",
@@ -134,6 +136,7 @@ class Lease:
         self.opened = -1
         self.unstored = b""
         self.selectors: list[bytes] = []
+        self.marks: list[int] = []
 
     @property
     def lineage(self) -> bytes:

@@ -79,6 +79,7 @@ class Leasing:
             self.publisher.note_unstored(lease, found, data)
         elif self.search.caching:
             self.publisher.begin(lease, found, data)
+        self.publisher.feed.opened(lease, found, data, cap, counted=reuse)
         moves = self._take(lease, found, data, wanted if stream is None else 1)
         if reuse:
             self.counters.opened(lease, length)
@@ -117,7 +118,7 @@ class Leasing:
             return None
         child = Lease(lease.identity, self._groups, lease.directive)
         child.cached_tokens, child.miss = lease.cached_tokens, lease.miss
-        child.there = lease.there
+        child.there, child.marks = lease.there, list(lease.marks)
         child.committed, child.sealed, child.tail = lease.committed, lease.sealed, lease.tail
         child.starts = list(lease.starts)
         child.selectors = list(lease.selectors)
@@ -200,6 +201,7 @@ class Leasing:
         if lease.unstored and lease.sealed * self._size > lease.cached_tokens:
             space = self.tree.space_of(lease.identity.namespace)
             self.publisher.ghosts.remember(space, lease.unstored, "no_store")
+        self.publisher.feed.released(lease)
         self.holdings.let_go_all(lease)
         if lease.node >= 0:
             self.tree.pins[lease.node] -= 1

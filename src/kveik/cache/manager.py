@@ -16,6 +16,8 @@ from kveik.cache.audit import audit
 from kveik.cache.block_map import BlockMap
 from kveik.cache.by_hand import ByHand
 from kveik.cache.counters import Counters, cache_stats
+from kveik.cache.curve import Curve, CurveMeter
+from kveik.cache.curve_feed import CurveFeed
 from kveik.cache.directive import (
     PLAIN,
     BlockView,
@@ -138,7 +140,10 @@ class CacheManager:
             self.streams,
         )
         self.fence = self.holdings.fence
-        publisher = Publisher(self.holdings, self.restrictor, self.ghosts)
+        self.meter = CurveMeter(fewest, self.block_size)
+        feed = CurveFeed(self.meter, tree, caching)
+        self.sweeper.on_deleted = feed.deleted
+        publisher = Publisher(self.holdings, self.restrictor, self.ghosts, feed)
         self.turns = Turns(self.invalidation, self.reclaim, self.names, relevance, self.topics)
         self.leasing = Leasing(self.leases, publisher, self.turns)
         self.joining = Joining(self.leasing)
@@ -583,6 +588,8 @@ class CacheManager:
             if own and lease.rests_in is None:  # a stream that rests is its caller's to end
                 return False
         names = {identity.namespace for identity in self.tree.roots}
+        if namespace is None:
+            self.meter.clear()
         for name in names if namespace is None else names & {namespace}:
             self.invalidate(Selector(namespace=name))
             if self.topics is not None:
@@ -616,6 +623,20 @@ class CacheManager:
         """Bytes of a namespace with a share: idle in the cache, the same as if what is public
         were its own, reserved, maximum."""
         return self.shares.usage(namespace, sum(group.bytes_per_block for group in self.groups))
+
+    def memory(self) -> tuple[int, int, int]:
+        """Bytes of K/V that are in use, that are only kept, and that there are."""
+        used = cached = total = 0
+        for group, pool, queue in zip(self.groups, self.pools, self.idle, strict=True):
+            size, idle = group.bytes_per_block, queue.count
+            used += size * (pool.num_blocks - len(pool.free) - idle)
+            cached += size * idle
+            total += size * pool.num_blocks
+        return used, cached, total
+
+    def curve(self) -> Curve:
+        """What pools of other sizes would have served of the same prompts; see Curve."""
+        return self.meter.curve()
 
     def stats(self) -> CacheStats:
         return cache_stats(

@@ -26,6 +26,7 @@ from kveik.errors import InvalidRequest
 
 WORD = 4  # bytes of one token id
 _DIGEST = 32
+_MARKS = 4  # of 64 bits, in a digest
 _BASE = 8  # bytes of the name of a public node
 _GRAVE = bytes(_DIGEST - 1) + b"\1"  # above what nobody can find
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
@@ -61,6 +62,11 @@ def shared_tokens(left: bytes, right: bytes) -> int:
         return size // WORD
     difference = int.from_bytes(left, "big") ^ int.from_bytes(right, "big")
     return (8 * size - difference.bit_length()) // (8 * WORD)
+
+
+def mark_of(digest: bytes) -> int:
+    """64 bits of a digest."""
+    return int.from_bytes(digest[:8], sys.byteorder)
 
 
 class Identity(NamedTuple):
@@ -548,6 +554,18 @@ class PrefixTree:
             self._digests[missing * _DIGEST : (missing + 1) * _DIGEST] = known
             self._digested[missing] = True
         return known
+
+    def marks(self, nodes: Sequence[int]) -> list[int]:
+        """See mark_of, for nodes of one path in its order."""
+        if not nodes:
+            return []
+        self.digest(nodes[-1])
+        with memoryview(self._digests) as raw, raw.cast("Q") as words:
+            return [words[_MARKS * node] for node in nodes]
+
+    def is_digested(self, node: int) -> bool:
+        """Was its digest ever asked for?"""
+        return bool(self._digested[node])
 
     def digest_below(self, parent_digest: bytes, chunk: bytes) -> bytes:
         """Digest of a (possible) child with these packed tokens."""

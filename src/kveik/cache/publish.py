@@ -7,6 +7,7 @@ copy back and takes the published one (equal bits, by idea C). Standard library 
 
 from __future__ import annotations
 
+from kveik.cache.curve_feed import CurveFeed
 from kveik.cache.ghosts import Ghosts
 from kveik.cache.holdings import Holdings
 from kveik.cache.lease import Lease
@@ -21,8 +22,11 @@ _EVERYTHING = 1 << 60  # limit of a lease that may publish all its blocks
 class Publisher:
     """See the module."""
 
-    def __init__(self, holdings: Holdings, restrictor: Restrictor, ghosts: Ghosts) -> None:
+    def __init__(
+        self, holdings: Holdings, restrictor: Restrictor, ghosts: Ghosts, feed: CurveFeed
+    ) -> None:
         self.holdings, self.restrictor, self.ghosts = holdings, restrictor, ghosts
+        self.feed = feed
         self.counters, self.tree, self.pools = holdings.counters, holdings.tree, holdings.pools
         self.sweeper, self.retention = holdings.sweeper, holdings.sweeper.retention
         self._range = range(len(self.pools))
@@ -87,10 +91,13 @@ class Publisher:
         publish = max(min(full, self.most(lease)) - lease.sealed, 0)
         swapped: list[tuple[int, int]] = []
         node = first = lease.node
+        nodes: list[int] = []
         for offset in range(publish):
             chunk = tail[offset * width : (offset + 1) * width]
             node = self._publish(lease, node, lease.sealed + offset, chunk, swapped)
-        if node != first:
+            nodes.append(node)
+        if nodes:
+            self.feed.published(lease, nodes)
             self.tree.pins[node] += 1
             self.tree.pins[first] -= 1
             lease.node = node
@@ -151,6 +158,7 @@ class Publisher:
             return -1  # a longer block that begins with it is there
         swapped: list[tuple[int, int]] = []
         node = self._publish(lease, lease.node, lease.sealed, lease.tail, swapped)
+        self.feed.published(lease, [node])
         self.holdings.let_go(lease, swapped)
         return node
 

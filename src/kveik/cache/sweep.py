@@ -57,7 +57,8 @@ class Job(Protocol):
 
 class Sweeper:
     """detach: called with a node that is to be freed although leases publish behind it. doomed:
-    (group, block) that are overwritten when their readers let them go."""
+    (group, block) that are overwritten when their readers let them go. on_deleted is told of every
+    node that goes for another reason than room."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Sweeper:
         self.retention, self.reclaim, self.ghosts = retention, reclaim, ghosts
         self.tree = retention.tree
         self.detach = detach
+        self.on_deleted: Callable[[int], None] = _ignore
         self.jobs: list[Job] = []
         self.nodes = self.blocks = self.tokens = self.size = 0
         self.erased = 0
@@ -159,6 +161,7 @@ class Sweeper:
     def drop_redundant(self, tail: int) -> None:
         """A tail that a longer block extends goes, unless a named cache or a pin holds it."""
         if all(label.kind not in ("name", "pin") for label in self.retention.set_of(tail).labels):
+            self.on_deleted(tail)
             self.reclaim.drop_if_idle(tail)
 
     def free_leaf(self, node: int, reason: str) -> None:
@@ -181,6 +184,7 @@ class Sweeper:
         self.deleted[reason] = self.deleted.get(reason, 0) + self.blocks - before
         self.nodes += 1
         self.tokens += tree.length[node]
+        self.on_deleted(node)
         tree.remove(node)
         tree.wipe(node)
 
@@ -233,6 +237,10 @@ class Sweeper:
     def erasing(self) -> bool:
         """Are there blocks to be overwritten?"""
         return bool(self._erasures)
+
+
+def _ignore(node: int) -> None:
+    """Nobody wants to know."""
 
 
 class Burial:

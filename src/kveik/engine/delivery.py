@@ -50,9 +50,8 @@ class Delivery:
         # A stream that stays open must not compute a token behind its stop string.
         stays = request.stream is not None and request.directive.session is not None
         self.at_once = not self.has_text or (self.may_stop and stays)
-        self.accepted_at = 0.0  # by the engine's clock
-        self.ready: PromptReady | None = None  # once the prompt is computed
         self.work: Work | None = None  # set when the scheduler has taken the request; not read here
+        self.accepted_at = 0.0
         self._history = history
         self._turn: Turn | None = None
         # By choice 0, where the turn is to be remembered: of a stream the end of it.
@@ -74,15 +73,10 @@ class Delivery:
             for _ in range(params.n)
         ]
 
-    @property
-    def tokens(self) -> int:
-        """Told so far."""
-        return self._tokens
-
-    def accepted(self, now: float = 0.0) -> None:
+    def accepted(self, now: float) -> None:
         """The request is in the queue; from here on it ends in exactly one of three ways."""
-        request = self.request
         self.accepted_at = now
+        request = self.request
         self._turn = self._history.begin(
             request.namespace,
             request.directive,
@@ -110,7 +104,6 @@ class Delivery:
         if isinstance(told, ChoiceEnded):
             self._finish(told.choice, told.finish, None)
         elif isinstance(told, PromptReady):
-            self.ready = told
             asked = self.request.explain  # somebody who watches may have wanted it explained
             self._sink(told if asked else replace(told, divergence=None))
         else:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Literal, NamedTuple
 
+from kveik.cache.curve import Curve
 from kveik.cache.directive import PUBLIC, BlockView, Divergence, Receipt, Selector
 from kveik.cache.manager import CacheManager, CacheStats, Match
 from kveik.cache.relevance import TopicTracker
@@ -33,10 +34,11 @@ from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.inspection import Inspection, inspect_prompt
-from kveik.engine.journal import Journal
+from kveik.engine.journal import Journal, Outcome, Past, PastRequest
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
+from kveik.engine.partings import Partings
 from kveik.engine.parts import (
     EngineInfo,
     EngineParts,
@@ -228,7 +230,7 @@ class Engine:
         self.token_memory = TokenMemory(
             parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
         )
-        self.journal = Journal(clock, time.time, parts.config.session_idle)
+        self.partings = Partings(clock, parts.config.session_idle)
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival | _Abort | _Over] = deque()
@@ -258,6 +260,7 @@ class Engine:
         )
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
+        self._journal = Journal(time.time, lambda: self._cache.memory()[:2])
         self._checked_at = clock()
         self._checked_steps = 0
 
@@ -509,7 +512,7 @@ class Engine:
     def forget_texts(self, namespace: str | None) -> None:
         """Nothing that can be read is left of the texts of a namespace (None: of all)."""
         self.token_memory.forget(namespace)
-        self.journal.forget(namespace)
+        self.partings.forget(namespace)
 
     def cache_listing(
         self, namespace: str | None = None, *, top: int = 100, with_path: bool = False
@@ -523,6 +526,26 @@ class Engine:
         with self._state:
             found = self._cache.sessions(namespace, self._clock())
             return [SessionView(*one) for one in found]
+
+    def past(self, namespace: str | None = None, *, steps: int = 360) -> Past:
+        """What the cache did in the last `steps` steps and days; None: for all namespaces."""
+        with self._state:
+            return self._journal.past(namespace, steps)
+
+    def past_requests(self, namespace: str | None = None, *, top: int = 100) -> list[PastRequest]:
+        """The last requests that ended, the newest first; None: of all namespaces."""
+        with self._state:
+            return self._journal.requests(namespace, top)
+
+    def cache_memory(self) -> tuple[int, int, int]:
+        """See CacheManager.memory."""
+        with self._state:
+            return self._cache.memory()
+
+    def curve(self) -> Curve:
+        """What pools of other sizes would have served of the same prompts; see Curve."""
+        with self._state:
+            return self._cache.curve()
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[float]:
@@ -590,7 +613,7 @@ class Engine:
             self.history.tick()
             self._end_forgotten(started)
             self.token_memory.prune()
-            self.journal.prune()
+            self.partings.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
             self._collect(failures)
@@ -626,7 +649,7 @@ class Engine:
             for entry in entries:
                 if isinstance(entry, _Arrival):
                     request = entry.delivery.request
-                    if self.journal.is_watched(request.namespace):
+                    if self.partings.is_watched(request.namespace):
                         request = replace(request, explain=True)
                     work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
                     entry.delivery.work = work
@@ -641,6 +664,7 @@ class Engine:
         delivery = self._deliveries.get(handle)
         self._scheduler.abort(handle, now)
         if delivery is not None and delivery.work is not None:
+            self._note_ended(delivery, "aborted")
             self._outbox.add(handle, delivery, RequestAborted(delivery.work.usage()))
 
     def _end_now(self, over: _Over, now: float) -> None:
@@ -672,6 +696,7 @@ class Engine:
                 ended[handle] = None
             else:
                 kind = Conflict if output.message == STREAM_GONE else KveikError
+                self._note_ended(delivery, "failed")
                 self._outbox.add(handle, delivery, RequestFailed(kind(output.message)))
         for handle in ended:
             self._collect_ending(handle)
@@ -683,6 +708,7 @@ class Engine:
         reused = work.cached_tokens + work.approximate_tokens
         work.savings = self._savings.savings(work.prompt_length, reused)
         self._totals.seconds_saved += work.savings.seconds
+        self._journal.computed(work.request, work.usage())
         self._outbox.add(handle, delivery, work.ready())
 
     def _collect_ending(self, handle: int) -> None:
@@ -692,7 +718,15 @@ class Engine:
             assert delivery.work is not None
             usage = delivery.work.usage()
             self._totals.stored_tokens += usage.stored_tokens
+            self._note_ended(delivery, "finished")
             self._outbox.add(handle, delivery, RequestFinished(usage))
+
+    def _note_ended(self, delivery: Delivery, outcome: Outcome) -> None:
+        work = delivery.work
+        if work is not None:
+            seconds = self._clock() - delivery.accepted_at
+            past = self._journal.ended(work.request, work.usage(), work.missed, outcome, seconds)
+            self.partings.note(past.number, work.request, work.divergence, delivery.accepted_at)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """What a step took, for the estimate of what hits save."""
@@ -725,7 +759,6 @@ class Engine:
             reason = delivery.reason(told)
             if reason is not None:  # counted first: whoever hears of the ending finds it counted
                 self._forget(handle, reason)
-                self._note_ending(delivery, told, reason)
             try:
                 choice = delivery.tell(told)
                 if choice is not None:
@@ -735,14 +768,6 @@ class Engine:
                 self._forget(handle, "error", instead=reason)
                 self._report(_Over(handle, None))
                 _try_to_fail(delivery, error)
-
-    def _note_ending(self, delivery: Delivery, told: object, reason: str) -> None:
-        usage = None
-        if isinstance(told, RequestFinished | RequestAborted):
-            usage = replace(told.usage, completion_tokens=delivery.tokens)
-        self.journal.ended(delivery.request, reason, usage, delivery.accepted_at, delivery.ready)
-        if self.journal.wants_memory():
-            self.journal.measure(None, self.watching.memory())
 
     def _report(self, over: _Over) -> None:
         """Let the engine know that nobody waits for more."""
@@ -813,7 +838,7 @@ class Engine:
                 self.named.next_deadline(),
                 self.history.next_deadline(),
                 self.token_memory.next_deadline(),
-                self.journal.next_deadline(),
+                self.partings.next_deadline(),
             )
             first = min((one for one in deadlines if one is not None), default=math.inf)
             return min(CHECK_INTERVAL, max(MIN_SLEEP, first - self._clock()))

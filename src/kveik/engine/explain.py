@@ -151,6 +151,12 @@ def explain(
     )
 
 
+def brief(reason: str) -> dict[str, str]:
+    """Cause and advice where nothing but the reason is known: no text of anybody was kept."""
+    cause = REASONS.get(reason) or {"new": "new_content"}.get(reason, "different_text")
+    return {"cause": cause, "advice": CAUSES[cause]}
+
+
 def _first_difference(
     divergence: Divergence, prompt: Sequence[int]
 ) -> tuple[str, int, Sequence[int], Sequence[int]]:

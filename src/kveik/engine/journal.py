@@ -1,333 +1,165 @@
-"""What became of requests: today's totals, an hour and a day as curves, and the last requests.
+"""What the cache did lately: the last requests, a series of the last hours, and days.
 
-One ledger per namespace, and one of all. Numbers cost a few microseconds per request and are always
-kept. Words are not: where a prompt left the cache (`Divergence`, token ids) is kept only for
-namespaces that somebody is looking at, no longer than the text itself may be remembered, and goes
-with anything that is forgotten in the namespace. The ledger of all never has words.
+    computed   a prompt is there: what was found of it, and what that saved
+    ended      its request is over, in whatever way
 
-Any thread. Standard library only; clocks are handed in.
+Every namespace has a book of its own, and all together have one; each is of fixed size and holds
+numbers and reason codes, no text and no token of anybody. The namespaces that did nothing for
+longest lose theirs when there are more than `MOST_NAMESPACES`. Standard library only; used under
+the lock of the engine's state.
 """
 
 from __future__ import annotations
 
-import math
-import threading
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import NamedTuple
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal, TypeAlias
 
-from kveik.cache.directive import Divergence
-from kveik.config import LIMITS
-from kveik.engine.explain import BEFORE_TOKENS
-from kveik.engine.request import MissReason, PromptReady, Request, Usage
+from kveik.engine.request import MissReason, Request, Usage
+from kveik.engine.series import COUNTED, STEP, Counts, Days, Series
 
-LAST_REQUESTS = 100
-"""Requests of one namespace that are kept one by one."""
+KEPT_REQUESTS = 256
+"""Of every namespace, and of all together."""
 
-_MOST = int(LIMITS["journal_namespaces"].high)
+MOST_NAMESPACES = 64
 
-
-@dataclass(slots=True)
-class Sums:
-    """Of some requests: tokens, and seconds that hits saved (an estimate)."""
-
-    requests: int = 0
-    prompt: int = 0
-    cached: int = 0
-    approximate: int = 0
-    computed: int = 0
-    generated: int = 0
-    seconds: float = 0.0
-
-    def add(self, entry: Entry) -> None:
-        self.requests += 1
-        self.prompt += entry.prompt
-        self.cached += entry.cached
-        self.approximate += entry.approximate
-        self.computed += entry.computed
-        self.generated += entry.generated
-        self.seconds += entry.seconds_saved
-
-
-class Memory(NamedTuple):
-    """Blocks of the first group of layers: held by requests; cached and idle; pinned among the
-    idle ones."""
-
-    held: int
-    idle: int
-    pinned: int
-
-
-@dataclass(slots=True)
-class Point:
-    """A stretch of time that begins at `start` (wall clock). memory: when it began; None: nobody
-    measured it."""
-
-    start: int
-    sums: Sums = field(default_factory=Sums)
-    memory: Memory | None = None
-
-
-class Parting(NamedTuple):
-    """Where a prompt left the cache, and its tokens before that (the last of them)."""
-
-    before: tuple[int, ...]
-    divergence: Divergence
+Outcome: TypeAlias = Literal["finished", "aborted", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """One request that ended. at: wall clock; took: seconds from its acceptance; ended: stop,
-    length, abort or error. miss: why not more was cached. explained: where it left the cache, until
-    `forget_at` (the engine's clock)."""
+class PastRequest:
+    """One request that is over. ended: wall clock; seconds: from its acceptance to its end.
 
-    number: int
-    at: float
+    computed_tokens: prompt tokens that were computed for it, again after a preemption too. miss:
+    where its prompt stopped being cached, and why; None: it was not computed."""
+
+    number: int  # counts requests since start, so that a reader knows what is new
+    request_id: str
     namespace: str
-    took: float
-    ended: str
-    prompt: int
-    cached: int
-    approximate: int
-    computed: int
-    generated: int
+    ended: float
+    seconds: float
+    outcome: Outcome
+    background: bool
+    prompt_tokens: int
+    cached_tokens: int
+    approximate_tokens: int
+    computed_tokens: int
+    generated_tokens: int
     seconds_saved: float
-    session: str | None
-    name: str | None
-    stream: bool
     miss: MissReason | None
-    explained: Parting | None = None
-    forget_at: float = math.inf
 
 
-class Curve:
-    """Points of equal length, the last `count` of them."""
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A series of steps of `step` seconds from `start` (wall clock) on, column by column, and days.
 
-    def __init__(self, seconds: int, count: int) -> None:
-        self.seconds = seconds
-        self.points: deque[Point] = deque(maxlen=count)
+    Of all namespaces together there are columns used_bytes and cached_bytes: K/V that leases hold,
+    and that is only kept."""
 
-    def at(self, wall: float) -> Point:
-        """The point of this moment, made where there is none yet."""
-        start = int(wall // self.seconds) * self.seconds
-        if not self.points or self.points[-1].start < start:
-            self.points.append(Point(start))
-        return self.points[-1]
-
-    def copy(self) -> list[Point]:
-        return [replace(point, sums=replace(point.sums)) for point in self.points]
+    start: int
+    step: int
+    columns: dict[str, list[float]]
+    days: list[tuple[date, Counts]]
 
 
-class Ledger:
-    """Of one namespace, or of all."""
-
-    def __init__(self, wall: float) -> None:
-        self.since = wall
-        self.today = Sums()
-        self.day = _date(wall)
-        self.hour_curve, self.day_curve = Curve(10, 360), Curve(300, 288)
-        self.last: deque[Entry] = deque(maxlen=LAST_REQUESTS)
-        self.forgotten_at = -math.inf  # words of requests accepted before may not be kept
-
-    def turn_page(self, wall: float) -> None:
-        """Totals begin anew at midnight."""
-        if _date(wall) != self.day:
-            self.day, self.today, self.since = _date(wall), Sums(), wall
-
-    def add(self, entry: Entry) -> None:
-        self.turn_page(entry.at)
-        for sums in (self.today, self.hour_curve.at(entry.at).sums):
-            sums.add(entry)
-        self.day_curve.at(entry.at).sums.add(entry)
-        self.last.append(entry)
-
-    def measure(self, wall: float, memory: Memory) -> None:
-        for curve in (self.hour_curve, self.day_curve):
-            point = curve.at(wall)
-            if point.memory is None:
-                point.memory = memory
-
-    def forget_words(self, due: float = -math.inf) -> None:
-        """Of every request, or of those whose words may be kept until `due` at most."""
-        for index, entry in enumerate(self.last):
-            if entry.explained is not None and (due == -math.inf or entry.forget_at <= due):
-                self.last[index] = replace(entry, explained=None)
+@dataclass(slots=True)
+class _Book:
+    series: Series
+    days: Days = field(default_factory=Days)
+    requests: deque[PastRequest] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
 
 
 class Journal:
-    """See the module. idle_seconds: for which words are kept at most."""
+    """See the module. wall: seconds of the wall clock; memory: (used, cached) bytes now."""
 
-    def __init__(
-        self, clock: Callable[[], float], wall: Callable[[], float], idle_seconds: float
-    ) -> None:
-        self._clock, self._wall, self._idle_seconds = clock, wall, idle_seconds
-        self._lock = threading.Lock()
-        self._ledgers: OrderedDict[str, Ledger] = OrderedDict()
-        self._all = Ledger(wall())
-        self._watched: Counter[str] = Counter()
-        self._numbers = 0
-        self._due = math.inf
+    def __init__(self, wall: Callable[[], float], memory: Callable[[], tuple[int, int]]) -> None:
+        self._wall, self._memory = wall, memory
+        self._all = _Book(Series(COUNTED, ("used_bytes", "cached_bytes")))
+        self._books: OrderedDict[str, _Book] = OrderedDict()
+        self._count = 0
 
-    # --- what happens
+    def computed(self, request: Request, usage: Usage) -> None:
+        """The whole prompt of the request has K/V."""
+        reused = usage.cached_tokens + usage.approximate_cached_tokens
+        saved = usage.savings.seconds if usage.savings is not None else 0.0
+        self._add(
+            request.namespace,
+            Counts(
+                requests=1,
+                hit_requests=int(reused > 0),
+                prompt_tokens=usage.prompt_tokens,
+                cached_tokens=usage.cached_tokens,
+                approximate_tokens=usage.approximate_cached_tokens,
+                seconds_saved=saved,
+            ),
+        )
 
     def ended(
         self,
         request: Request,
-        ended: str,
-        usage: Usage | None,
-        accepted_at: float,
-        ready: PromptReady | None,
-    ) -> None:
-        """usage None: it failed. accepted_at: by the engine's clock. ready: None: its prompt was
-        not computed to its end."""
-        with self._lock:
-            entry = self._entry(request, ended, usage, accepted_at, ready)
-            self._ledger(request.namespace).add(entry)
-            self._all.add(replace(entry, explained=None, session=None, name=None))
-
-    def wants_memory(self) -> bool:
-        """Is the present point of the curve of all without a measurement?"""
-        return self._all.hour_curve.at(self._wall()).memory is None
-
-    def _entry(
-        self,
-        request: Request,
-        ended: str,
-        usage: Usage | None,
-        accepted_at: float,
-        ready: PromptReady | None,
-    ) -> Entry:
-        now = self._clock()
-        self._numbers += 1
-        usage = usage or Usage(len(request.prompt_token_ids))
-        keep = min(self._idle_seconds, request.directive.text_seconds)
-        explained = None
-        forgotten = self._ledger(request.namespace).forgotten_at
-        wanted = request.namespace in self._watched and accepted_at > forgotten and keep > 0
-        if wanted and ready is not None and ready.divergence is not None:
-            explained = _parting(request, ready.divergence)
-            self._due = min(self._due, now + keep)
-        return Entry(
-            number=self._numbers,
-            at=self._wall(),
+        usage: Usage,
+        miss: MissReason | None,
+        outcome: Outcome,
+        seconds: float,
+    ) -> PastRequest:
+        """The request is over."""
+        self._count += 1
+        past = PastRequest(
+            number=self._count,
+            request_id=request.request_id,
             namespace=request.namespace,
-            took=now - accepted_at,
-            ended=ended,
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens,
-            approximate=usage.approximate_cached_tokens,
-            computed=usage.computed_prompt_tokens,
-            generated=usage.completion_tokens,
+            ended=self._wall(),
+            seconds=seconds,
+            outcome=outcome,
+            background=request.background,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            approximate_tokens=usage.approximate_cached_tokens,
+            computed_tokens=usage.computed_prompt_tokens,
+            generated_tokens=usage.completion_tokens,
             seconds_saved=usage.savings.seconds if usage.savings is not None else 0.0,
-            session=request.directive.session,
-            name=request.directive.name,
-            stream=request.stream is not None or request.resumes,
-            miss=ready.miss if ready is not None else None,
-            explained=explained,
-            forget_at=now + keep,
+            miss=miss,
         )
+        for book in self._books_of(request.namespace):
+            book.requests.append(past)
+        self._add(request.namespace, Counts(generated_tokens=usage.completion_tokens))
+        return past
 
-    # --- who looks
+    def requests(self, namespace: str | None, most: int) -> list[PastRequest]:
+        """The newest first; None: of all namespaces."""
+        book = self._all if namespace is None else self._books.get(namespace)
+        return [] if book is None else list(reversed(book.requests))[:most]
 
-    @contextmanager
-    def watching(self, namespace: str | None) -> Iterator[None]:
-        """While somebody looks, requests of the namespace are asked where they leave the cache."""
-        if namespace is None:
-            yield
-            return
-        with self._lock:
-            self._watched[namespace] += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._watched[namespace] -= 1
-                self._watched += Counter()  # drops what is zero
+    def past(self, namespace: str | None, steps: int) -> Past:
+        """The last `steps` steps at most; None: of all namespaces together."""
+        now = self._wall()
+        self._note_memory(now)
+        book = self._all if namespace is None else self._books.get(namespace)
+        if book is None:
+            book = _Book(Series(COUNTED))
+        start, columns = book.series.last(steps, now)
+        return Past(start, STEP, columns, book.days.all(now))
 
-    def is_watched(self, namespace: str) -> bool:
-        return namespace in self._watched
+    def _add(self, namespace: str, counts: Counts) -> None:
+        now = self._wall()
+        amounts = {name: amount for name in COUNTED if (amount := getattr(counts, name))}
+        for book in self._books_of(namespace):
+            book.series.add(now, **amounts)
+            book.days.add(now, counts)
+        self._note_memory(now)
 
-    def today(self, namespace: str | None) -> tuple[float, Sums]:
-        """Since when (wall clock), and the totals."""
-        with self._lock:
-            ledger = self._found(namespace)
-            ledger.turn_page(self._wall())
-            return ledger.since, replace(ledger.today)
+    def _note_memory(self, now: float) -> None:
+        used, cached = self._memory()
+        self._all.series.hold(now, used_bytes=used, cached_bytes=cached)
 
-    def curves(self, namespace: str | None) -> tuple[list[Point], list[Point]]:
-        """The last hour in steps of 10 s, and the last day in steps of 5 min; a step in which
-        nothing happened is left out."""
-        with self._lock:
-            ledger = self._found(namespace)
-            return ledger.hour_curve.copy(), ledger.day_curve.copy()
-
-    def measure(self, namespace: str | None, memory: Memory) -> None:
-        """What the pool holds now."""
-        with self._lock:
-            ledger = self._all if namespace is None else self._ledger(namespace)
-            ledger.measure(self._wall(), memory)
-
-    def last(self, namespace: str | None, after: int = 0) -> list[Entry]:
-        """Requests with a number above `after`, the latest last."""
-        with self._lock:
-            self._drop_due()
-            return [entry for entry in self._found(namespace).last if entry.number > after]
-
-    # --- forgetting
-
-    def forget(self, namespace: str | None = None) -> None:
-        """No words are left of a namespace (None: of any)."""
-        with self._lock:
-            for name in {*self._ledgers, *self._watched}:
-                if namespace in (None, name):
-                    ledger = self._ledger(name)
-                    ledger.forget_words()
-                    ledger.forgotten_at = self._clock()
-
-    def prune(self) -> None:
-        """Drop words that may be kept no longer."""
-        if self._clock() >= self._due:
-            with self._lock:
-                self._drop_due()
-
-    def next_deadline(self) -> float | None:
-        return None if self._due == math.inf else self._due
-
-    def _drop_due(self) -> None:
-        now = self._clock()
-        if now < self._due:
-            return
-        self._due = math.inf
-        for ledger in self._ledgers.values():
-            ledger.forget_words(now)
-            kept = (one.forget_at for one in ledger.last if one.explained is not None)
-            self._due = min(self._due, *kept, math.inf)
-
-    # --- ledgers
-
-    def _ledger(self, namespace: str) -> Ledger:
-        ledger = self._ledgers.get(namespace)
-        if ledger is None:
-            ledger = self._ledgers[namespace] = Ledger(self._wall())
-            if len(self._ledgers) > _MOST:
-                self._ledgers.popitem(last=False)
-        self._ledgers.move_to_end(namespace)
-        return ledger
-
-    def _found(self, namespace: str | None) -> Ledger:
-        if namespace is None:
-            return self._all
-        return self._ledgers.get(namespace) or Ledger(self._all.since)
-
-
-def _parting(request: Request, divergence: Divergence) -> Parting:
-    end = divergence.position
-    return Parting(request.prompt_token_ids[max(0, end - BEFORE_TOKENS) : end], divergence)
-
-
-def _date(wall: float) -> int:
-    """The day of a moment, where this machine stands."""
-    return datetime.fromtimestamp(wall).toordinal()
+    def _books_of(self, namespace: str) -> tuple[_Book, _Book]:
+        """Of all, and of the namespace."""
+        book = self._books.get(namespace)
+        if book is None:
+            book = self._books[namespace] = _Book(Series(COUNTED))
+            if len(self._books) > MOST_NAMESPACES:
+                self._books.popitem(last=False)
+        self._books.move_to_end(namespace)
+        return self._all, book

@@ -128,15 +128,19 @@ class Work:
         ours = min(stored, self.prompt_length) - self.there
         self.stored_tokens = max(self.stored_tokens, min(ours, self.computed_prompt_tokens))
 
+    @property
+    def missed(self) -> MissReason | None:
+        """Why not more of the prompt was cached; None before blocks were held for it."""
+        return MissReason(self.miss.position, self.miss.reason) if self.miss else None
+
     def ready(self) -> PromptReady:
         """The event of the prompt being computed."""
         rows = None
         if self.request.params.prompt_logprobs is not None:
             rows = (None, *self.prompt_logprobs)
-        miss = MissReason(self.miss.position, self.miss.reason) if self.miss else None
         return PromptReady(
             cached_tokens=self.cached_tokens,
-            miss=miss,
+            miss=self.missed,
             prompt_logprobs=rows,
             divergence=self.divergence,
             evicted_tokens=self.evicted,

@@ -14,13 +14,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from kveik.cache.block_map import KINDS, BlockMap, MapChanges
+from kveik.cache.block_map import BlockMap, MapChanges
 from kveik.cache.directive import Receipt, Selector
 from kveik.cache.manager import CacheManager
 from kveik.cache.outline import OutlineRow
 from kveik.cache.prefix import unpack_tokens
-from kveik.engine.explain import CAUSES, REASONS, Explanation, explain
-from kveik.engine.journal import Entry, Memory, Parting
+from kveik.engine.explain import Explanation, explain
+from kveik.engine.journal import PastRequest
+from kveik.engine.partings import Parting
 from kveik.engine.parts import EngineInfo
 from kveik.engine.resting import StreamView
 from kveik.engine.scheduler import Scheduler
@@ -28,10 +29,8 @@ from kveik.engine.tokenizer import Tokenizer
 from kveik.errors import NotFound
 
 __all__ = [
-    "KINDS",
     "Inside",
     "MapChanges",
-    "PoolView",
     "TreeRow",
     "Watching",
 ]
@@ -50,22 +49,6 @@ class TreeRow(NamedTuple):
     tokens: int
     text: str
     cut: bool  # there is more text
-
-
-@dataclass(frozen=True, slots=True)
-class PoolView:
-    """Blocks of the first group of layers; block_bytes: of all groups. pin_room: blocks that may
-    still be pinned."""
-
-    blocks: int
-    free: int
-    held: int
-    idle: int
-    pinned: int
-    demoted: int
-    pin_room: int
-    block_tokens: int
-    block_bytes: int
 
 
 class _Place(NamedTuple):
@@ -109,34 +92,10 @@ class Watching:
 
         def changes() -> MapChanges:
             with inside.lock:
-                made.read()
+                made.read(inside.clock())
             return made.changes()
 
         return changes
-
-    def memory(self) -> Memory:
-        """What the pool holds now, in time that does not depend on it."""
-        with self._inside.lock:
-            pool, idle = self._inside.cache.pools[0], self._inside.cache.idle[0]
-            held = pool.num_blocks - len(pool.free) - idle.count
-            return Memory(held, idle.count, idle.pinned)
-
-    def pool(self) -> PoolView:
-        inside = self._inside
-        memory = self.memory()
-        with inside.lock:
-            cache = inside.cache
-            return PoolView(
-                blocks=cache.pools[0].num_blocks,
-                free=len(cache.pools[0].free),
-                held=memory.held,
-                idle=memory.idle,
-                pinned=cache.names.pinned(),
-                demoted=cache.idle[0].waiting(0),
-                pin_room=max(cache.names.room_for_pins(), 0),
-                block_tokens=inside.info.block_size,
-                block_bytes=sum(group.bytes_per_block for group in cache.groups),
-            )
 
     def streams(self, namespace: str) -> list[StreamView]:
         """The open streams of a namespace, those that a request works on first."""
@@ -218,33 +177,17 @@ class Watching:
 
     # --- requests
 
-    def explanation(self, entry: Entry) -> Explanation | None:
-        """Of a request that ended. Without its words where they are not kept; None: nothing is
-        known, because it failed."""
-        if entry.explained is not None:
-            return self._in_words(entry, entry.explained)
-        if entry.miss is None:
-            return None
-        cause = REASONS.get(entry.miss.reason)
-        return Explanation(
-            prompt_tokens=entry.prompt,
-            levels=(("states", entry.cached),),
-            tiers=(("memory", entry.cached),),
-            blocks_shared=entry.cached // self._inside.info.block_size,
-            position=entry.miss.position,
-            reason=entry.miss.reason,
-            cause=cause or "",
-            advice=CAUSES[cause] if cause else "",
-        )
-
-    def _in_words(self, entry: Entry, parting: Parting) -> Explanation:
+    def in_words(self, past: PastRequest, parting: Parting) -> Explanation:
+        """Where a request that ended left the cache, why, and what to do about it."""
         divergence, before = parting.divergence, parting.before
         unknown = (0,) * (divergence.position - len(before))
         found = explain(
             divergence,
             (*unknown, *before, *divergence.wanted),
             self._inside.tokenizer,
-            cached_tokens=entry.cached,
+            cached_tokens=past.cached_tokens,
             block_size=self._inside.info.block_size,
         )
-        return replace(found, prompt_tokens=entry.prompt, levels=(("states", entry.cached),))
+        return replace(
+            found, prompt_tokens=past.prompt_tokens, levels=(("states", past.cached_tokens),)
+        )

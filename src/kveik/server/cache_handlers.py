@@ -182,7 +182,7 @@ async def listing(service: Service, request: Request) -> Response:
     scope = request.query_params.get("scope", "own")
     if scope not in ("own", "all"):
         raise InvalidRequest("scope: expected own or all", param="scope")
-    top = _top(request)
+    top = number_of(request, "top", "listing_count", _DEFAULT_TOP)
     if scope == "all":
         caller_of(request).require_operator()
         views = engine.cache_listing(None, top=top)
@@ -195,7 +195,8 @@ async def listing(service: Service, request: Request) -> Response:
 
 async def manifest(service: Service, request: Request) -> Response:
     """What is hot now, as entries of a manifest that warms it (--warm)."""
-    engine, top = service.serving.engine, _top(request)
+    engine = service.serving.engine
+    top = number_of(request, "top", "listing_count", _DEFAULT_TOP)
     namespace = namespace_of(service, request)
     return json_response({"entries": await asyncio.to_thread(hot_entries, engine, namespace, top)})
 
@@ -260,12 +261,13 @@ def path_word(request: Request, param: str, check: Callable[[object], str]) -> s
         raise InvalidRequest(f"{param}: {error}", param=param) from None
 
 
-def _top(request: Request) -> int:
-    text = request.query_params.get("top", str(_DEFAULT_TOP))
+def number_of(request: Request, param: str, limit: str, default: int) -> int:
+    """A query parameter that counts something, within a limit of the table."""
+    text = request.query_params.get(param, str(default))
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
-        low, high = LIMITS["listing_count"].low, LIMITS["listing_count"].high
-        raise InvalidRequest(f"top: expected a number from {low} to {high}", param="top")
-    check_limit("listing_count", int(text), param="top")
+        low, high = LIMITS[limit].low, LIMITS[limit].high
+        raise InvalidRequest(f"{param}: expected a number from {low} to {high}", param=param)
+    check_limit(limit, int(text), param=param)
     return int(text)
 
 

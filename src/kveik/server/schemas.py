@@ -151,6 +151,109 @@ LISTING = object_of(
     }
 )
 
+_COUNTS: Schema = {
+    "requests": NUMBER,
+    "hit_requests": NUMBER,
+    "prompt_tokens": NUMBER,
+    "cached_tokens": NUMBER,
+    "approximate_tokens": NUMBER,
+    "generated_tokens": NUMBER,
+    "seconds_saved": NUMBER,
+}
+_DAY = object_of({"date": STRING, **_COUNTS, "share": NUMBER})
+HISTORY = object_of(
+    {
+        "object": {"const": "cache.history"},
+        "scope": {"enum": ["own", "all"]},
+        "start": INTEGER,
+        "step": INTEGER,
+        "series": object_of(
+            {
+                **{name: list_of(NUMBER) for name in _COUNTS},
+                "used_bytes": list_of(NUMBER),
+                "cached_bytes": list_of(NUMBER),
+            },
+            optional=("used_bytes", "cached_bytes"),
+        ),
+        "today": _DAY,
+        "days": list_of(_DAY),
+        "now": {
+            "anyOf": [
+                {"type": "null"},
+                object_of(
+                    dict.fromkeys(
+                        (
+                            "used_bytes",
+                            "cached_bytes",
+                            "pinned_bytes",
+                            "total_bytes",
+                            "running",
+                            "waiting",
+                            "sessions",
+                            "open_streams",
+                            "named_caches",
+                        ),
+                        INTEGER,
+                    )
+                ),
+            ]
+        },
+    }
+)
+PAST_REQUESTS = object_of(
+    {
+        "object": {"const": "cache.requests"},
+        "data": list_of(
+            object_of(
+                {
+                    "number": INTEGER,
+                    "id": STRING,
+                    "namespace": STRING,
+                    "ended": NUMBER,
+                    "seconds": NUMBER,
+                    "outcome": {"enum": ["finished", "aborted", "failed"]},
+                    "background": BOOLEAN,
+                    "prompt_tokens": INTEGER,
+                    "cached_tokens": INTEGER,
+                    "approximate_tokens": INTEGER,
+                    "computed_tokens": INTEGER,
+                    "generated_tokens": INTEGER,
+                    "seconds_saved": NUMBER,
+                    "explanation": {
+                        "anyOf": [
+                            {"type": "null"},
+                            object_of(
+                                {
+                                    "position": INTEGER,
+                                    "reason": STRING,
+                                    "cause": STRING,
+                                    "advice": STRING,
+                                }
+                            ),
+                        ]
+                    },
+                },
+                optional=("namespace",),
+            )
+        ),
+    }
+)
+CURVE = object_of(
+    {
+        "object": {"const": "cache.curve"},
+        "now": INTEGER,
+        "block_size": INTEGER,
+        "sizes": list_of(INTEGER),
+        "hit_rates": list_of(NUMBER),
+        "half": NUMBER,
+        "this": NUMBER,
+        "twice": NUMBER,
+        "tokens": INTEGER,
+        "served": NUMBER,
+        "share": NUMBER,
+    }
+)
+
 ERROR = object_of(
     {
         "error": object_of(
@@ -332,6 +435,21 @@ _TOP: Schema = {
     "description": "how many, the hottest first",
 }
 LISTING_QUERY: list[Schema] = [*SCOPE, *TENANT, _TOP]
+HISTORY_QUERY: list[Schema] = [
+    *SCOPE,
+    *TENANT,
+    {
+        "name": "steps",
+        "in": "query",
+        "required": False,
+        "schema": {
+            "type": "integer",
+            "minimum": LIMITS["history_steps"].low,
+            "maximum": LIMITS["history_steps"].high,
+        },
+        "description": "how many of the last steps of ten seconds",
+    },
+]
 WARM: list[Schema] = [
     {
         "name": "warm",

@@ -1,109 +1,29 @@
-"""What the dashboard is told, as JSON: summary, curves, requests, tree, block map."""
+"""What the dashboard is told, as JSON: who looks at what, the tree, the block map."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from kveik.engine.engine import Engine
-from kveik.engine.journal import Entry, Point
-from kveik.engine.resting import StreamView
 from kveik.engine.watching import MapChanges, TreeRow
+from kveik.server.auth import Caller
 from kveik.server.service import Service
 
 Json = dict[str, Any]
 
 
-def summary(service: Service, namespace: str | None, *, operator: bool) -> Json:
-    """namespace None: of everybody. What concerns others too (the pool, the queue) is for
-    operators."""
-    engine = service.serving.engine
-    since, sums = engine.journal.today(namespace)
+def about(service: Service, caller: Caller, namespace: str | None) -> Json:
+    """What does not change while somebody looks. The size of the pool is for operators; tenants:
+    whom an operator can look at."""
+    info = service.serving.engine.info
     return {
-        "object": "cache.summary",
-        "model": engine.info.model_id,
+        "model": info.model_id,
         "scope": "all" if namespace is None else "own",
-        "operator": operator,
-        "tenants": service.keys.names() if operator else [],
-        "today": {
-            "since": round(since, 3),
-            "requests": sums.requests,
-            "prompt_tokens": sums.prompt,
-            "cached_tokens": sums.cached,
-            "approximate_tokens": sums.approximate,
-            "computed_tokens": sums.computed,
-            "generated_tokens": sums.generated,
-            "seconds_saved": round(sums.seconds, 3),
-        },
-        "pool": _pool(engine) if operator else None,
-        "block_tokens": engine.info.block_size,
-        "block_bytes": sum(engine.info.block_bytes),
-    }
-
-
-def _pool(engine: Engine) -> Json:
-    view, stats = engine.watching.pool(), engine.stats()
-    return {
-        "blocks": view.blocks,
-        "free": view.free,
-        "held": view.held,
-        "idle": view.idle,
-        "pinned": view.pinned,
-        "demoted": view.demoted,
-        "pin_room": view.pin_room,
-        "running": stats.running,
-        "waiting": stats.waiting,
-        "evicted": stats.cache.evicted_blocks,
-    }
-
-
-def curves(engine: Engine, namespace: str | None) -> Json:
-    """Points are [start, prompt, cached, approximate, seconds saved, held, idle] where something
-    happened; held and idle blocks are null where nobody measured them."""
-    hour, day = engine.journal.curves(namespace)
-    return {
-        "hour": {"seconds": 10, "points": list(map(_point, hour))},
-        "day": {"seconds": 300, "points": list(map(_point, day))},
-    }
-
-
-def _point(point: Point) -> list[float | None]:
-    sums, memory = point.sums, point.memory
-    return [
-        point.start,
-        sums.prompt,
-        sums.cached,
-        sums.approximate,
-        round(sums.seconds, 4),
-        None if memory is None else memory.held,
-        None if memory is None else memory.idle,
-    ]
-
-
-def requests(service: Service, entries: Sequence[Entry], *, all_scope: bool) -> list[Json]:
-    return [_request(service, entry, all_scope=all_scope) for entry in entries]
-
-
-def _request(service: Service, entry: Entry, *, all_scope: bool) -> Json:
-    shown = shown_namespace(service, entry.namespace) if all_scope else None
-    return {
-        "number": entry.number,
-        "at": round(entry.at, 3),
-        "took": round(entry.took, 4),
-        "ended": entry.ended,
-        "prompt_tokens": entry.prompt,
-        "cached_tokens": entry.cached,
-        "approximate_tokens": entry.approximate,
-        "computed_tokens": entry.computed,
-        "generated_tokens": entry.generated,
-        "seconds_saved": round(entry.seconds_saved, 4),
-        "session": entry.session,
-        "name": entry.name,
-        "stream": entry.stream,
-        "namespace": shown,
-        "miss": None
-        if entry.miss is None
-        else {"position": entry.miss.position, "reason": entry.miss.reason},
+        "operator": caller.operator,
+        "tenants": service.keys.names() if caller.operator else [],
+        "block_tokens": info.block_size,
+        "block_bytes": sum(info.block_bytes),
+        "pool_blocks": info.pool_blocks[0] if caller.operator else None,
     }
 
 
@@ -143,10 +63,6 @@ def _row(one: TreeRow) -> Json:
         "salted": row.salted,
         "after_public": row.after_public,
     }
-
-
-def streams(views: Sequence[StreamView]) -> list[Json]:
-    return [view._asdict() for view in views]
 
 
 def blocks(service: Service, changes: MapChanges, *, all_scope: bool) -> Json:

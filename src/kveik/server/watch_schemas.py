@@ -7,8 +7,8 @@ from kveik.server.schemas import (
     BOOLEAN,
     INTEGER,
     NULL_NUMBER,
-    NULL_STRING,
     NUMBER,
+    PAST_REQUESTS,
     SCOPE,
     STRING,
     TENANT,
@@ -17,66 +17,10 @@ from kveik.server.schemas import (
     object_of,
 )
 
-_POOL = (
-    *("blocks", "free", "held", "idle", "pinned", "demoted", "pin_room"),
-    *("running", "waiting", "evicted"),
-)
-SUMMARY = object_of(
-    {
-        "object": {"const": "cache.summary"},
-        "model": STRING,
-        "scope": {"enum": ["own", "all"]},
-        "operator": BOOLEAN,
-        "tenants": list_of(STRING),
-        "today": object_of(
-            {
-                "since": NUMBER,
-                "requests": INTEGER,
-                "prompt_tokens": INTEGER,
-                "cached_tokens": INTEGER,
-                "approximate_tokens": INTEGER,
-                "computed_tokens": INTEGER,
-                "generated_tokens": INTEGER,
-                "seconds_saved": NUMBER,
-            }
-        ),
-        "pool": {
-            "type": ["object", "null"],
-            "properties": dict.fromkeys(_POOL, INTEGER),
-        },
-        "block_tokens": INTEGER,
-        "block_bytes": INTEGER,
-    }
-)
-
-_CURVE = object_of(
-    {
-        "seconds": INTEGER,
-        "points": list_of({"type": "array", "items": NULL_NUMBER, "minItems": 7, "maxItems": 7}),
-    }
-)
-CURVES = object_of({"hour": _CURVE, "day": _CURVE})
-
-_REQUEST: Schema = {
-    "number": INTEGER,
-    "at": NUMBER,
-    "took": NUMBER,
-    "ended": {"enum": ["stop", "length", "abort", "error"]},
-    "prompt_tokens": INTEGER,
-    "cached_tokens": INTEGER,
-    "approximate_tokens": INTEGER,
-    "computed_tokens": INTEGER,
-    "generated_tokens": INTEGER,
-    "seconds_saved": NUMBER,
-    "session": NULL_STRING,
-    "name": NULL_STRING,
-    "stream": BOOLEAN,
-    "namespace": NULL_STRING,
-    "miss": {"type": ["object", "null"]},
-}
-REQUESTS = object_of({"object": {"const": "list"}, "data": list_of(object_of(_REQUEST))})
+_PAST = PAST_REQUESTS["properties"]["data"]["items"]
 EXPLAINED = object_of(
-    {**_REQUEST, "in_words": BOOLEAN, "explanation": {"type": ["object", "null"]}}
+    {**_PAST["properties"], "in_words": BOOLEAN, "explanation": {"type": ["object", "null"]}},
+    optional=("namespace",),
 )
 
 TREE = object_of(

@@ -1,8 +1,11 @@
 """GET /v1/cache/watch: the dashboard's server-sent events.
 
-    event: summary    once per second           event: blocks     what changed on the map
-    event: curves     every ten seconds         event: requests   those that ended since the last
-    event: lists      every three seconds: named caches, sessions, streams
+    event: about      first of all              event: blocks     what changed on the map
+    event: now        once per second           event: requests   those that ended since the last
+    event: history    every ten seconds         event: lists      every three seconds: named caches,
+    event: curve      every ten seconds                           sessions, streams
+
+`now` is the history of one step. The curve is for operators, as the pool is.
 
 Everything is put together on a helper thread, and no sooner than the client has taken what was
 sent before: who reads slowly gets fewer updates and holds up nobody. The stream ends when the
@@ -20,16 +23,15 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from kveik.engine.journal import Memory
-from kveik.engine.watching import KINDS, MapChanges
 from kveik.server import watch_json
 from kveik.server.auth import Caller
 from kveik.server.bridge import ClientGoneError, SlowReaderError
 from kveik.server.cache_handlers import cache_object
+from kveik.server.past_handlers import curve_object, history_object, pool_object, request_object
 from kveik.server.service import Service
 from kveik.server.sse import HEADERS, frame
 
-SUMMARY, LISTS, CURVES = 1.0, 3.0, 10.0
+NOW, LISTS, HISTORY = 1.0, 3.0, 10.0
 """Seconds between two events of a kind."""
 
 _SESSIONS = 200  # told at most, those used last
@@ -44,46 +46,57 @@ class View:
         self._service, self._caller, self._namespace = service, caller, namespace
         self._engine = service.serving.engine
         self._changes = self._engine.watching.block_map(namespace)
+        everything = caller.operator and service.keys.alone  # what is counted includes the pool
+        self._totals_of = None if everything else namespace
         self._last_request = 0
         self._due: dict[str, float] = {}
 
     def frames(self) -> bytes:
         """Everything that is due."""
-        told = [self._blocks(), self._requests()]
-        for name, seconds, make in (
-            ("summary", SUMMARY, self._summary),
-            ("lists", LISTS, self._lists),
-            ("curves", CURVES, self._curves),
-        ):
-            if time.monotonic() >= self._due.get(name, 0.0):
-                self._due[name] = time.monotonic() + seconds
-                told.append(frame(make(), name))
+        engine = self._engine
+        told = [] if self._due else [frame(self._about(), "about")]
+        told += [self._blocks(), self._requests()]
+        if self._is_due("now", NOW):
+            told.append(frame(self._now(), "now"))
+        if self._is_due("lists", LISTS):
+            told.append(frame(self._lists(), "lists"))
+        if self._is_due("history", HISTORY):
+            told.append(frame(history_object(engine, self._totals_of), "history"))
+            if self._caller.operator:
+                told.append(frame(curve_object(engine), "curve"))
         return b"".join(told)
+
+    def _is_due(self, name: str, seconds: float) -> bool:
+        now = time.monotonic()
+        due = now >= self._due.get(name, 0.0)
+        if due:
+            self._due[name] = now + seconds
+        return due
+
+    def _now(self) -> Json:
+        now = history_object(self._engine, self._totals_of, 1)
+        return now | {"now": pool_object(self._engine)} if self._caller.operator else now
+
+    def _about(self) -> Json:
+        return watch_json.about(self._service, self._caller, self._namespace)
 
     def _blocks(self) -> bytes:
         changes = self._changes()
-        if self._namespace is not None:
-            self._engine.journal.measure(self._namespace, _memory(changes))
         if not changes.rows and not changes.owners and self._due:
             return b""
         all_scope = self._namespace is None
         return frame(watch_json.blocks(self._service, changes, all_scope=all_scope), "blocks")
 
     def _requests(self) -> bytes:
-        entries = self._engine.journal.last(self._namespace, self._last_request)
-        if not entries and self._due:
+        """The newest last."""
+        found = self._engine.past_requests(self._namespace)
+        fresh = [one for one in found if one.number > self._last_request]
+        if not fresh:
             return b""
-        self._last_request = entries[-1].number if entries else 0
-        all_scope = self._namespace is None
-        told = watch_json.requests(self._service, entries, all_scope=all_scope)
+        self._last_request = fresh[0].number
+        shown = self._namespace is None
+        told = [request_object(self._service, one, shown=shown) for one in reversed(fresh)]
         return frame({"requests": told}, "requests")
-
-    def _summary(self) -> Json:
-        operator = self._caller.operator
-        return watch_json.summary(self._service, self._namespace, operator=operator)
-
-    def _curves(self) -> Json:
-        return watch_json.curves(self._engine, self._namespace)
 
     def _lists(self) -> Json:
         """Names and sessions belong to one namespace; of everybody there is no list of them."""
@@ -96,14 +109,8 @@ class View:
             "sessions": [
                 {"session": one.session, "idle": one.idle, "blocks": one.blocks} for one in sessions
             ],
-            "streams": watch_json.streams(engine.watching.streams(namespace)),
+            "streams": [one._asdict() for one in engine.watching.streams(namespace)],
         }
-
-
-def _memory(changes: MapChanges) -> Memory:
-    counts = dict(zip(KINDS, changes.counts, strict=True))
-    idle = counts["idle"] + counts["pinned"] + counts["demoted"]
-    return Memory(counts["computing"] + counts["read"], idle, counts["pinned"])
 
 
 class WatchStream(Response):
