@@ -101,12 +101,19 @@ _BLOCK_COLUMNS = 5
 
 class BlockMap:
     """For one onlooker. namespace None: of everybody, and owners are namespaces; else owners are
-    claims, such as "session:s1", or "plain"."""
+    claims, such as "session:s1", or "plain". whole: the onlooker may see all of the pool, block by
+    block, and whom it belongs to where it is not the namespace."""
 
     def __init__(
-        self, retention: Retention, leases: Collection[Lease], namespace: str | None
+        self,
+        retention: Retention,
+        leases: Collection[Lease],
+        namespace: str | None,
+        *,
+        whole: bool = False,
     ) -> None:
         self._retention, self._leases, self._namespace = retention, leases, namespace
+        self._whole = whole or namespace is None
         self._columns: _Columns | None = None
         self._before: _Columns | None = None
         self._now = 0.0
@@ -146,7 +153,7 @@ class BlockMap:
                 self._names.add(name)
                 space = tree.space_of(name)
                 self._spaces[space] = None if space in self._spaces else name
-        if self._namespace is not None:
+        if not self._whole:
             self._were_mine, self._mine = (
                 self._mine,
                 frozenset(
@@ -172,10 +179,8 @@ class BlockMap:
             row = self._row(block, columns, changes)
             if row != self._told.get(block, _EMPTY):
                 self._tell(block, row, changes)
-        everybody = self._namespace is None
-        changes.size = (
-            len(columns.refs.items) if everybody else len(self._places) + len(self._vacant)
-        )
+        places = len(self._places) + len(self._vacant)
+        changes.size = len(columns.refs.items) if self._whole else places
         return changes
 
     def _candidates(self, before: _Columns | None, after: _Columns) -> set[int]:
@@ -195,7 +200,7 @@ class BlockMap:
     def _row(self, block: int, columns: _Columns, changes: MapChanges) -> Row:
         node, held = columns.node.items[block], columns.refs.items[block] > 0
         if node < 0:
-            shown = held and (self._namespace is None or block in self._mine)
+            shown = held and (self._whole or block in self._mine)
             return Row(_COMPUTING) if shown else _EMPTY
         owner = self._owner(node, columns, changes)
         if owner is None:
@@ -218,7 +223,7 @@ class BlockMap:
 
     def _place(self, block: int, row: Row) -> int:
         """Where the block lies on the map."""
-        if self._namespace is None:
+        if self._whole:
             return block
         if row == _EMPTY:
             place = self._places.pop(block)
@@ -235,10 +240,8 @@ class BlockMap:
     def _owner(self, node: int, columns: _Columns, changes: MapChanges) -> int | None:
         """None: it is not for this onlooker."""
         namespace = self._spaces.get(columns.space.items[node])
-        if self._namespace is None:
-            return self._number(namespace or "", namespace or "", changes)
         if namespace != self._namespace:
-            return None
+            return self._number(namespace or "", namespace or "", changes) if self._whole else None
         labels = columns.labels.items
         number = labels[node] if node < len(labels) else 0
         of = self._retention.claims.sets[number]

@@ -550,9 +550,9 @@ class CacheManager:
         self._at(now)
         return Listing(self.retention, self.names, self.leases).views(namespace, top, with_path)
 
-    def block_map(self, namespace: str | None = None) -> BlockMap:
-        """The pool as one onlooker sees it from now on; None: with the blocks of everybody."""
-        return BlockMap(self.retention, self.leases, namespace)
+    def block_map(self, namespace: str | None = None, *, whole: bool = False) -> BlockMap:
+        """The pool as one onlooker sees it from now on; see BlockMap."""
+        return BlockMap(self.retention, self.leases, namespace, whole=whole)
 
     def outline(self, now: float = 0.0) -> Outline:
         """One look at the prefix tree."""

@@ -84,11 +84,12 @@ class Watching:
 
     # --- the pool
 
-    def block_map(self, namespace: str | None) -> Callable[[], MapChanges]:
-        """A function whose every call says what changed on the map since the one before."""
+    def block_map(self, namespace: str | None, *, whole: bool = False) -> Callable[[], MapChanges]:
+        """A function whose every call says what changed on the map since the one before. whole: of
+        all of the pool; see BlockMap."""
         inside = self._inside
         with inside.lock:
-            made: BlockMap = inside.cache.block_map(namespace)
+            made: BlockMap = inside.cache.block_map(namespace, whole=whole)
 
         def changes() -> MapChanges:
             with inside.lock:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from kveik.cache.directive import PUBLIC
 from kveik.engine.watching import MapChanges, TreeRow
 from kveik.server.auth import Caller
+from kveik.server.keys_file import PUBLIC_NAME
 from kveik.server.service import Service
 
 Json = dict[str, Any]
@@ -65,13 +67,15 @@ def _row(one: TreeRow) -> Json:
     }
 
 
-def blocks(service: Service, changes: MapChanges, *, all_scope: bool) -> Json:
+def blocks(service: Service, changes: MapChanges, namespace: str | None) -> Json:
     """Columns: `at` are places on the map, the others what is there now. Times are tenths of
     seconds, as `now`."""
     rows = changes.rows.values()
     owners = changes.owners
-    if all_scope:
+    if namespace is None:
         owners = {number: shown_namespace(service, name) for number, name in owners.items()}
+    elif PUBLIC in owners.values():  # the only other one on the map of one namespace
+        owners = {n: PUBLIC_NAME if name == PUBLIC else name for n, name in owners.items()}
     return {
         "size": changes.size,
         "now": changes.now,

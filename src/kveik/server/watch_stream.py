@@ -45,8 +45,8 @@ class View:
     def __init__(self, service: Service, caller: Caller, namespace: str | None) -> None:
         self._service, self._caller, self._namespace = service, caller, namespace
         self._engine = service.serving.engine
-        self._changes = self._engine.watching.block_map(namespace)
         everything = caller.operator and service.keys.alone  # what is counted includes the pool
+        self._changes = self._engine.watching.block_map(namespace, whole=everything)
         self._totals_of = None if everything else namespace
         self._last_request = 0
         self._due: dict[str, float] = {}
@@ -84,8 +84,7 @@ class View:
         changes = self._changes()
         if not changes.rows and not changes.owners and self._due:
             return b""
-        all_scope = self._namespace is None
-        return frame(watch_json.blocks(self._service, changes, all_scope=all_scope), "blocks")
+        return frame(watch_json.blocks(self._service, changes, self._namespace), "blocks")
 
     def _requests(self) -> bytes:
         """The newest last."""
