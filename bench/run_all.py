@@ -25,6 +25,7 @@ NOT_BENCHMARKS = {
     "kernel_chains",
     "table",
     "conversations",
+    "dashboard_traffic",
     "relevance_fit",
 }
 
