@@ -11,7 +11,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 CSRC   := $(wildcard csrc/*.h csrc/*.cpp csrc/levels/*.h csrc/levels/*.cpp)
 BUILD  := pyproject.toml CMakeLists.txt $(CSRC)
 
-.PHONY: help install serve test lint types unit fmt bench bench-peers soak sanitize clean
+.PHONY: help install serve test lint types unit promtool fmt bench bench-peers soak sanitize clean
 
 help:
 	@echo "make serve    start the server on $(HOST):$(PORT) (MODEL=, PORT=, ARGS= pass through)"
@@ -20,6 +20,7 @@ help:
 	@echo "make bench    measure; JSON to bench/results (python bench/table.py: docs/BENCHMARKS.md)"
 	@echo "make bench-peers  kveik beside vLLM, OpenVINO, llama.cpp and transformers; see bench/peers"
 	@echo "make soak     the long suites, and the kernels under sanitizers (make sanitize: these alone)"
+	@echo "make promtool Prometheus' own checker for the tests, where Debian's packages are at hand"
 	@echo "make fmt      format the code"
 
 install: $(VENV)/.installed
@@ -59,7 +60,17 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test
+	-@$(MAKE) --no-print-directory promtool
 	$(BIN)/pytest $(ARGS)
+
+# One program out of a package, without installing the package and the service in it. Where there is
+# none to be had, the tests of the alerts that need it are skipped.
+promtool: $(BIN)/promtool
+
+$(BIN)/promtool: | $(BIN)/python
+	@folder=$$(mktemp -d) && cd $$folder && apt-get download -q prometheus >/dev/null 2>&1 \
+		&& dpkg-deb -x prometheus_*.deb . && cp usr/bin/promtool $(abspath $@); status=$$?; \
+		rm -rf $$folder; test $$status = 0 || { echo "promtool: not to be had here"; exit 1; }
 
 fmt: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

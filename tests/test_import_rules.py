@@ -79,6 +79,7 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (
             "server",
             "engine",
+            "cache.curve",
             "cache.directive",
             "cache.lease",
             "cache.window",

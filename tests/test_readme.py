@@ -17,6 +17,7 @@ PAGES = (
     "README.md",
     "docs/DASHBOARD.md",
     "docs/MANAGED_CACHE.md",
+    "docs/MONITORING.md",
     "docs/PROMPT_MODULES.md",
     "docs/RELEVANCE.md",
     "docs/STREAMS.md",

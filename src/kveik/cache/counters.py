@@ -82,6 +82,8 @@ def cache_stats(
         misses=dict(counters.misses),
         erased_blocks=sweeper.erased,
         sessions=len(table),
+        pin_budget=names.budget,
+        pin_room=max(names.room_for_pins(), 0),
         block_ages=reclaim.ages.record(),
         reuse_gaps=counters.reuse_gaps.record(),
     )

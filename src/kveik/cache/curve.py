@@ -9,10 +9,11 @@ first block that is not.
     touched     they are the most recent now
     forget      a block was deleted: no pool would have it
 
-Each block is known by 64 bits of its keyed digest. While there are at most `KEPT` of them within
-reach of the largest size, every one is followed and the answer is exact. Beyond that those whose
-digest begins with one zero bit more, and so on (SHARDS, Waldspurger et al., 2015): a uniform sample
-of 1 / 2^k of the blocks, whose places in the stack count 2^k-fold. Memory is bounded by `KEPT`.
+Each block is known by 64 bits, its mark. While there are at most `KEPT` of them within reach of the
+largest size, every one is followed and the answer is exact. Beyond that those whose mark ends with
+one zero bit more, and so on (SHARDS, Waldspurger et al., 2015): a sample of 1 / 2^k of the blocks
+that depends on nothing but their marks, whose places in the stack count 2^k-fold. Memory is bounded
+by `KEPT`.
 
 Uses of one moment are one epoch. What is left of an epoch is one path, so where its blocks lie
 follows from how many blocks newer epochs have (a Fenwick tree) and the order along the path; a
@@ -183,13 +184,11 @@ class CurveMeter:
 
     def _count(self, places: Sequence[int], deepest: int) -> int:
         """Count whole blocks behind one that lies so deep; returns how deep the last one lies."""
-        index, reach = 0, 0
-        tokens = self.block_size << self._shift
+        index, tokens = bisect_left(self.sizes, deepest), self.block_size << self._shift
         for place in places:
-            deepest = max(place, deepest)
-            if deepest > reach:
+            if place > deepest:
+                deepest = place
                 index = bisect_left(self.sizes, deepest)
-                reach = self.sizes[index] if index < len(self.sizes) else _NOWHERE
             self._served_at[index] += tokens
         self._seen += tokens * len(places)
         return deepest
@@ -207,8 +206,7 @@ class CurveMeter:
             if most > self._kept:
                 self._halve()
             else:
-                _, epoch = self._stack.popitem(last=False)
-                self._sizes_of.add(epoch, -1)
+                self._stack.popitem(last=False)  # of the oldest epoch, above which nothing changes
 
     def _within_reach(self) -> int:
         """Blocks of the sample that the largest size has."""

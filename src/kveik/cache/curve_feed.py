@@ -1,8 +1,8 @@
 """Tells the curve what happens to blocks: which are looked up, used, deleted.
 
-The curve knows a block by 64 bits of the keyed digest of its path (curve.py), of which the tree has
-one for every node; blocks of a prompt that are not there are digested here. A lease carries the
-marks of its path, so that what it used counts as used until it ends. Standard library only.
+The curve knows a block by the mark of its path (PrefixTree.mark); those of blocks that are not
+there are worked out here. A lease carries the marks of its path, so that what it used counts as
+used until it ends. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kveik.cache.curve import CurveMeter
 from kveik.cache.lease import Lease
 from kveik.cache.lookup import Found
-from kveik.cache.prefix import WORD, Identity, PrefixTree, mark_of
+from kveik.cache.prefix import WORD, Identity, PrefixTree, mark_below
 from kveik.cache.segments import EXACT
 
 
@@ -30,12 +30,12 @@ class CurveFeed:
         if not self.enabled or not counted:
             return
         tree, meter = self.tree, self.meter
-        there = tree.marks(found.walked)
+        there = [tree.mark[node] for node in found.walked]
         lease.marks = meter.follow(there[: found.blocks])
         marks = there + self._absent(lease.identity, found, data, cap // self._size)
         tail = None
         if found.source >= 0:
-            tail = tree.marks([found.source])[0], found.extra
+            tail = tree.mark[found.source], found.extra
             meter.touched(tail[:1])  # it was copied; its whole successor will take its place
         if lease.lineage == EXACT:
             length, cached = len(data) // WORD, found.blocks * self._size + found.extra
@@ -49,22 +49,22 @@ class CurveFeed:
         if number >= blocks:
             return []
         node = found.behind(number)
-        digest = tree.digest(node) if node >= 0 else tree.absent_root_digest(identity)
+        mark = tree.mark[node] if node >= 0 else hash(identity)
         marks: list[int] = []
         for start in range(number * width, blocks * width, width):
-            digest = tree.digest_below(digest, data[start : start + width])
-            marks.append(mark_of(digest))
+            mark = mark_below(mark, data[start : start + width])
+            marks.append(mark)
         return marks
 
     def published(self, lease: Lease, nodes: Sequence[int]) -> None:
         """The lease goes on behind its path with these nodes."""
         if self.enabled:
-            lease.marks += self.meter.follow(self.tree.marks(nodes))
+            lease.marks += self.meter.follow(self.tree.mark[node] for node in nodes)
 
     def read(self, lease: Lease, nodes: Sequence[int]) -> None:
         """The lease reads this path and nothing was looked up for it."""
         if self.enabled:
-            lease.marks = self.meter.follow(self.tree.marks(nodes))
+            lease.marks = self.meter.follow(self.tree.mark[node] for node in nodes)
 
     def released(self, lease: Lease) -> None:
         """What the lease used was used until now."""
@@ -73,5 +73,4 @@ class CurveFeed:
 
     def deleted(self, node: int) -> None:
         """A node goes, and not to make room."""
-        if len(self.meter) and self.tree.is_digested(node):
-            self.meter.forget(self.tree.marks([node])[0])
+        self.meter.forget(self.tree.mark[node])

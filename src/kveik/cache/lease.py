@@ -243,5 +243,7 @@ class CacheStats:
     misses: Mapping[str, int] = field(default_factory=dict)  # MISS_REASONS, lookups that opened
     erased_blocks: int = 0
     sessions: int = 0
+    pin_budget: int = 0  # blocks that pins and streams between two requests may hold
+    pin_room: int = 0  # how many of them are left
     block_ages: Histogram = Histogram()  # of what was evicted, one value for each run of blocks
     reuse_gaps: Histogram = Histogram()  # since the last use, one value for each hit

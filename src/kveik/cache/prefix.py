@@ -26,7 +26,6 @@ from kveik.errors import InvalidRequest
 
 WORD = 4  # bytes of one token id
 _DIGEST = 32
-_MARKS = 4  # of 64 bits, in a digest
 _BASE = 8  # bytes of the name of a public node
 _GRAVE = bytes(_DIGEST - 1) + b"\1"  # above what nobody can find
 _LISTED = 16  # siblings up to this number are compared one by one, more are kept sorted
@@ -64,9 +63,10 @@ def shared_tokens(left: bytes, right: bytes) -> int:
     return (8 * size - difference.bit_length()) // (8 * WORD)
 
 
-def mark_of(digest: bytes) -> int:
-    """64 bits of a digest."""
-    return int.from_bytes(digest[:8], sys.byteorder)
+def mark_below(mark: int, chunk: bytes) -> int:
+    """64 bits for a path, from those of the path above: enough to count by, not to find by. Keyed
+    by the process as long as Python's hashes are."""
+    return hash((mark, chunk))
 
 
 class Identity(NamedTuple):
@@ -138,7 +138,7 @@ class PrefixTree:
     """Nodes by number. `payload[g][node]` is the block of group g, -1 when it has none.
 
     pins[node]: leases that publish behind this node; a pinned node is not removed by `prune`.
-    depth[node]: tokens of its whole path.
+    depth[node]: tokens of its whole path; mark[node]: see mark_below.
     created[node], used[node]: seconds, by the clock that the owner of the tree keeps in `now`.
     graves: roots without identity, above subtrees that nobody can find any more. on_remove is
     told of every node that goes. account[node]: whose share of the pool it counts against (0:
@@ -167,6 +167,7 @@ class PrefixTree:
         self._on_base: dict[bytes, set[Identity]] = {}
         self._by_namespace: dict[str, set[Identity]] = {}
         self.depth = array("i")
+        self.mark = array("q")
         self.created = array("d")
         self.used = array("d")
         self.parent = array("i")
@@ -328,6 +329,7 @@ class PrefixTree:
             self.parent[node] = -1
             self.length[node] = 0
             self.depth[node] = len(before) // WORD
+            self.mark[node] = hash(identity)
             self.roots[identity] = node
             self.identities[node] = identity
             self.account[node] = self.accounts.get(identity.namespace, 0)
@@ -392,6 +394,7 @@ class PrefixTree:
         self.length[node] = len(chunk) // WORD
         self.account[node], self.space[node] = self.account[parent], self.space[parent]
         self.depth[node] = self.depth[parent] + self.length[node]
+        self.mark[node] = mark_below(self.mark[parent], chunk)
         self.created[node] = self.used[node] = self.now
         start = node * self._width
         self._tokens[start : start + len(chunk)] = chunk
@@ -494,6 +497,7 @@ class PrefixTree:
         for count in (self.children, self.pins, self.depth):
             count.extend(zero)
         self.length.extend(array("H", bytes(2 * more)))
+        self.mark.extend(array("q", bytes(8 * more)))
         self.space.extend(array("I", bytes(4 * more)))
         self.account.extend(bytes(more))
         self._tokens.extend(bytes(self._width * more))
@@ -554,18 +558,6 @@ class PrefixTree:
             self._digests[missing * _DIGEST : (missing + 1) * _DIGEST] = known
             self._digested[missing] = True
         return known
-
-    def marks(self, nodes: Sequence[int]) -> list[int]:
-        """See mark_of, for nodes of one path in its order."""
-        if not nodes:
-            return []
-        self.digest(nodes[-1])
-        with memoryview(self._digests) as raw, raw.cast("Q") as words:
-            return [words[_MARKS * node] for node in nodes]
-
-    def is_digested(self, node: int) -> bool:
-        """Was its digest ever asked for?"""
-        return bool(self._digested[node])
 
     def digest_below(self, parent_digest: bytes, chunk: bytes) -> bytes:
         """Digest of a (possible) child with these packed tokens."""

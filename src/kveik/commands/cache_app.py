@@ -140,6 +140,23 @@ def explain(
 
 
 @app.command()
+def top(
+    interval: Annotated[float, typer.Option(help="Seconds between two looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one look and end")] = False,
+    rows: Annotated[int, typer.Option(help="Of each list")] = 6,
+    url: Url = _URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """The cache at a glance: saved today, hit rate and memory over time, other sizes, requests."""
+    from kveik.commands import cache_top
+
+    cache_top.top(
+        _remote(url, api_key), url, interval=interval, once=once, rows=rows, as_json=as_json
+    )
+
+
+@app.command()
 def manifest(top: Top = 20, url: Url = _URL, api_key: Key = None, as_json: AsJson = False) -> None:
     """Write a manifest of what is hot now: kveik cache manifest --top 20 > warm.yaml"""
     from kveik.commands import cache

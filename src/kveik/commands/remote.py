@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from kveik.errors import ConfigError, KveikError, Unavailable
+from kveik.errors import ConfigError, KveikError, PermissionDenied, Unavailable
 
 
 class Remote:
@@ -46,7 +46,8 @@ class Remote:
     def request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        """The open answer. Raises Unavailable where nobody answers, KveikError where refused."""
+        """The open answer. Raises Unavailable where nobody answers, KveikError where refused
+        (PermissionDenied: to this key)."""
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         connection = kinds[self._parts.scheme](self._parts.hostname or "", self._parts.port)
         try:
@@ -54,7 +55,8 @@ class Remote:
             connection.request(method, self._path + path, content, self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                raise KveikError(f"{response.status}: {_error_message(response.read())}")
+                kind = PermissionDenied if response.status == 403 else KveikError
+                raise kind(f"{response.status}: {_error_message(response.read())}")
             yield response
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -77,9 +77,12 @@ class Series:
         step = int(now // STEP)
         if self._step is None:
             self._step = self._first = step
+        if step - self._step > KEPT_STEPS:  # everything is older than what is kept
+            for name in self._held:
+                column = self._columns[name]
+                column[step % KEPT_STEPS] = column[self._step % KEPT_STEPS]
+            self._step = step - KEPT_STEPS
         while self._step < step:
-            if step - self._step > KEPT_STEPS:  # everything is older than what is kept
-                self._step = step - KEPT_STEPS
             before, self._step = self._step % KEPT_STEPS, self._step + 1
             for name in self._summed:
                 self._columns[name][self._step % KEPT_STEPS] = 0.0

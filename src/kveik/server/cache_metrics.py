@@ -12,6 +12,7 @@ from prometheus_client.core import (
     Metric,
 )
 
+from kveik.cache.curve import Curve
 from kveik.cache.lease import (
     AGE_BUCKETS,
     EVICTION_REASONS,
@@ -21,6 +22,7 @@ from kveik.cache.lease import (
 )
 from kveik.engine.parts import EngineInfo
 
+_SIZES = (("half", 0.5), ("this", 1.0), ("twice", 2.0), ("four_times", 4.0))
 _CLASSES = ("pinned", "demoted", "low")
 
 
@@ -32,19 +34,42 @@ def cache_metrics(cache: CacheStats, info: EngineInfo) -> Iterator[Metric]:
         "kveik:misses", "Prompts that were not cached to their end", MISS_REASONS, cache.misses
     )
     yield _bytes(cache, info)
+    yield _one("kveik:kv_pool_bytes", "Bytes of all KV blocks", info.pool_bytes)
+    yield _one(
+        "kveik:pin_budget_blocks",
+        "KV blocks that pins and open streams may hold between requests",
+        cache.pin_budget,
+    )
+    yield _one("kveik:pin_room_blocks", "How many of them are left", cache.pin_room)
     yield _classes(cache)
     erased = CounterMetricFamily("kveik:erased_blocks", "Deleted blocks that were overwritten")
     erased.add_metric([], cache.erased_blocks)
     yield erased
-    sessions = GaugeMetricFamily("kveik:sessions", "Sessions that hold blocks")
-    sessions.add_metric([], cache.sessions)
-    yield sessions
+    yield _one("kveik:sessions", "Sessions that hold blocks", cache.sessions)
     yield _histogram(
         "kveik:evicted_block_age_seconds", "From use to eviction of a block", cache.block_ages
     )
     yield _histogram(
         "kveik:reuse_gap_seconds", "Between two uses of a cached prompt", cache.reuse_gaps
     )
+
+
+def curve_metrics(curve: Curve) -> Iterator[Metric]:
+    """An estimate for pools that evict the least recently used; nothing before a prompt came."""
+    family = GaugeMetricFamily(
+        "kveik:lru_hit_ratio",
+        "Share of prompt tokens that pools of this and other sizes would have served",
+        labels=["pool"],
+    )
+    for name, times in _SIZES if curve.tokens else ():
+        family.add_metric([name], curve.at(times))
+    yield family
+
+
+def _one(name: str, text: str, value: float) -> Metric:
+    family = GaugeMetricFamily(name, text)
+    family.add_metric([], value)
+    return family
 
 
 def _reasons(name: str, text: str, reasons: Sequence[str], counts: Mapping[str, int]) -> Metric:

@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from kveik.engine.engine import Engine, EngineStats
-from kveik.server.cache_metrics import cache_metrics
+from kveik.server.cache_metrics import cache_metrics, curve_metrics
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 Observe: TypeAlias = Callable[[float], None]
@@ -134,6 +134,7 @@ class EngineCollector(Collector):
         yield self._finished(stats)
         yield from self._blocks(stats)
         yield from cache_metrics(stats.cache, self._engine.info)
+        yield from curve_metrics(self._engine.curve())
 
     def _levels(self, stats: EngineStats) -> Metric:
         """Of the three levels that a prompt can be saved at, encodings are shared by the model."""
