@@ -95,7 +95,8 @@ PRELOAD    = $(foreach library,libasan.so libstdc++.so,$(shell $(or $(CXX),c++) 
 
 sanitize: $(VENV)/.installed-test
 	$(PIP) install --quiet --no-deps --no-build-isolation --upgrade --target $(SANITIZED) \
-		-Cbuild-dir=build/sanitizers -Ccmake.build-type=RelWithDebInfo -Ccmake.define.KVEIK_SANITIZE=ON .
+		-Cbuild-dir=build/sanitizers -Ccmake.build-type=RelWithDebInfo -Ccmake.define.KVEIK_SANITIZE=ON \
+		-Ccmake.define.KVEIK_EMULATE_TILES=ON .
 	@ls $(SANITIZED)/kveik/kernels/_native.*.so  # an install succeeds without
 	LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) \
 		$(BIN)/pytest --capture=sys --timeout 1200 -k native tests/kernels

@@ -10,14 +10,14 @@ namespace kveik {
 
 namespace {
 
-// type, in, out, group, whether there are zeros, whether there is a bias
-using Sizes = std::tuple<int, int64_t, int64_t, int64_t, bool, bool>;
+// type, in, out, group, whether rotated, whether there are zeros, whether there is a bias
+using Sizes = std::tuple<int, int64_t, int64_t, int64_t, bool, bool, bool>;
 using Bytes = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>;
 
 int64_t padded(int64_t count, int64_t grain) { return (count + grain - 1) / grain * grain; }
 
 PackedLinear* empty(const Sizes& sizes) {
-  auto [type, in, out, group, zeros, bias] = sizes;
+  auto [type, in, out, group, rotated, zeros, bias] = sizes;
   constexpr int64_t kMost = int64_t{1} << 31;
   if (type < 0 || type > 2 || in < 1 || in > kMost || out < 1 || out > kMost) {
     throw nb::value_error("these are no sizes of a packed matrix");
@@ -30,6 +30,7 @@ PackedLinear* empty(const Sizes& sizes) {
   linear.in_padded = padded(in, 128);
   linear.out_padded = padded(out, 32);
   linear.group = group;
+  linear.rotated = rotated;
   if (group < 64 || linear.in_padded % group != 0) {
     throw nb::value_error("these are no sizes of a packed matrix");
   }
@@ -38,7 +39,7 @@ PackedLinear* empty(const Sizes& sizes) {
 
 // Bytes of data, scales, zeros and bias; 0 where there is none.
 std::vector<size_t> part_sizes(const Sizes& sizes, const Linear& linear) {
-  auto [type, in, out, group, zeros, bias] = sizes;
+  auto [type, in, out, group, rotated, zeros, bias] = sizes;
   size_t values = linear.in_padded * linear.out_padded;
   size_t groups = linear.out_padded * (linear.in_padded / linear.group);
   bool plain = linear.type == WeightType::bf16;
@@ -51,7 +52,7 @@ std::vector<size_t> part_sizes(const Sizes& sizes, const Linear& linear) {
 std::pair<Sizes, std::vector<Bytes>> parts(nb::handle self) {
   auto& packed = nb::cast<PackedLinear&>(self);
   const Linear& l = packed.linear;
-  Sizes sizes{static_cast<int>(l.type), l.in, l.out, l.group, l.zeros != nullptr,
+  Sizes sizes{static_cast<int>(l.type), l.in, l.out, l.group, l.rotated, l.zeros != nullptr,
               l.bias != nullptr};
   const Buffer* buffers[4] = {&packed.data, &packed.scales, &packed.zeros, &packed.bias};
   std::vector<Bytes> views;

@@ -31,7 +31,7 @@ WeightType type_of(int bits) {
 }
 
 PackedLinear* quantized(Pool& pool, const Array& array, std::optional<Array> bias, int bits,
-                        int64_t group) {
+                        int64_t group, bool rotated) {
   if (array.ndim() != 2) throw nb::value_error("a matrix must be [out, in]");
   auto packed = std::make_unique<PackedLinear>();
   auto stored = stored_type(array);
@@ -40,7 +40,7 @@ PackedLinear* quantized(Pool& pool, const Array& array, std::optional<Array> bia
   PackedInts ints;
   {
     nb::gil_scoped_release free;
-    quantize(pool, array.data(), stored, out, in, type, group, packed->linear, ints);
+    quantize(pool, array.data(), stored, out, in, type, group, rotated, packed->linear, ints);
   }
   return finished(std::move(packed), ints, bias);
 }
@@ -73,7 +73,7 @@ PackedLinear* pack(Pool& pool, Values values, Scales scales, std::optional<Zeros
 
 void bind_quantize(nb::module_& m) {
   m.def("quantize", &quantized, nb::arg("pool"), nb::arg("array"), nb::arg("bias").none(),
-        nb::arg("bits"), nb::arg("group"));
+        nb::arg("bits"), nb::arg("group"), nb::arg("rotated"));
   m.def("pack_quantized", &pack, nb::arg("pool"), nb::arg("values"), nb::arg("scales"),
         nb::arg("zeros").none(), nb::arg("bits"), nb::arg("group"), nb::arg("bias").none());
 }

@@ -52,6 +52,9 @@ bool has_avx512_bf16() {
 bool has_amx() {
 #if defined(__x86_64__)
   if (!has_avx512_bf16()) return false;
+#if KVEIK_EMULATE_TILES
+  return true;
+#endif
   static const uint32_t features = [] {  // asked once: a virtual machine traps CPUID
     uint32_t a = 7, b = 0, c = 0, d = 0;
     asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));

@@ -23,6 +23,9 @@ using bf16 = uint16_t;
 
 enum class WeightType : int { bf16, int8, int4 };
 
+// How products read the rows of x: as bfloat16, as 16 bits in two bytes, or rotated and as bytes.
+enum class RowKind : int { bf16, words, bytes };
+
 // A matrix [out, in] in tile order. A panel is 32 output columns: two tiles of 16 columns side by
 // side, step after step along `in`. A tile is 1 KB, the operand B of one tile product:
 //
@@ -43,6 +46,13 @@ struct Linear {
   const float* scales;
   const uint8_t* zeros;
   const float* bias;  // [out_padded] or null
+  // int8, int4: each row was rotated (rotation.h) before it was rounded, and so is x.
+  bool rotated = false;
+
+  RowKind rows() const {
+    if (type == WeightType::bf16) return RowKind::bf16;
+    return rotated ? RowKind::bytes : RowKind::words;
+  }
 };
 
 // Rows of a table [count, width], as stored in the file. round: values pass through bfloat16.
@@ -104,16 +114,16 @@ struct AttentionPlan;  // attention_plan.h: what is derived once per step from (
 struct Kernels {
   const char* name;  // "amx", "avx512_bf16", "avx512", "avx2", "portable", "scalar"
 
-  // Products. `operand` holds the rows of x as the level multiplies them with this type of weight:
-  // convert first (all rows), barrier, then multiply. Several weights of one type may share it.
-  //   operand_bytes(type, rows, in): size of the operand
+  // Products. `operand` holds the rows of x as the level multiplies them with such weights:
+  // convert first (all rows), barrier, then multiply. Several weights of one kind may share it.
+  //   operand_bytes(kind, rows, in): size of the operand
   //   convert: x[rows][in] float32, row stride x_stride -> operand
   //   multiply: operand x weight -> y[rows][out] float32, row stride y_stride, bias added
   //   multiply_gated: silu(operand x gate) * (operand x up) -> y; where y is null (gate and the
   //                   weight that takes the result are bfloat16, and the level can) -> next, the
   //                   operand of that weight
-  size_t (*operand_bytes)(WeightType type, int64_t rows, int64_t in);
-  void (*convert)(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
+  size_t (*operand_bytes)(RowKind kind, int64_t rows, int64_t in);
+  void (*convert)(RowKind kind, const float* x, int64_t x_stride, int64_t rows, int64_t in,
                   void* operand, Worker& w);
   void (*multiply)(const Linear* const* weights, float* const* y, const int64_t* y_strides,
                    int64_t count, const void* operand, int64_t rows, Worker& w);

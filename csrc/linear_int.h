@@ -1,10 +1,12 @@
 // Kernel family: products with int8 and int4 weights, exact integers inside a group of inputs.
 //
-// The operand is x in 16 bits: per row scale = max|x| / 32512 and value = 256 hi + lo, where hi and
-// lo are signed bytes, so that one 16-bit row is multiplied as two rows of bytes. For every output
-// and every group of inputs, left to right,
+// The operand (operand_int.h) is x rounded to whole numbers: weights that were made at load are
+// rotated, and x too, and 8 bits are enough; those that a checkpoint stores quantised are as they
+// are, and x has 16 bits, which are multiplied as two rows of bytes. For every output and every
+// group of inputs, left to right,
 //
-//   sum += weight_scale[group] * (256 * float(int32 sum of hi) + float(int32 sum of lo))
+//   sum += weight_scale[group] * float(int32 sum)                     bytes
+//   sum += weight_scale[group] * (256 * float(hi sum) + float(lo sum))    words
 //
 // and at the end output = row_scale * sum (+ bias), as fused multiply-adds on every level. Inside a
 // group the sums are integers: neither their order nor the instructions matter, and all levels
@@ -12,7 +14,6 @@
 #pragma once
 
 #include "linear_int4.h"
-#include "products_int.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
@@ -21,81 +22,49 @@ constexpr int64_t kChunk = 512;  // inputs of int4 that a few rows unpack at onc
 
 // ---- from integers to rows of y -----------------------------------------------------------------
 
-// Up to 16 rows x one panel: the last group's integers, and the sum of the groups before.
-struct PairSums {
-  IntBlock ints;
-  alignas(64) float before[kPairRows][kPanel];
-};
-
-inline F32 group_value(const IntBlock& ints, int64_t row, int64_t part) {
-  I32 hi, lo;
-  std::memcpy(&hi, ints.sums[2 * row] + part, sizeof hi);
-  std::memcpy(&lo, ints.sums[2 * row + 1] + part, sizeof lo);
-  return hi_and_lo(hi, lo);
-}
-
-inline void add_group(PairSums& pair, const Linear& weight, int64_t panel, int64_t group,
-                      int64_t rows) {
-  for (int64_t part = 0; part < kPanel; part += kLanes) {
-    F32 scale = group_scale(weight, panel * kPanel + part, group);
-    for (int64_t row = 0; row < rows; ++row) {
-      float* sum = pair.before[row] + part;
-      F32 before = group == 0 ? F32{} : load(sum);
-      store(sum, fused(group_value(pair.ints, row, part), scale, before));
-    }
-  }
-}
-
 inline F32 bias_of(const Linear& weight, int64_t column) {
   return weight.bias != nullptr ? load(weight.bias + column) : F32{};
 }
 
-// The last group added, the scale of the row, the bias: for one row after the other.
-struct Finish {
-  const PairSums& pair;
-  F32 scale, bias;
-  bool alone;  // there is no group before the last
-
-  Finish(const PairSums& of, const Linear& weight, int64_t column)
-      : pair(of),
-        scale(group_scale(weight, column, weight.in_padded / weight.group - 1)),
-        bias(bias_of(weight, column)),
-        alone(weight.group == weight.in_padded) {}
-
-  F32 operator()(int64_t row, int64_t part, float row_scale) const {
-    F32 before = alone ? F32{} : load(pair.before[row] + part);
-    return fused(fused(group_value(pair.ints, row, part), scale, before), all(row_scale), bias);
+// What comes next in memory while a panel is multiplied: for few rows what follows at once, for
+// many the next panel.
+inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool nibbles) {
+  int64_t bytes = weight.in_padded * kPanel / (weight.type == WeightType::int4 ? 2 : 1);
+  const auto* data = static_cast<const char*>(weight.data);
+  int64_t panels = weight.out_padded / kPanel;
+  int64_t pass = nibbles ? kNibblePass : kPassLines, fetches = nibbles ? 4 : kFetches;
+  if (lines <= pass) {
+    int64_t far = nibbles ? kNibblesAhead : weight.type == WeightType::int4 ? 0 : kFewAhead;
+    if (far == 0) return {nullptr, nullptr, 0};
+    return {data + panel * bytes + far, data + panels * bytes, kStepBytes / 64 / fetches};
   }
-};
+  if (panel + 1 == panels) return {nullptr, nullptr, 0};
+  int64_t steps = weight.in_padded / (nibbles ? kPackedInputs : kStepInt);
+  fetches *= (lines + pass - 1) / pass * steps;
+  return {data + (panel + 1) * bytes, data + (panel + 2) * bytes,
+          (bytes / 64 + fetches - 1) / fetches};
+}
 
-// A panel's weights as a worker goes over them: int4 unpacked into `memory`, all at once where many
-// rows follow, chunk by chunk in L1 where few do.
+// A panel's weights as a worker goes over them: nibbles that are not multiplied as they lie are
+// unpacked into `memory`, all at once where many rows follow, chunk by chunk in L1 where few do.
 struct PanelTiles {
-  const Linear* weight;
-  int64_t panel, rows;
+  const Linear& weight;
+  int64_t panel, lines;
   int8_t* memory;
-  Ahead ahead{nullptr, nullptr, 0};  // while many rows are multiplied, the next panel
-  int64_t begin = 0, end = 0;        // inputs that are unpacked now
+  bool nibbles;
+  Ahead ahead;
+  int64_t begin = 0, end = 0;  // inputs that are unpacked now
 
-  PanelTiles(const Linear* of, int64_t number, int64_t all_rows, int8_t* unpacked)
-      : weight(of), panel(number), rows(all_rows), memory(unpacked) {
-    if (weight == nullptr) return;
-    int64_t bytes = weight->in_padded * kPanel / (weight->type == WeightType::int4 ? 2 : 1);
-    const auto* data = static_cast<const char*>(weight->data);
-    if (rows <= kIntRows) {
-      if (weight->type == WeightType::int4 || kFewAhead == 0) return;
-      ahead = {data + panel * bytes + kFewAhead, data + weight->out_padded / kPanel * bytes,
-               kStepInt * kPanel / 64 / kFetches};
-      return;
-    }
-    if (panel + 1 == weight->out_padded / kPanel) return;
-    int64_t fetches = (rows + kIntRows - 1) / kIntRows * (weight->in_padded / kStepInt) * kFetches;
-    ahead = {data + (panel + 1) * bytes, data + (panel + 2) * bytes,
-             (bytes / 64 + fetches - 1) / fetches};
-  }
+  PanelTiles(const Linear& of, int64_t number, int64_t all_lines, int8_t* unpacked)
+      : weight(of),
+        panel(number),
+        lines(all_lines),
+        memory(unpacked),
+        nibbles(from_nibbles(of, all_lines)),
+        ahead(ahead_of(of, number, all_lines, nibbles)) {}
 
-  static int64_t chunk(const Linear& weight, int64_t rows) {
-    if (rows > kPairRows) return weight.in_padded;
+  static int64_t chunk(const Linear& weight, int64_t lines) {
+    if (lines > kLines) return weight.in_padded;
     int64_t grain = weight.group < 128 ? 128 : weight.group;
     int64_t inputs = grain < kChunk ? kChunk / grain * grain : grain;
     return inputs % 128 != 0 || inputs > weight.in_padded ? weight.in_padded : inputs;
@@ -103,26 +72,30 @@ struct PanelTiles {
 
   // Tiles from input k on, as far as its group goes.
   const int8_t* from(int64_t k) {
-    if (weight->type == WeightType::int8) {
-      return static_cast<const int8_t*>(weight->data) + (panel * weight->in_padded + k) * kPanel;
+    if (weight.type == WeightType::int8) {
+      return static_cast<const int8_t*>(weight.data) + (panel * weight.in_padded + k) * kPanel;
     }
     if (k >= end || k < begin) {
       begin = k;
-      end = k + chunk(*weight, rows) < weight->in_padded ? k + chunk(*weight, rows)
-                                                         : weight->in_padded;
-      unpack(*weight, panel, begin, end, memory);
+      end =
+          k + chunk(weight, lines) < weight.in_padded ? k + chunk(weight, lines) : weight.in_padded;
+      unpack(weight, panel, begin, end, memory);
     }
     return memory + (k - begin) * kPanel;
   }
 };
 
-// Rows first .. first + rows (at most 16) of the operand x the panel.
-inline void pair_products(const IntOperand& operand, int64_t first, int64_t rows, PanelTiles& tiles,
-                          PairSums& pair) {
-  const Linear& weight = *tiles.weight;
-  for (int64_t k = 0; k < weight.in_padded; k += weight.group) {
-    if (k > 0) add_group(pair, weight, tiles.panel, k / weight.group - 1, rows);
-    int_products(operand, first, rows, tiles.from(k), k, k + weight.group, pair.ints, tiles.ahead);
+// Rows first .. first + rows (at most 32 lines) of the operand x the panel.
+template <int P>
+inline void row_products(const IntOperand<P>& operand, int64_t first, int64_t rows,
+                         PanelTiles& tiles, RowSums<P>& sums) {
+  for (int64_t k = 0; k < tiles.weight.in_padded; k += tiles.weight.group) {
+    Group group{tiles.weight, tiles.panel, k / tiles.weight.group};
+    if (tiles.nibbles) {
+      products_from_nibbles(operand, first, rows, group, sums, tiles.ahead);
+    } else {
+      int_products(operand, first, rows, tiles.from(k), group, sums, tiles.ahead);
+    }
   }
 }
 
@@ -148,60 +121,46 @@ inline void prefetch_rows(const PanelProduct& product, int64_t first, int64_t ro
   }
 }
 
-inline void put_rows(const PanelProduct& product, const IntOperand& operand, int64_t first,
-                     int64_t rows, const PairSums& pair, const PairSums& up) {
+template <int P>
+inline void put_rows(const PanelProduct& product, const IntOperand<P>& operand, int64_t first,
+                     int64_t rows, const RowSums<P>& sums, const RowSums<P>& up) {
   for (int64_t part = 0; part < kPanel; part += kLanes) {
     int64_t column = product.panel * kPanel + part, columns = product.weight->out - column;
     if (columns <= 0) return;
-    Finish finish(pair, *product.weight, column);
-    Finish finish_up(up, product.up != nullptr ? *product.up : *product.weight, column);
+    F32 bias = bias_of(*product.weight, column);
+    F32 up_bias = product.up != nullptr ? bias_of(*product.up, column) : F32{};
     for (int64_t row = 0; row < rows; ++row) {
-      float scale = operand.scales[first + row];
-      F32 value = finish(row, part, scale);
-      if (product.up != nullptr) value = silu(value) * finish_up(row, part, scale);
+      F32 scale = all(operand.scales[first + row]);
+      F32 value = fused(load(sums.totals[row] + part), scale, bias);
+      if (product.up != nullptr) {
+        value = silu(value) * fused(load(up.totals[row] + part), scale, up_bias);
+      }
       store(product.y + (first + row) * product.y_stride + column, value, columns);
     }
   }
 }
 
-inline size_t unpacked_bytes(const Linear& weight, int64_t rows) {
-  return weight.type == WeightType::int4 ? PanelTiles::chunk(weight, rows) * kPanel : 0;
+inline size_t unpacked_bytes(const Linear& weight, int64_t lines) {
+  if (weight.type != WeightType::int4 || from_nibbles(weight, lines)) return 0;
+  return PanelTiles::chunk(weight, lines) * kPanel;
 }
 
-inline void panel_products(const PanelProduct& product, const IntOperand& operand,
+template <int P>
+inline void panel_products(const PanelProduct& product, const IntOperand<P>& operand,
                            const Section& section, int8_t* memory) {
-  PanelTiles tiles(product.weight, product.panel, section.rows, memory);
-  PanelTiles up_tiles(product.up, product.panel, section.rows,
-                      memory + unpacked_bytes(*product.weight, section.rows));
-  PairSums pair, up;
-  for (int64_t row = 0; row < section.rows; row += kPairRows) {
-    int64_t now = section.rows - row < kPairRows ? section.rows - row : kPairRows;
+  int64_t lines = section.rows * P;
+  const Linear& other = product.up != nullptr ? *product.up : *product.weight;
+  PanelTiles tiles(*product.weight, product.panel, lines, memory);
+  PanelTiles up_tiles(other, product.panel, lines, memory + unpacked_bytes(*product.weight, lines));
+  RowSums<P> sums, up;
+  for (int64_t row = 0; row < section.rows; row += kTogether<P>) {
+    int64_t now = section.rows - row < kTogether<P> ? section.rows - row : kTogether<P>;
     int64_t first = section.first + row;
-    if (row == 0 || now < kPairRows) configure_int(now);
+    if (row == 0 || now < kTogether<P>) configure_int(now * P);
     prefetch_rows(product, first, now);
-    pair_products(operand, first, now, tiles, pair);
-    if (product.up != nullptr) pair_products(operand, first, now, up_tiles, up);
-    put_rows(product, operand, first, now, pair, up);
-  }
-}
-
-// put_rows for sums straight from nibbles.
-inline void few_rows(const PanelProduct& product, const IntOperand& operand) {
-  F32 totals[kFewRows][2], ups[kFewRows][2];
-  nibble_panel(*product.weight, product.panel, operand, totals);
-  if (product.up != nullptr) nibble_panel(*product.up, product.panel, operand, ups);
-  for (int64_t part = 0; part < 2; ++part) {
-    int64_t column = product.panel * kPanel + part * kLanes;
-    int64_t columns = product.weight->out - column;
-    if (columns <= 0) return;
-    for (int64_t row = 0; row < operand.rows; ++row) {
-      F32 scale = all(operand.scales[row]);
-      F32 value = fused(totals[row][part], scale, bias_of(*product.weight, column));
-      if (product.up != nullptr) {
-        value = silu(value) * fused(ups[row][part], scale, bias_of(*product.up, column));
-      }
-      store(product.y + row * product.y_stride + column, value, columns);
-    }
+    row_products(operand, first, now, tiles, sums);
+    if (product.up != nullptr) row_products(operand, first, now, up_tiles, up);
+    put_rows(product, operand, first, now, sums, up);
   }
 }
 
@@ -210,16 +169,16 @@ inline void few_rows(const PanelProduct& product, const IntOperand& operand) {
 constexpr int64_t kPanelRun = 4;
 
 // Rows whose operand stays in L2 while panels go by: 1 MB of it.
+template <int P>
 inline int64_t section_rows(int64_t width) {
-  int64_t rows = (1 << 19) / width / kPairRows * kPairRows;
-  return rows < kPairRows ? kPairRows : rows;
+  int64_t rows = (1 << 20) / (width * P) / kTogether<P> * kTogether<P>;
+  return rows < kTogether<P> ? kTogether<P> : rows;
 }
 
 // Calls body(panel, section) for this worker's part of all sections x all panels. A worker takes
 // some panels in a row, one stretch of memory, as long as every worker gets a few such stretches.
 template <typename Body>
-inline void each_piece(int64_t panels, int64_t rows, int64_t width, Worker& w, Body body) {
-  int64_t height = section_rows(width);
+inline void each_piece(int64_t panels, int64_t rows, int64_t height, Worker& w, Body body) {
   int64_t sections = (rows + height - 1) / height;
   int64_t run = panels / (w.count * 8);
   run = run < 1 ? 1 : run > kPanelRun ? kPanelRun : run;
@@ -232,37 +191,54 @@ inline void each_piece(int64_t panels, int64_t rows, int64_t width, Worker& w, B
   }
 }
 
-inline void multiply_int(const Linear* const* weights, float* const* y, const int64_t* y_strides,
-                         int64_t count, const void* memory, int64_t rows, Worker& w) {
-  IntOperand operand(memory, rows, weights[0]->in_padded);
-  int64_t panels = 0;
+template <int P>
+inline void multiply_planes(const Linear* const* weights, float* const* y, const int64_t* y_strides,
+                            int64_t count, const IntOperand<P>& operand, Worker& w) {
+  int64_t panels = 0, lines = operand.rows * P;
   size_t unpacked = 0;
   for (int64_t i = 0; i < count; ++i) {
     panels += weights[i]->out_padded / kPanel;
-    size_t wanted = unpacked_bytes(*weights[i], rows);
+    size_t wanted = unpacked_bytes(*weights[i], lines);
     unpacked = wanted > unpacked ? wanted : unpacked;
   }
   auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
-  each_piece(panels, rows, operand.width, w, [&](int64_t panel, const Section& section) {
-    int64_t own = panel, i = matrix_of(weights, own);
-    PanelProduct product{weights[i], nullptr, own, y[i], y_strides[i]};
-    if (from_nibbles(*weights[i], rows)) return few_rows(product, operand);
-    panel_products(product, operand, section, scratch);
-  });
+  each_piece(panels, operand.rows, section_rows<P>(operand.width), w,
+             [&](int64_t panel, const Section& section) {
+               int64_t own = panel, i = matrix_of(weights, own);
+               panel_products({weights[i], nullptr, own, y[i], y_strides[i]}, operand, section,
+                              scratch);
+             });
+}
+
+inline void multiply_int(const Linear* const* weights, float* const* y, const int64_t* y_strides,
+                         int64_t count, const void* memory, int64_t rows, Worker& w) {
+  int64_t width = weights[0]->in_padded;
+  if (weights[0]->rotated) {
+    return multiply_planes(weights, y, y_strides, count, IntOperand<1>(memory, rows, width), w);
+  }
+  multiply_planes(weights, y, y_strides, count, IntOperand<2>(memory, rows, width), w);
+}
+
+template <int P>
+inline void multiply_gated_planes(const Linear& gate, const Linear& up,
+                                  const IntOperand<P>& operand, float* y, int64_t y_stride,
+                                  Worker& w) {
+  int64_t lines = operand.rows * P;
+  size_t unpacked = unpacked_bytes(gate, lines) + unpacked_bytes(up, lines);
+  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
+  each_piece(gate.out_padded / kPanel, operand.rows, section_rows<P>(operand.width), w,
+             [&](int64_t panel, const Section& section) {
+               panel_products({&gate, &up, panel, y, y_stride}, operand, section, scratch);
+             });
 }
 
 inline void multiply_gated_int(const Linear& gate, const Linear& up, const void* memory,
                                int64_t rows, float* y, int64_t y_stride, Worker& w) {
-  IntOperand operand(memory, rows, gate.in_padded);
-  bool few = from_nibbles(gate, rows) && from_nibbles(up, rows);
-  size_t unpacked = few ? 0 : unpacked_bytes(gate, rows) + unpacked_bytes(up, rows);
-  auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
-  each_piece(gate.out_padded / kPanel, rows, operand.width, w,
-             [&](int64_t panel, const Section& section) {
-               PanelProduct product{&gate, &up, panel, y, y_stride};
-               if (few) return few_rows(product, operand);
-               panel_products(product, operand, section, scratch);
-             });
+  int64_t width = gate.in_padded;
+  if (gate.rotated) {
+    return multiply_gated_planes(gate, up, IntOperand<1>(memory, rows, width), y, y_stride, w);
+  }
+  multiply_gated_planes(gate, up, IntOperand<2>(memory, rows, width), y, y_stride, w);
 }
 
 }  // namespace KVEIK_LEVEL

@@ -1,18 +1,21 @@
-// Kernel family: int4 weights, unpacked to bytes for the products of int8, or a few rows straight
-// from the nibbles.
+// int4 weights: products straight from the nibbles, or unpacked to bytes for the products of int8.
 //
-// Unpacking costs what it costs for one row as for sixteen, and for one row it takes longer than
-// the memory needs. So up to kFewRows rows multiply nibbles as they lie, as unsigned bytes of 0 ..
-// 15, and take `zero * sum of x` back. Integers inside a group are exact and the sums of groups are
-// those of linear_int.h, so the bits are the same.
+// With VNNI, nibbles are multiplied as they lie, as unsigned bytes of 0 .. 15, and `zero * sum of
+// x` is taken back: two inputs of a byte are parted while products run. Tiles want bytes, so that
+// level amx does so for a few rows only, for which unpacking would take longer than the memory
+// needs. Integers inside a group are exact, so the bits are the same.
 #pragma once
 
-#include "operand_int.h"
+#include "products_int.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
 
 typedef uint8_t Bytes __attribute__((vector_size(64)));
+
+constexpr int64_t kPackedInputs = 128;   // of one tile of nibbles
+constexpr int kNibblePass = 8;           // lines of one pass
+constexpr int64_t kNibblesAhead = 8192;  // bytes that a few rows fetch before they are multiplied
 
 // ---- to bytes ---------------------------------------------------------------------------------
 
@@ -49,16 +52,19 @@ inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t e
   }
 }
 
-// ---- a few rows -------------------------------------------------------------------------------
+// ---- straight from nibbles --------------------------------------------------------------------
 
 #if KVEIK_VNNI
 
-constexpr int64_t kFewRows = 2;         // more multiply faster on tiles, or as fast
-constexpr int64_t kPackedInputs = 128;  // of one tile of nibbles
-constexpr int64_t kAheadBytes = 8192;   // that are fetched before they are multiplied
+#if KVEIK_AMX
+constexpr int64_t kNibbleLines = 4;  // more multiply faster on tiles
+#else
+constexpr int64_t kNibbleLines = INT64_MAX;
+#endif
 
-inline bool from_nibbles(const Linear& weight, int64_t rows) {
-  return weight.type == WeightType::int4 && rows <= kFewRows && weight.group % kPackedInputs == 0;
+inline bool from_nibbles(const Linear& weight, int64_t lines) {
+  return weight.type == WeightType::int4 && lines <= kNibbleLines &&
+         weight.group % kPackedInputs == 0;
 }
 
 inline __m512i four_inputs(const int8_t* x) {
@@ -77,79 +83,95 @@ inline I32 zeros_of(const Linear& weight, int64_t sixteen, int64_t group) {
   return zeros;
 }
 
-// Sums += 128 inputs of `count` rows (hi, lo of each) from step `step` on x one tile.
-template <int count>
-inline void add_tile(const uint8_t* tile, const IntOperand& operand, int64_t step, I32* low_sums,
-                     I32* high_sums) {
-  const int8_t *low_x[2 * count], *high_x[2 * count];
-  for (int i = 0; i < 2 * count; ++i) {
-    low_x[i] = operand.at(i / 2, step) + i % 2 * operand.lo_distance();
-    high_x[i] = operand.at(i / 2, step + 1) + i % 2 * operand.lo_distance();
+// `count` rows from row `row` on x the panel. nibbles: those of the group.
+template <int count, int P>
+inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t row,
+                            const uint8_t* nibbles, const Group& group, RowSums<P>& totals,
+                            Ahead& ahead) {
+  constexpr int lines = count * P;
+  constexpr int halves = lines <= 4 ? 2 : 1;  // few sums: one need not wait for the one before
+  int64_t begin = group.begin(), end = group.end();
+  const int8_t *low_x[lines], *high_x[lines];
+  I32 sums[2][halves][lines] = {};
+  I32 zeros[2] = {zeros_of(group.weight, group.panel * 2, group.number),
+                  zeros_of(group.weight, group.panel * 2 + 1, group.number)};
+#pragma GCC unroll 8
+  for (int i = 0; i < lines; ++i) {
+    low_x[i] = operand.line(first + row, i, begin / kStepInt);
+    high_x[i] = operand.line(first + row, i, begin / kStepInt + 1);
+    int32_t taken = operand.sum_of(first + row, i, begin, end);
+    sums[0][0][i] = -zeros[0] * taken;
+    sums[1][0][i] = -zeros[1] * taken;
   }
-  const __m512i nibbles = _mm512_set1_epi8(15);
-  for (int64_t line = 0; line < 16; ++line) {
-    const uint8_t* from = tile + line * 64;
-    _mm_prefetch(reinterpret_cast<const char*>(from) + kAheadBytes, _MM_HINT_T0);
-    __m512i packed = _mm512_loadu_si512(from);
-    __m512i low = _mm512_and_si512(packed, nibbles);
-    __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibbles);
-    for (int i = 0; i < 2 * count; ++i) {
-      low_sums[i] =
-          (I32)_mm512_dpbusd_epi32((__m512i)low_sums[i], low, four_inputs(low_x[i] + line * 4));
-      high_sums[i] =
-          (I32)_mm512_dpbusd_epi32((__m512i)high_sums[i], high, four_inputs(high_x[i] + line * 4));
-    }
-  }
-}
-
-// The first `count` rows x one panel, without the scales of rows.
-template <int count>
-inline void nibble_sums(const Linear& weight, int64_t panel, const IntOperand& operand,
-                        F32 (*totals)[2]) {
-  const auto* data = static_cast<const uint8_t*>(weight.data);
-  int64_t groups = weight.in_padded / weight.group;
-  for (int64_t group = 0; group < groups; ++group) {
-    // low and high nibbles apart, so that a sum need not wait for the one before
-    I32 low_sums[2][2 * count] = {}, high_sums[2][2 * count] = {};
-    int64_t begin = group * weight.group, end = begin + weight.group;
-    for (int64_t k = begin; k < end; k += kPackedInputs) {
-      const uint8_t* from = data + (panel * weight.in_padded + k) * kPanel / 2;
-      for (int tile = 0; tile < 2; ++tile, from += kTileInt) {
-        I32 zeros = zeros_of(weight, panel * 2 + tile, group);
-        for (int i = 0; i < 2 * count; ++i) {
-          low_sums[tile][i] -= zeros * sum_of(operand, i / 2, i % 2, k, k + kPackedInputs);
+  const __m512i mask = _mm512_set1_epi8(15);
+  Ahead own = ahead;  // a copy, so that sums stay in registers
+  for (int64_t k = 0; k < end - begin; k += kPackedInputs, nibbles += 2 * kTileInt) {
+    for (int64_t line = 0; line < 16; ++line) {
+      if (line % 4 == 0) own.fetch();
+#pragma GCC unroll 2
+      for (int tile = 0; tile < 2; ++tile) {
+        __m512i packed = _mm512_loadu_si512(nibbles + tile * kTileInt + line * 64);
+        __m512i low = _mm512_and_si512(packed, mask);
+        __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
+#pragma GCC unroll 8
+        for (int i = 0; i < lines; ++i) {
+          I32& sum = sums[tile][0][i];
+          sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, low, four_inputs(low_x[i] + line * 4));
         }
-        add_tile<count>(from, operand, k / kStepInt, low_sums[tile], high_sums[tile]);
+#pragma GCC unroll 8
+        for (int i = 0; i < lines; ++i) {
+          I32& sum = sums[tile][halves - 1][i];
+          sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, high, four_inputs(high_x[i] + line * 4));
+        }
       }
     }
-    for (int tile = 0; tile < 2; ++tile) {
-      F32 scale = group_scale(weight, panel * kPanel + tile * kLanes, group);
-      for (int row = 0; row < count; ++row) {
-        F32& total = totals[row][tile];
-        const I32 *low = low_sums[tile] + 2 * row, *high = high_sums[tile] + 2 * row;
-        F32 value = hi_and_lo(low[0] + high[0], low[1] + high[1]);
-        total = fused(value, scale, group == 0 ? F32{} : total);
-      }
+#pragma GCC unroll 8
+    for (int i = 0; i < lines; ++i) {
+      low_x[i] = operand.next_steps(low_x[i], first + row + i / P);
+      high_x[i] = operand.next_steps(high_x[i], first + row + i / P);
+    }
+  }
+  ahead = own;
+#pragma GCC unroll 2
+  for (int tile = 0; tile < 2; ++tile) {
+    if constexpr (halves == 2) {
+      for (int i = 0; i < lines; ++i) sums[tile][0][i] += sums[tile][1][i];
+    }
+    F32 scale = group.scale(tile * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+      group.add(totals, row + i, tile * kLanes, scale, sums[tile][0] + i * P);
     }
   }
 }
 
-// All rows of the operand (at most kFewRows) x one panel: totals [rows][2].
-inline void nibble_panel(const Linear& weight, int64_t panel, const IntOperand& operand,
-                         F32 (*totals)[2]) {
-  if (operand.rows == 1) {
-    nibble_sums<1>(weight, panel, operand, totals);
-  } else {
-    nibble_sums<2>(weight, panel, operand, totals);
+template <int count, int P>
+inline void nibble_rows(const IntOperand<P>& operand, int64_t first, int64_t row, int64_t rows,
+                        const uint8_t* nibbles, const Group& group, RowSums<P>& sums,
+                        Ahead& ahead) {
+  for (; row + count <= rows; row += count) {
+    nibble_products<count>(operand, first, row, nibbles, group, sums, ahead);
   }
+  if constexpr (count > 1) {
+    nibble_rows<count / 2>(operand, first, row, rows, nibbles, group, sums, ahead);
+  }
+}
+
+// The first `rows` rows (at most 32 lines) from `first` on x one group of the panel.
+template <int P>
+inline void products_from_nibbles(const IntOperand<P>& operand, int64_t first, int64_t rows,
+                                  const Group& group, RowSums<P>& sums, Ahead& ahead) {
+  const auto* nibbles = static_cast<const uint8_t*>(group.weight.data) +
+                        (group.panel * group.weight.in_padded + group.begin()) * kPanel / 2;
+  nibble_rows<kNibblePass / P>(operand, first, 0, rows, nibbles, group, sums, ahead);
 }
 
 #else
 
-constexpr int64_t kFewRows = 1;
-
 inline bool from_nibbles(const Linear&, int64_t) { return false; }
-inline void nibble_panel(const Linear&, int64_t, const IntOperand&, F32 (*)[2]) {}
+template <int P>
+inline void products_from_nibbles(const IntOperand<P>&, int64_t, int64_t, const Group&, RowSums<P>&,
+                                  Ahead&) {}
 
 #endif
 

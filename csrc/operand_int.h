@@ -1,24 +1,28 @@
 // The operand of products with int8 and int4 weights, and the arithmetic that all of them share.
 //
-// x in 16 bits: per row scale = max|x| / 32512 and value = 256 hi + lo, where hi and lo are signed
-// bytes, so that one 16-bit row is multiplied as two rows of bytes. A row that holds infinity or
-// NaN has the scale NaN.
+// A row of x is one or two planes of signed bytes, with one scale for the row:
+//
+//   words   x in 16 bits, two planes: scale = max|x| / 32512, value = 256 hi + lo
+//   bytes   x rotated (rotation.h), one plane: scale = max|x| / 127 (/ block of the rotation)
+//
+// A row that holds infinity or NaN has the scale NaN.
 #pragma once
 
 #include "linear.h"
+#include "rotate.h"
 #include "rows.h"
 #include "simd.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
-constexpr int64_t kTileInt = 1024;      // its bytes
-constexpr int64_t kBlockRows = 8;       // rows of one tile of A: hi and lo of each
+constexpr int64_t kStepInt = 64;      // inputs of one int8 tile
+constexpr int64_t kTileInt = 1024;    // its bytes
+constexpr int64_t kStepBytes = 2048;  // of the two tiles of a step
+constexpr int64_t kTileLines = 16;    // rows of bytes of one tile of A
+constexpr float kLargest8 = 127;
 constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
 constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
-
-typedef int8_t I8 __attribute__((vector_size(16)));
 
 // a * b + c, rounded once; written out so that no level's compiler decides.
 inline F32 fused(F32 a, F32 b, F32 c) {
@@ -37,20 +41,25 @@ inline F32 group_scale(const Linear& weight, int64_t column, int64_t group) {
   return load(weight.scales + column * groups + group * kLanes);
 }
 
-inline F32 hi_and_lo(I32 hi, I32 lo) {
-  return fused(__builtin_convertvector(hi, F32), all(256), __builtin_convertvector(lo, F32));
+// What the sums of the planes of a row are worth.
+template <int P>
+inline F32 whole_value(const I32* sums) {
+  F32 first = __builtin_convertvector(sums[0], F32);
+  if constexpr (P == 1) return first;
+  return fused(first, all(256), __builtin_convertvector(sums[P - 1], F32));
 }
 
 // ---- the operand ------------------------------------------------------------------------------
 //
-//   float scales[rows padded to 16], then the values of hi and lo:
-//   level amx     blocks of 8 rows (the last may have fewer), each [in_padded / 64][rows][2][64]
+//   float scales[rows padded to 16], then the values, P planes of a row:
+//   level amx     blocks of 16 / P rows (the last may have fewer), each [in_padded /
+//   64][rows][P][64]
 //                 int8: what one tile of A holds lies together, hi before lo
-//   with VNNI     [rows][2][in_padded] int8
-//   elsewhere     [rows][2][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
+//   with VNNI     [rows][P][in_padded] int8
+//   elsewhere     [rows][P][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
 //
-// and with VNNI, whose instruction wants unsigned weights: int32 sums[rows][2][in_padded / 64] of
-// hi and lo over every 64 inputs, which take back what the weights are shifted by.
+// and with VNNI, whose instruction wants unsigned weights: int32 sums[rows][P][in_padded / 64] of
+// each plane over every 64 inputs, which take back what the weights are shifted by.
 
 #if KVEIK_VNNI
 using Value = int8_t;
@@ -60,14 +69,19 @@ using Value = int16_t;
 constexpr bool kSums = false;
 #endif
 
+inline int64_t planes_of(RowKind kind) { return kind == RowKind::words ? 2 : 1; }
+
 inline size_t scales_bytes(int64_t rows) { return padded(rows, kLanes) * sizeof(float); }
 
-inline size_t operand_bytes_int(int64_t rows, int64_t in) {
+inline size_t operand_bytes_int(RowKind kind, int64_t rows, int64_t in) {
   int64_t width = padded(in, 128), sums = kSums ? width / kStepInt * sizeof(int32_t) : 0;
-  return scales_bytes(rows) + rows * 2 * (width * sizeof(Value) + sums);
+  return scales_bytes(rows) + rows * planes_of(kind) * (width * sizeof(Value) + sums);
 }
 
+template <int P>
 struct IntOperand {
+  static constexpr int planes = P;
+
   float* scales;
   Value* values;
   int32_t* sums;
@@ -76,37 +90,53 @@ struct IntOperand {
   IntOperand(const void* operand, int64_t row_count, int64_t in_padded)
       : scales(static_cast<float*>(const_cast<void*>(operand))),
         values(reinterpret_cast<Value*>(scales + padded(row_count, kLanes))),
-        sums(reinterpret_cast<int32_t*>(values + row_count * 2 * in_padded)),
+        sums(reinterpret_cast<int32_t*>(values + row_count * P * in_padded)),
         rows(row_count),
         width(in_padded) {}
 
-  // The 64 hi of step `step` of a row; its lo follow at lo_distance.
+  // The first plane of 64 inputs, step `step` of a row; the second follows at plane_distance.
 #if KVEIK_AMX
   Value* at(int64_t row, int64_t step) const {
-    int64_t first = row / kBlockRows * kBlockRows;
-    int64_t height = rows - first < kBlockRows ? rows - first : kBlockRows;
-    return values + first * 2 * width + (step * height + row - first) * 2 * kStepInt;
+    constexpr int64_t kBlock = kTileLines / P;
+    int64_t first = row / kBlock * kBlock;
+    int64_t height = rows - first < kBlock ? rows - first : kBlock;
+    return values + first * P * width + (step * height + row - first) * P * kStepInt;
   }
-  int64_t lo_distance() const { return kStepInt; }
+  int64_t plane_distance() const { return kStepInt; }
 #else
-  Value* at(int64_t row, int64_t step) const { return values + row * 2 * width + step * kStepInt; }
-  int64_t lo_distance() const { return width; }
+  Value* at(int64_t row, int64_t step) const { return values + row * P * width + step * kStepInt; }
+  int64_t plane_distance() const { return width; }
 #endif
+
+  // Line i is plane i % P of row i / P, counted from `row`.
+  const Value* line(int64_t row, int64_t i, int64_t step) const {
+    return at(row + i / P, step) + i % P * plane_distance();
+  }
+
+  // From a step of a row to the one after the next.
+  const Value* next_steps(const Value* step, int64_t row) const {
+    return step + (at(row, 2) - at(row, 0));
+  }
+
+  // of line i over inputs begin .. end (multiples of 64)
+  int32_t sum_of(int64_t row, int64_t i, int64_t begin, int64_t end) const {
+    const int32_t* own = sums + (P * row + i) * (width / kStepInt);
+    int32_t total = 0;
+    for (int64_t k = begin / kStepInt; k < end / kStepInt; ++k) total += own[k];
+    return total;
+  }
 };
 
-// of hi (which 0) or lo (1) of a row, over inputs begin .. end (multiples of 64)
-inline int32_t sum_of(const IntOperand& operand, int64_t row, int64_t which, int64_t begin,
-                      int64_t end) {
-  const int32_t* sums = operand.sums + (2 * row + which) * (operand.width / kStepInt);
-  int32_t total = 0;
-  for (int64_t i = begin / kStepInt; i < end / kStepInt; ++i) total += sums[i];
-  return total;
-}
-
+// Halves onto each other: compilers take lanes one by one where a loop is written.
+typedef int32_t I32x8 __attribute__((vector_size(32)));
+typedef int32_t I32x4 __attribute__((vector_size(16)));
 inline int32_t sum(I32 v) {
-  int32_t total = 0;
-  for (int lane = 0; lane < kLanes; ++lane) total += v[lane];
-  return total;
+  I32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  I32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+               __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return two[0] + two[1];
 }
 
 // max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
@@ -116,15 +146,22 @@ inline uint32_t largest_magnitude(const float* x, int64_t in) {
     U32 bits = as_bits(load(x + i, in - i)) & 0x7fffffffu;
     most = bits > most ? bits : most;
   }
-  uint32_t result = 0;
-  for (int lane = 0; lane < kLanes; ++lane) result = most[lane] > result ? most[lane] : result;
-  return result;
+  // below 2^31, where signed and unsigned numbers have one order
+  I32 v = (I32)most;
+  I32x8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+  I32x8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+  I32x8 eight = low > high ? low : high;
+  I32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
+  I32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 four = left > right ? left : right;
+  int32_t one = four[0] > four[1] ? four[0] : four[1];
+  int32_t other = four[2] > four[3] ? four[2] : four[3];
+  return static_cast<uint32_t>(one > other ? one : other);
 }
 
 inline void put_values(Value* to, I32 v) {
 #if KVEIK_VNNI
-  I8 bytes = __builtin_convertvector(v, I8);
-  std::memcpy(to, &bytes, sizeof bytes);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
 #else
   for (int lane = 0; lane < kLanes; ++lane) {
     constexpr int kOrder[4] = {0, 2, 1, 3};
@@ -133,46 +170,62 @@ inline void put_values(Value* to, I32 v) {
 #endif
 }
 
-inline void convert_row(const float* x, int64_t in, const IntOperand& operand, int64_t row) {
+// A row in whole numbers of at most `most_value`, its scale multiplied by `share`.
+template <int P>
+inline void convert_row(const float* x, int64_t in, float most_value, float share,
+                        const IntOperand<P>& operand, int64_t row) {
   uint32_t bits = largest_magnitude(x, in);
   float most;
   std::memcpy(&most, &bits, sizeof most);
   bool finite = bits < 0x7f800000u;
-  operand.scales[row] = finite ? most / kLargest16 : NAN;
+  operand.scales[row] = finite ? most / most_value * share : NAN;
   bool zero = !finite || most < kSmallestMax;
-  float factor = zero ? 0.0f : kLargest16 / most;
+  float factor = zero ? 0.0f : most_value / most;
   const F32 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   int64_t steps = operand.width / kStepInt;
-  int32_t* sums = operand.sums + 2 * row * steps;
+  int32_t* sums = operand.sums + P * row * steps;
   for (int64_t step = 0; step < steps; ++step) {
-    I32 upper_sum = {}, lower_sum = {};
-    Value* hi = operand.at(row, step);
-    Value* lo = hi + operand.lo_distance();
+    I32 plane_sums[P] = {};
+    Value* to = operand.at(row, step);
     for (int64_t part = 0; part < kStepInt; part += kLanes) {
       int64_t i = step * kStepInt + part;
       F32 v = zero || i >= in ? F32{} : load(x + i, in - i);
       F32 shifted = fused(v, all(factor), magic);
-      I32 whole = (I32)(as_bits(shifted) - as_bits(magic));
-      I32 upper = (whole + 128) >> 8;
-      I32 lower = whole - (upper << 8);
-      put_values(hi + part, upper);
-      put_values(lo + part, lower);
-      upper_sum += upper;
-      lower_sum += lower;
+      I32 planes[P] = {(I32)(as_bits(shifted) - as_bits(magic))};
+      if constexpr (P == 2) {
+        I32 whole = planes[0];
+        planes[0] = (whole + 128) >> 8;
+        planes[1] = whole - (planes[0] << 8);
+      }
+#pragma GCC unroll 2
+      for (int plane = 0; plane < P; ++plane) {
+        put_values(to + plane * operand.plane_distance() + part, planes[plane]);
+        plane_sums[plane] += planes[plane];
+      }
     }
     if constexpr (kSums) {
-      sums[step] = sum(upper_sum);
-      sums[steps + step] = sum(lower_sum);
+      for (int plane = 0; plane < P; ++plane) sums[plane * steps + step] = sum(plane_sums[plane]);
     }
   }
 }
 
-inline void convert_int(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* memory,
-                        Worker& w) {
-  IntOperand operand(memory, rows, padded(in, 128));
+inline void convert_int(RowKind kind, const float* x, int64_t x_stride, int64_t rows, int64_t in,
+                        void* memory, Worker& w) {
+  int64_t width = padded(in, 128);
   Share own = share(w, rows);
+  if (kind == RowKind::words) {
+    IntOperand<2> operand(memory, rows, width);
+    for (int64_t row = own.begin; row < own.end; ++row) {
+      convert_row(x + row * x_stride, in, kLargest16, 1, operand, row);
+    }
+    return;
+  }
+  IntOperand<1> operand(memory, rows, width);
+  auto* rotated = static_cast<float*>(w.scratch(width * sizeof(float)));
+  float part = 1 / static_cast<float>(rotation_block(width));
   for (int64_t row = own.begin; row < own.end; ++row) {
-    convert_row(x + row * x_stride, in, operand, row);
+    rotate(x + row * x_stride, in, rotated, width);
+    convert_row(rotated, width, kLargest8, part, operand, row);
   }
 }
 

@@ -1,5 +1,6 @@
-// Integer products of up to 16 rows of the operand x one panel of bytes: tiles, VNNI, or pairs of
-// 16 bits. Sums are exact, so every level has the same.
+// Integer products of some rows of the operand (up to 32 lines: a row has one or two planes) x one
+// group of inputs of a panel of bytes: tiles, VNNI, or pairs of 16 bits. Sums are exact, so every
+// level has the same.
 #pragma once
 
 #include "operand_int.h"
@@ -10,20 +11,46 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kPairRows = 16;  // rows that are multiplied together
+constexpr int64_t kLines = 32;  // of rows that are multiplied together
+
+template <int P>
+constexpr int64_t kTogether = kLines / P;
 
 typedef int16_t I16 __attribute__((vector_size(64)));
 
-// Integer sums: row r is 2 r (hi) and 2 r + 1 (lo).
-struct alignas(64) IntBlock {
-  int32_t sums[2 * kPairRows][kPanel];
+// Sums of up to 32 lines x one panel over the groups so far, without the scales of rows.
+template <int P>
+struct RowSums {
+  alignas(64) float totals[kTogether<P>][kPanel];
+};
+
+// Group `number` of a panel's inputs.
+struct Group {
+  const Linear& weight;
+  int64_t panel, number;
+
+  int64_t begin() const { return number * weight.group; }
+  int64_t end() const { return begin() + weight.group; }
+
+  // Row `row`'s totals of 16 columns += the scale of the group * what its integers are worth.
+  template <int P>
+  void add(RowSums<P>& sums, int64_t row, int64_t column, F32 scale, const I32* ints) const {
+    float* total = sums.totals[row] + column;
+    F32 before = number == 0 ? F32{} : load(total);
+    store(total, fused(whole_value<P>(ints), scale, before));
+  }
+  F32 scale(int64_t column) const { return group_scale(weight, panel * kPanel + column, number); }
 };
 
 #if KVEIK_AMX
 
-constexpr int kIntRows = kPairRows;  // that one pass over the weights multiplies
-constexpr int64_t kFetches = 1;      // of what follows, in a step of 64 inputs
-constexpr int64_t kFewAhead = 0;     // bytes of int8 that rows of one pass fetch ahead
+constexpr int kPassLines = kLines;  // that one pass over the weights multiplies
+constexpr int64_t kFetches = 1;     // of what follows, in a step of 64 inputs
+constexpr int64_t kFewAhead = 0;    // bytes of int8 that rows of one pass fetch ahead
+
+struct alignas(64) IntBlock {
+  int32_t sums[kLines][kPanel];  // by line
+};
 
 struct TileRows {  // of A: steps of `step` bytes
   const int8_t* at;
@@ -73,15 +100,31 @@ inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, i
   }
 }
 
-// The tiles must be configured for these rows. tiles: those of inputs begin .. end.
-inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
-                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
-                         Ahead& ahead) {
-  int64_t step = begin / kStepInt, steps = (end - begin) / kStepInt;
-  int64_t above = rows < kBlockRows ? rows : kBlockRows;
-  TileRows upper{operand.at(first, step), above * 2 * kStepInt};
-  if (rows > kBlockRows) {
-    TileRows lower{operand.at(first + kBlockRows, step), (rows - above) * 2 * kStepInt};
+template <int P>
+inline void add_block(const IntBlock& ints, const Group& group, int64_t rows, RowSums<P>& sums) {
+  for (int64_t column = 0; column < kPanel; column += kLanes) {
+    F32 scale = group.scale(column);
+    for (int64_t row = 0; row < rows; ++row) {
+      I32 planes[P];
+      for (int i = 0; i < P; ++i) {
+        std::memcpy(planes + i, ints.sums[P * row + i] + column, sizeof planes[i]);
+      }
+      group.add(sums, row, column, scale, planes);
+    }
+  }
+}
+
+// The tiles must be configured for these rows. tiles: those of the group.
+template <int P>
+inline void int_products(const IntOperand<P>& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, const Group& group, RowSums<P>& sums, Ahead& ahead) {
+  constexpr int64_t kBlock = kTileLines / P;
+  int64_t step = group.begin() / kStepInt, steps = group.weight.group / kStepInt;
+  int64_t above = rows < kBlock ? rows : kBlock;
+  TileRows upper{operand.at(first, step), above * P * kStepInt};
+  IntBlock ints;
+  if (rows > kBlock) {
+    TileRows lower{operand.at(first + kBlock, step), (rows - above) * P * kStepInt};
     if (ahead.lines > 0) {
       byte_products<true, true>(upper, lower, tiles, steps, ints, ahead);
     } else {
@@ -90,11 +133,12 @@ inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
   } else {
     byte_products<false, false>(upper, upper, tiles, steps, ints, ahead);
   }
+  add_block(ints, group, rows, sums);
 }
 
-inline void configure_int(int64_t rows) {
-  int64_t upper = rows < kBlockRows ? rows : kBlockRows;
-  configure(product_tiles(static_cast<int>(2 * upper), static_cast<int>(2 * (rows - upper))));
+inline void configure_int(int64_t lines) {
+  int64_t upper = lines < kTileLines ? lines : kTileLines;
+  configure(product_tiles(static_cast<int>(upper), static_cast<int>(lines - upper)));
 }
 
 #else
@@ -104,7 +148,7 @@ constexpr int64_t kFewAhead = 8192;
 
 #if KVEIK_VNNI
 
-constexpr int kIntRows = 4, kIntTiles = 2;
+constexpr int kPassLines = 8, kIntTiles = 2;
 
 // Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
 // is shifted by 128, which the sums of the operand take back.
@@ -122,7 +166,7 @@ inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
 
 #else
 
-constexpr int kIntRows = 2, kIntTiles = 1;
+constexpr int kPassLines = 4, kIntTiles = 1;
 
 struct Fours {  // as 16 bits: inputs 0 and 2, 1 and 3
   I16 even, odd;
@@ -169,20 +213,22 @@ inline I32 add_products(I32 sum, const Fours& weights, const int16_t* x) {
 
 #endif
 
-// `count` rows x `tile_count` tiles from column `column` of the panel on.
-template <int count, int tile_count>
-inline void int_row_products(const IntOperand& operand, int64_t first, int64_t row, int64_t column,
-                             const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
-                             Ahead& ahead) {
-  const Value* x[2 * count];
-  I32 sums[2 * count][tile_count];
+// `count` rows from row `row` on x `tile_count` tiles from column `column` of the panel on.
+template <int count, int tile_count, int P>
+inline void line_products(const IntOperand<P>& operand, int64_t first, int64_t row, int64_t column,
+                          const int8_t* tiles, const Group& group, RowSums<P>& totals,
+                          Ahead& ahead) {
+  constexpr int lines = count * P;
+  int64_t begin = group.begin(), end = group.end();
+  const Value* x[lines];
+  I32 sums[tile_count][lines];
 #pragma GCC unroll 8
-  for (int i = 0; i < 2 * count; ++i) {
-    x[i] = operand.at(first + row + i / 2, begin / kStepInt) + i % 2 * operand.lo_distance();
+  for (int i = 0; i < lines; ++i) {
+    x[i] = operand.line(first + row, i, begin / kStepInt);
     int32_t start = 0;
-    if constexpr (kSums) start = -128 * sum_of(operand, first + row + i / 2, i % 2, begin, end);
+    if constexpr (kSums) start = -128 * operand.sum_of(first + row, i, begin, end);
 #pragma GCC unroll 2
-    for (int tile = 0; tile < tile_count; ++tile) sums[i][tile] = I32{} + start;
+    for (int tile = 0; tile < tile_count; ++tile) sums[tile][i] = I32{} + start;
   }
   tiles += column / kLanes * kTileInt;
   Ahead own = ahead;  // a copy, so that sums stay in registers
@@ -193,32 +239,42 @@ inline void int_row_products(const IntOperand& operand, int64_t first, int64_t r
       for (int tile = 0; tile < tile_count; ++tile) {
         Fours weights(tiles + tile * kTileInt + four * kLanes);
 #pragma GCC unroll 8
-        for (int i = 0; i < 2 * count; ++i) {
-          sums[i][tile] = add_products(sums[i][tile], weights, x[i] + k + four);
+        for (int i = 0; i < lines; ++i) {
+          sums[tile][i] = add_products(sums[tile][i], weights, x[i] + k + four);
         }
       }
     }
   }
   ahead = own;
+#pragma GCC unroll 2
+  for (int tile = 0; tile < tile_count; ++tile) {
+    F32 scale = group.scale(column + tile * kLanes);
 #pragma GCC unroll 8
-  for (int i = 0; i < 2 * count; ++i) {
-    std::memcpy(ints.sums[2 * row + i] + column, sums[i], sizeof sums[i]);
+    for (int i = 0; i < count; ++i) {
+      group.add(totals, row + i, column + tile * kLanes, scale, sums[tile] + i * P);
+    }
   }
 }
 
-inline void int_products(const IntOperand& operand, int64_t first, int64_t rows,
-                         const int8_t* tiles, int64_t begin, int64_t end, IntBlock& ints,
-                         Ahead& ahead) {
-  int64_t row = 0;
-  for (; row + kIntRows <= rows; row += kIntRows) {
-    for (int64_t column = 0; column < kPanel; column += kIntTiles * kLanes) {
-      int_row_products<kIntRows, kIntTiles>(operand, first, row, column, tiles, begin, end, ints,
-                                            ahead);
+// Rows row .. rows, `count` at a time, what is left with half as many.
+template <int count, int P>
+inline void rows_by(const IntOperand<P>& operand, int64_t first, int64_t row, int64_t rows,
+                    const int8_t* tiles, const Group& group, RowSums<P>& sums, Ahead& ahead) {
+  constexpr int together = count * P == kPassLines ? kIntTiles : 2;
+  for (; row + count <= rows; row += count) {
+    for (int64_t column = 0; column < kPanel; column += together * kLanes) {
+      line_products<count, together>(operand, first, row, column, tiles, group, sums, ahead);
     }
   }
-  for (; row < rows; ++row) {
-    int_row_products<1, 2>(operand, first, row, 0, tiles, begin, end, ints, ahead);
+  if constexpr (count > 1) {
+    rows_by<count / 2>(operand, first, row, rows, tiles, group, sums, ahead);
   }
+}
+
+template <int P>
+inline void int_products(const IntOperand<P>& operand, int64_t first, int64_t rows,
+                         const int8_t* tiles, const Group& group, RowSums<P>& sums, Ahead& ahead) {
+  rows_by<kPassLines / P>(operand, first, 0, rows, tiles, group, sums, ahead);
 }
 
 inline void configure_int(int64_t) {}

@@ -67,7 +67,8 @@ void Program::fuse() {
     Op* last = fused.empty() ? nullptr : &fused.back();
     bool pair = last != nullptr && last->kind == OpKind::linear;
     if (pair && op.kind == OpKind::linear && op.in[0] == last->in[0] &&
-        op.weights[0]->type == last->weights[0]->type) {
+        op.weights[0]->type == last->weights[0]->type &&
+        op.weights[0]->rows() == last->weights[0]->rows()) {
       last->weights.push_back(op.weights[0]);
       last->out.push_back(op.out[0]);
     } else if (pair && op.kind == OpKind::silu_mul && last->out.size() == 2 &&
@@ -197,7 +198,7 @@ void Program::run(const StepBatch& batch) {
     if (op.kind != OpKind::linear && op.kind != OpKind::gated) continue;
     const Linear& weight = *op.weights[0];
     size_t& bytes = op.from_gated ? next : operand;
-    bytes = std::max(bytes, kernels_.operand_bytes(weight.type, most, weight.in));
+    bytes = std::max(bytes, kernels_.operand_bytes(weight.rows(), most, weight.in));
   }
   operand_.reserve(operand);
   next_operand_.reserve(next);
@@ -219,7 +220,7 @@ void Program::run_products(const Op& op, const StepBatch& batch, Worker& w) {
   const Linear& first = *op.weights[0];
   void* operand = op.from_gated ? next_operand_.data() : operand_.data();
   if (!op.prepared) {
-    kernels_.convert(first.type, read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
+    kernels_.convert(first.rows(), read(op.in[0], batch), values_[op.in[0]].width, rows, first.in,
                      operand, w);
     w.barrier();
   }

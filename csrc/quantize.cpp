@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "pack.h"
+#include "rotation.h"
 
 namespace kveik {
 namespace quantizing {
@@ -253,14 +254,16 @@ void unpack_row(const QuantizedMatrix& m, int64_t column, float* row) {
 using quantizing::Packing;
 
 void quantize(Pool& pool, const void* source, Table::Stored stored, int64_t out, int64_t in,
-              WeightType type, int64_t group, Linear& linear, PackedInts& packed) {
+              WeightType type, int64_t group, bool rotated, Linear& linear, PackedInts& packed) {
   int64_t width = quantizing::padded(in, 128);
   if (group % 64 != 0 || group < 0) throw std::invalid_argument("a group is a multiple of 64");
   if (group >= in || (group != 0 && width % group != 0)) group = 0;
   Packing packing(linear, packed, type, out, in, group, false);
+  linear.rotated = rotated;
   packing.run(pool, [&](int64_t column, float* row, int8_t* values, float* scales, uint8_t*) {
     quantizing::read_row(source, stored, column * in, in, row);
     std::fill(row + in, row + width, 0.0f);
+    if (rotated) rotate_plain(row, width);
     quantizing::quantize_row(row, width, type, linear.group, values, scales);
   });
 }

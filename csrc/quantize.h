@@ -18,12 +18,13 @@ struct PackedInts {
 };
 
 // source: [out][in] in its stored type. group: inputs of one scale, a multiple of 64; 0: all.
+// rotated: rows are turned first (rotation.h), and so will be those of x.
 //   int8  scale = max|w| / 127
 //   int4  symmetric, values -8 .. 7: of 2 x 13 scales near max|w| / 8, half of them negative so
 //   that
 //         the largest weight of either sign can be the -8, the one with the least squared error
 void quantize(Pool& pool, const void* source, Table::Stored stored, int64_t out, int64_t in,
-              WeightType type, int64_t group, Linear& linear, PackedInts& packed);
+              WeightType type, int64_t group, bool rotated, Linear& linear, PackedInts& packed);
 
 // What a checkpoint stores quantised (QuantizedArray of kernels/ops.py).
 struct QuantizedMatrix {

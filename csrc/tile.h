@@ -1,7 +1,11 @@
 // Tile registers (Intel AMX): configuration and the loops' few verbs. Only level amx includes it.
 #pragma once
 
+#if KVEIK_EMULATE_TILES
+#include "tile_emulated.h"
+#else
 #include <immintrin.h>
+#endif
 
 #include <cstdint>
 #include <cstring>

@@ -1,7 +1,7 @@
 // Tile products for bfloat16 and int8 (Sapphire Rapids and later).
 #include "kernels.h"
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__)
+#if (defined(__AMX_BF16__) || KVEIK_EMULATE_TILES) && defined(__AVX512BF16__)
 
 #define KVEIK_LEVEL amx
 #define KVEIK_AMX 1

@@ -16,15 +16,15 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-inline size_t operand_bytes(WeightType type, int64_t rows, int64_t in) {
-  if (type != WeightType::bf16) return operand_bytes_int(rows, in);
-  return operand_bytes_bf16(rows, in);
+inline size_t operand_bytes(RowKind kind, int64_t rows, int64_t in) {
+  if (kind == RowKind::bf16) return operand_bytes_bf16(rows, in);
+  return operand_bytes_int(kind, rows, in);
 }
 
-inline void convert(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
+inline void convert(RowKind kind, const float* x, int64_t x_stride, int64_t rows, int64_t in,
                     void* operand, Worker& w) {
-  if (type != WeightType::bf16) return convert_int(x, x_stride, rows, in, operand, w);
-  convert_bf16(x, x_stride, rows, in, operand, w);
+  if (kind == RowKind::bf16) return convert_bf16(x, x_stride, rows, in, operand, w);
+  convert_int(kind, x, x_stride, rows, in, operand, w);
 }
 
 inline void multiply(const Linear* const* weights, float* const* y, const int64_t* y_strides,

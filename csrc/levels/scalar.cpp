@@ -1,9 +1,12 @@
 // The oracle of the tests: plain loops over single numbers, sums in double precision, one worker.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "attention_scalar.h"
 #include "kernels.h"
+#include "rotation.h"
 
 namespace kveik {
 namespace scalar {
@@ -24,38 +27,50 @@ float rounded(float x) {
   return x;
 }
 
-// bf16: the rounded numbers [rows][in]. int8, int4: per row its scale and whole numbers of 16 bits,
-// [rows][1 + in].
-size_t operand_bytes(WeightType type, int64_t rows, int64_t in) {
-  return rows * (in + (type == WeightType::bf16 ? 0 : 1)) * sizeof(float);
+int64_t width_of(int64_t in) { return (in + 127) / 128 * 128; }
+
+// bf16: the rounded numbers [rows][width]. words, bytes: per row its scale and whole numbers,
+// [rows][1 + width].
+size_t operand_bytes(RowKind, int64_t rows, int64_t in) {
+  return rows * (1 + width_of(in)) * sizeof(float);
 }
 
-void convert_row_to_16_bits(const float* x, int64_t in, float* out) {
+// x [width] -> its scale, multiplied by `share`, and whole numbers of at most `most_value`
+void convert_row_to_whole(const float* x, int64_t width, float most_value, float share,
+                          float* out) {
   float most = 0;
   bool finite = true;
-  for (int64_t i = 0; i < in; ++i) {
+  for (int64_t i = 0; i < width; ++i) {
     most = std::fmax(most, std::fabs(x[i]));
     finite = finite && std::isfinite(x[i]);
   }
-  out[0] = finite ? most / 32512 : NAN;
+  out[0] = finite ? most / most_value * share : NAN;
   bool zero = !finite || most < 1e-34f;
-  float factor = zero ? 0 : 32512 / most;
-  for (int64_t i = 0; i < in; ++i) {
+  float factor = zero ? 0 : most_value / most;
+  for (int64_t i = 0; i < width; ++i) {
     // rounded once, to a whole number: what adding and taking away 1.5 * 2^23 does
     out[1 + i] = zero ? 0 : std::fma(x[i], factor, 12582912.0f) - 12582912.0f;
   }
 }
 
-void convert(WeightType type, const float* x, int64_t x_stride, int64_t rows, int64_t in,
+void convert(RowKind kind, const float* x, int64_t x_stride, int64_t rows, int64_t in,
              void* operand, Worker& w) {
   if (w.index != 0) return;
+  int64_t width = width_of(in);
+  std::vector<float> padded(width);
   for (int64_t row = 0; row < rows; ++row) {
-    if (type != WeightType::bf16) {
-      convert_row_to_16_bits(x + row * x_stride, in, static_cast<float*>(operand) + row * (in + 1));
-      continue;
-    }
-    for (int64_t i = 0; i < in; ++i) {
-      static_cast<float*>(operand)[row * in + i] = rounded(x[row * x_stride + i]);
+    float* out = static_cast<float*>(operand) + row * (width + 1);
+    std::copy_n(x + row * x_stride, in, padded.begin());
+    std::fill(padded.begin() + in, padded.end(), 0.0f);
+    if (kind == RowKind::bf16) {
+      out[0] = 1;
+      std::transform(padded.begin(), padded.end(), out + 1, rounded);
+    } else if (kind == RowKind::words) {
+      convert_row_to_whole(padded.data(), width, 32512, 1, out);
+    } else {
+      rotate_plain(padded.data(), width);
+      float share = 1 / static_cast<float>(rotation_block(width));
+      convert_row_to_whole(padded.data(), width, 127, share, out);
     }
   }
 }
@@ -83,13 +98,13 @@ int whole_weight_at(const Linear& weight, int64_t column, int64_t i) {
 
 // The sum that linear_int.h describes, for one row and column.
 double int_product(const Linear& weight, const void* operand, int64_t row, int64_t column) {
-  const float* x = static_cast<const float*>(operand) + row * (weight.in + 1);
+  const float* x = static_cast<const float*>(operand) + row * (weight.in_padded + 1);
   int64_t groups = weight.in_padded / weight.group;
   float sum = 0;
   for (int64_t group = 0; group < groups; ++group) {
     int64_t hi_sum = 0, lo_sum = 0, end = (group + 1) * weight.group;
-    for (int64_t i = group * weight.group; i < end && i < weight.in; ++i) {
-      int value = static_cast<int>(x[1 + i]), hi = (value + 128) >> 8;
+    for (int64_t i = group * weight.group; i < end; ++i) {
+      int value = static_cast<int>(x[1 + i]), hi = weight.rotated ? 0 : (value + 128) >> 8;
       hi_sum += hi * whole_weight_at(weight, column, i);
       lo_sum += (value - hi * 256) * whole_weight_at(weight, column, i);
     }
@@ -102,7 +117,7 @@ double int_product(const Linear& weight, const void* operand, int64_t row, int64
 
 double product(const Linear& weight, const void* operand, int64_t row, int64_t column) {
   if (weight.type != WeightType::bf16) return int_product(weight, operand, row, column);
-  const float* x = static_cast<const float*>(operand) + row * weight.in;
+  const float* x = static_cast<const float*>(operand) + row * (weight.in_padded + 1) + 1;
   double sum = weight.bias != nullptr ? weight.bias[column] : 0.0;
   for (int64_t i = 0; i < weight.in; ++i) sum += double(x[i]) * weight_at(weight, column, i);
   return sum;

@@ -31,7 +31,9 @@ class Linear:
     def nbytes(self) -> int: ...
 
 def pack_bf16(pool: Pool, array: Any, bias: Any | None) -> Linear: ...
-def quantize(pool: Pool, array: Any, bias: Any | None, bits: int, group: int) -> Linear: ...
+def quantize(
+    pool: Pool, array: Any, bias: Any | None, bits: int, group: int, rotated: bool
+) -> Linear: ...
 def pack_quantized(
     pool: Pool,
     values: Any,
@@ -42,7 +44,7 @@ def pack_quantized(
     bias: Any | None,
 ) -> Linear: ...
 
-Sizes = tuple[int, int, int, int, bool, bool]
+Sizes = tuple[int, int, int, int, bool, bool, bool]
 
 def packed_parts(linear: Linear) -> tuple[Sizes, list[Any]]: ...
 def read_packed(

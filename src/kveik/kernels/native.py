@@ -36,8 +36,8 @@ from kveik.kernels.ops import (
 )
 from kveik.kernels.reference import allocate, download, sum_rows
 
-NUMERICS = "native-1"
-PACKING = 1
+NUMERICS = "native-2"
+PACKING = 2
 """Of packed matrices in files: changes with their layout and with the rule of quantising."""
 
 WeightBits: TypeAlias = Literal["bf16", "int8", "int4"]
@@ -143,7 +143,7 @@ class _Backend:
         if self._weights == "bf16":
             return _native.pack_bf16(self._pool, _stored(array), own)
         bits, group = _INT8 if kind == "head" else _QUANTIZED[self._weights]
-        return _native.quantize(self._pool, _stored(array), own, bits, group)
+        return _native.quantize(self._pool, _stored(array), own, bits, group, True)
 
     def _packed_form(self) -> PackedForm:
         return PackedForm(
