@@ -18,6 +18,7 @@ from cache_server import CacheServer, cache_server, fresh, user
 from server_harness import until
 
 from kveik.config import ServerConfig
+from kveik.server import watch_stream
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="needs Playwright: pip install 'kveik[browser]'"
@@ -31,6 +32,13 @@ ADMIN, ANNA = "admin-key", "anna-key"
 HOSTILE = (
     "</ol><img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for what is told every few seconds."""
+    for name in ("NOW", "LISTS", "HISTORY"):
+        monkeypatch.setattr(watch_stream, name, 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +101,8 @@ class Dashboard:
         return self.page.wait_for_selector(selector, **options)
 
     def until(self, expression: str) -> None:
-        self.page.wait_for_function(expression)
+        """The page's policy lets nobody wait for an expression inside of it."""
+        until(lambda: self.page.wait_for_timeout(15) or self.page.evaluate(expression))
 
     def text(self, selector: str) -> str:
         return str(self.page.locator(selector).first.inner_text())
@@ -110,13 +119,13 @@ def test_the_first_screen_says_what_was_saved(browser: Any, plain: CacheServer) 
         board.until("document.getElementById('saved-share').textContent.endsWith('%')")
         assert int(board.text("#saved-tokens").replace(",", "")) > 0
         assert "prompt tokens" in board.text("#today-aside")
-        board.wait("#hits-chart svg path.hit")
+        board.wait("#hits-chart svg path.hit", state="attached")
         board.wait("#memory-chart svg path.kept")
         board.wait("#curve-chart svg circle.this")
         assert board.text("#size-this").endswith("%")
         board.click("#span-six")
         board.wait("#span-six[aria-pressed=true]")
-        board.wait("#hits-chart svg path.hit")
+        board.wait("#hits-chart svg path.hit", state="attached")
         board.click("#span-hour")
         board.wait("#span-hour[aria-pressed=true]")
 
@@ -163,7 +172,7 @@ def test_the_map_can_be_coloured_and_walked(browser: Any, plain: CacheServer) ->
         assert board.text("#map-block").startswith("block 1 ")
         board.page.keyboard.press("End")
         blocks = plain.server.engine.info.pool_blocks[0]
-        assert board.text("#map-block").startswith(f"block {blocks} of {blocks}")
+        assert board.text("#map-block").startswith(f"block {blocks:,} of {blocks:,}")
         board.page.keyboard.press("Escape")
         assert board.text("#map-block").startswith("Point at")
 
@@ -187,7 +196,7 @@ def test_the_tree_opens_folds_and_takes_deeds(browser: Any, plain: CacheServer) 
         board.wait(f"{row} .said[aria-expanded=true]")
         board.click(f"{row} .said[aria-expanded=true]")
         board.click(f"{row} > .node .said")
-        assert trunk in board.text(f"{row} > .node .said")
+        assert trunk[:60] in board.text(f"{row} > .node .said")
         board.click("#tree-fold")
         board.wait(f"{row} > ol", state="detached")
         board.click(f"{row} > .node [data-deed=pin]")

@@ -15,7 +15,6 @@ HEADERS = {
     "frame-ancestors 'none'",
     "cache-control": "no-cache",
     "referrer-policy": "no-referrer",
-    "x-content-type-options": "nosniff",
 }
 
 PAGE = "/dashboard"

@@ -89,6 +89,8 @@ class View:
     def _requests(self) -> bytes:
         """The newest last."""
         found = self._engine.past_requests(self._namespace)
+        if found and found[0].number < self._last_request:  # the book began anew
+            self._last_request = 0
         fresh = [one for one in found if one.number > self._last_request]
         if not fresh:
             return b""
