@@ -275,7 +275,7 @@ def screenshots(folder: Path, seconds: float) -> None:
     """The page in both lights, after some traffic."""
     from playwright.sync_api import sync_playwright
 
-    engine = Engine.load(EngineConfig(kv_memory=60 * 2**20))
+    engine = Engine.load(EngineConfig(kv_memory=40 * 2**20))
     engine.start()
     with serving(engine) as url, sync_playwright() as started:
         traffic = Traffic(url)
@@ -288,10 +288,12 @@ def screenshots(folder: Path, seconds: float) -> None:
             traffic.run(14.0)
             page.screenshot(path=folder / f"dashboard_{light}.png")
             page.locator("#tree .twist[aria-expanded=false]").first.click()
-            page.locator("#requests button:has(.computed)").nth(2).click()
+            page.locator("#requests button:has(.cached):has(.computed)").nth(2).click()
             page.wait_for_timeout(600)
-            page.locator("#tree-title").scroll_into_view_if_needed()
-            page.screenshot(path=folder / f"dashboard_{light}_whole.png", full_page=True)
+            page.set_viewport_size({"width": 1240, "height": 1560})
+            page.locator("#tree-title").evaluate("e => scrollTo(0, e.parentElement.offsetTop - 16)")
+            page.wait_for_timeout(300)
+            page.screenshot(path=folder / f"dashboard_{light}_more.png")
             page.close()
         one.close()
     engine.stop()

@@ -18,7 +18,8 @@ SHOP = (
 HANDBOOK = (
     "The lighthouse keeper's handbook. Light the lamp at dusk, wind the clock every four hours, "
     "and write down the wind. When the fog comes in, ring the bell twice a minute until it lifts. "
-) * 4
+) * 2
+CHAPTERS = 60  # of the handbook; the first ones are read most
 MINUTES = (
     "Minutes of the parish council. The bridge shall be mended before the winter, and the miller "
     "pays a third. The school opens in the second week of September. "
@@ -37,12 +38,13 @@ WORDS = (
 
 
 class Traffic:
-    """One client. Sessions are ended after a few turns."""
+    """One client."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._random = random.Random(5)
-        self._turns: dict[str, int] = {}
+        self._turns: dict[str, tuple[str, int]] = {}  # by person: session, turns so far
+        self._sessions = 0
         self._model = self._ask("GET", "/v1/models")["data"][0]["id"]
         shop = [{"role": "system", "content": SHOP}]
         self._ask(
@@ -65,11 +67,11 @@ class Traffic:
 
     def _one(self) -> None:
         kind = self._random.random()
-        if kind < 0.5:
+        if kind < 0.35:
             self._support(self._random.choice(("anna", "boris", "clara", "dora", "emil")))
-        elif kind < 0.7:
-            self._complete(HANDBOOK + self._random.choice(("Now ", "At noon ", "In a storm ")), 16)
-        elif kind < 0.85:
+        elif kind < 0.75:
+            self._complete(self._chapter() + self._random.choice(("Now ", "At noon ")), 16)
+        elif kind < 0.87:
             hour, minute = self._random.randrange(8, 20), self._random.randrange(60)
             self._complete(f"It is {hour}:{minute:02} now. {MINUTES}", 12)
         else:
@@ -77,17 +79,24 @@ class Traffic:
             text = " ".join(self._random.choices(WORDS, k=count))
             self._complete(text, 12, {"ttl": "5m", "tags": ["news"]})
 
+    def _chapter(self) -> str:
+        """One of the chapters, all of which begin alike."""
+        number = min(int(self._random.expovariate(5 / CHAPTERS)), CHAPTERS - 1)
+        words = random.Random(number).choices(WORDS, k=90)
+        return f"{HANDBOOK}Chapter {number + 1}. {' '.join(words)}. "
+
     def _support(self, name: str) -> None:
-        turn = self._turns.get(name, 0)
-        self._turns[name] = turn + 1
+        """The next turn of a conversation; after six of them somebody begins another one."""
+        session, turn = self._turns.get(name, ("", 6))
+        if turn >= 6:
+            self._sessions += 1
+            session, turn = f"{name}-{self._sessions}", 0
+        self._turns[name] = session, turn + 1
         question = self._random.choice(QUESTIONS)
-        if turn == 0:
-            self._chat(question, {"session": name}, cached_content="shop")
-        elif turn < 5:
-            self._chat(question, {"session": name, "continue": True})
+        if turn:
+            self._chat(question, {"session": session, "continue": True})
         else:
-            self._ask("DELETE", f"/v1/sessions/{name}")
-            self._turns[name] = 0
+            self._chat(question, {"session": session}, cached_content="shop")
 
     def _chat(self, text: str, kveik: dict[str, Any], **fields: Any) -> None:
         body = {

@@ -140,17 +140,16 @@ class WatchStream(Response):
 
     async def _write(self, watcher: asyncio.Task[None], send: Send) -> None:
         loop = asyncio.get_running_loop()
-        spoke = loop.time()
+        spoke = due = loop.time()
         while self._service.phase == "ready":
-            begun = loop.time()
             body = await asyncio.to_thread(self._view.frames)
-            if not body and begun - spoke > self._service.ping_seconds:
+            if not body and loop.time() - spoke > self._service.ping_seconds:
                 body = b": ping\n\n"
             if body:
-                spoke = begun
+                spoke = loop.time()
                 await self._send(send, body, more=True)
-            left = max(begun + self._seconds - loop.time(), 0.001)
-            done, _ = await asyncio.wait({watcher}, timeout=left)
+            due = max(due + self._seconds, loop.time())  # what was missed is not made up for
+            done, _ = await asyncio.wait({watcher}, timeout=due - loop.time())
             if done:
                 raise ClientGoneError
         await self._send(send, b"", more=False)

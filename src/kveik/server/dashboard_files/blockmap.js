@@ -1,7 +1,7 @@
 // The pool as a map: one cell per block, painted into a picture of one pixel per block.
 
 import { onTheme } from "./theme.js";
-import { ago, at, count, element, put } from "./format.js";
+import { ago, at, count, element, put, several } from "./format.js";
 
 const KINDS = ["free", "computing", "being read", "kept", "pinned", "first to go"];
 const [FREE, COMPUTING, READ] = [0, 1, 2];
@@ -299,7 +299,7 @@ function describe(place) {
     parts.push(readable(names.get(owner[place])));
     parts.push(kind[place] === READ ? "in use now" : "used " + ago((now - used[place]) / 10));
     parts.push("made " + ago((now - created[place]) / 10));
-    parts.push(hits[place] + (hits[place] === 1 ? " hit" : " hits"));
+    parts.push(several(hits[place], "hit"));
   }
   return parts.join("  ·  ");
 }

@@ -106,7 +106,7 @@ export function curveChart(figure, label, sizes, rates, now, marks) {
   const { svg, wide, high, height } = frame(figure, label, [[0, "0 %"], [0.5, "50 %"], [1, "100 %"]]);
   const low = Math.log2(sizes[0]);
   const span = Math.max(Math.log2(sizes[sizes.length - 1]) - low, 1e-9);
-  const x = (size) => LEFT + 6 + ((Math.log2(size) - low) / span) * (wide - LEFT - 12);
+  const x = (size) => LEFT + 6 + ((Math.log2(size) - low) / span) * (wide - LEFT - 20);
   const points = sizes.map((size, index) => [x(size), height(rates[index])]);
   const floor = height(0);
   const last = points[points.length - 1][0].toFixed(1);

@@ -32,9 +32,17 @@ export function duration(seconds) {
   return Math.floor(minutes / 1440) + " d " + (Math.floor(minutes / 60) % 24) + " h";
 }
 
+// The same of something that goes on: seconds without fractions.
+export function lasting(seconds) {
+  return seconds < 60 ? Math.floor(seconds) + " s" : duration(seconds);
+}
+
 export function ago(seconds) {
-  if (seconds < 1) return "now";
-  return (seconds < 60 ? Math.floor(seconds) + " s" : duration(seconds)) + " ago";
+  return seconds < 1 ? "now" : lasting(seconds) + " ago";
+}
+
+export function several(number, word) {
+  return count(number) + " " + word + (number === 1 ? "" : "s");
 }
 
 export function clock(wall) {

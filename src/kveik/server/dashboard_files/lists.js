@@ -1,7 +1,7 @@
 // Named caches with their time left; sessions and streams.
 
 import { getWhose, request } from "./api.js";
-import { at, bytes, count, duration, element } from "./format.js";
+import { at, bytes, count, element, lasting, several } from "./format.js";
 
 let tell = () => {};
 const longest = new Map(); // name -> most seconds seen left: what the bar is full at
@@ -46,13 +46,13 @@ function name(cache, mine) {
   if (cache.time_left !== null) {
     when.classList.add("timed");
     when.dataset.until = performance.now() / 1000 + cache.time_left;
-    when.textContent = duration(cache.time_left) + " left";
+    when.textContent = lasting(cache.time_left) + " left";
   }
   const facts = element("p", "facts", "");
   fact(facts, cache.status);
-  fact(facts, count(cache.tokens) + " tokens");
+  fact(facts, several(cache.tokens, "token"));
   fact(facts, bytes(cache.bytes));
-  if (cache.hits !== null) fact(facts, count(cache.hits) + (cache.hits === 1 ? " hit" : " hits"));
+  if (cache.hits !== null) fact(facts, several(cache.hits, "hit"));
   if (cache.public) fact(facts, "public");
   for (const tag of cache.tags) facts.append(element("span", "chip", tag));
   const buttons = element("span", "buttons", "");
@@ -71,9 +71,9 @@ function name(cache, mine) {
 function session(one, streams) {
   const row = element("li", "row", "");
   row.append(element("span", "title", one.session));
-  row.append(element("span", "when", one.idle ? "idle " + duration(Math.floor(one.idle)) : "answering"));
+  row.append(element("span", "when", one.idle ? "idle " + lasting(one.idle) : "answering"));
   const facts = element("p", "facts", "");
-  fact(facts, count(one.blocks) + (one.blocks === 1 ? " block" : " blocks"));
+  fact(facts, several(one.blocks, "block"));
   for (const stream of streams) facts.append(...window_(stream));
   const buttons = element("span", "buttons", "");
   buttons.append(button("End", `End session ${one.session}`, () =>

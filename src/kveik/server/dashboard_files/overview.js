@@ -2,7 +2,7 @@
 
 import { request } from "./api.js";
 import { curveChart, lineChart, nothing, stackChart } from "./charts.js";
-import { at, bytes, clock, count, duration, percent, put } from "./format.js";
+import { at, bytes, clock, count, duration, percent, put, several } from "./format.js";
 
 const HOUR = 360; // steps of ten seconds
 const SIX_HOURS = 2160;
@@ -30,8 +30,7 @@ export function now(told) {
   put("saved-seconds", duration(today.seconds_saved));
   put("saved-tokens", count(reused));
   put("saved-share", today.prompt_tokens ? percent(today.share) : "–");
-  const requests = count(today.requests) + (today.requests === 1 ? " request" : " requests");
-  const parts = [requests, count(today.prompt_tokens) + " prompt tokens"];
+  const parts = [several(today.requests, "request"), count(today.prompt_tokens) + " prompt tokens"];
   if (today.approximate_tokens) parts.push(count(today.approximate_tokens) + " reused approximately");
   const state = told.now;
   if (state) {

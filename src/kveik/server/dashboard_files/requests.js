@@ -78,7 +78,7 @@ async function explain(one, place) {
   }
   const found = told.explanation;
   const lines = [element("p", "", spoken(one))];
-  if (one.seconds_saved > 0) lines.push(element("p", "", duration(one.seconds_saved) + " of computing saved, estimated"));
+  if (one.seconds_saved >= 0.0005) lines.push(element("p", "", duration(one.seconds_saved) + " of computing saved, estimated"));
   if (!found) {
     lines.push(element("p", "", "Its prompt was not computed, so there is nothing to explain."));
   } else {

@@ -1,7 +1,7 @@
 // The prefix tree: rows that open and fold, and what may be done to a row.
 
 import { request } from "./api.js";
-import { ago, at, bytes, count, duration, element, put } from "./format.js";
+import { ago, at, bytes, count, element, lasting, put, several } from "./format.js";
 import { readable } from "./blockmap.js";
 
 const ROWS = 15;
@@ -19,20 +19,20 @@ function facts(row) {
   if (row.approximate) made.append(element("span", "chip", "approximate"));
   if (row.salted) made.append(element("span", "chip", "salted"));
   if (row.after_public) add("behind public text");
-  add(count(row.tokens) + " tokens");
+  add(several(row.tokens, "token"));
   add(bytes(row.bytes));
-  add(row.hits === 1 ? "1 hit" : count(row.hits) + " hits");
+  add(several(row.hits, "hit"));
   add(row.readers ? "in use" : "used " + ago(row.idle));
   if (row.time_left !== null) {
     const left = element("span", "timed", "");
     left.dataset.until = performance.now() / 1000 + row.time_left;
-    left.textContent = duration(row.time_left) + " left";
+    left.textContent = lasting(row.time_left) + " left";
     made.append(left);
   }
   if (row.demoted) add("first to go");
   if (row.priority !== "normal") add(row.priority + " priority");
   if (row.blocks_below) {
-    add((row.more_below ? "at least " : "") + count(row.blocks_below) + " blocks below");
+    add((row.more_below ? "at least " : "") + several(row.blocks_below, "block") + " below");
   }
   return made;
 }
@@ -75,7 +75,7 @@ function deeds(row, done) {
       const receipt = await request("/v1/cache/tree", {
         method: "POST", body: { node: row.node, action },
       });
-      tell(`${action}: ${count(receipt.blocks)} blocks, ${count(receipt.tokens)} tokens`);
+      tell(`${action}: ${several(receipt.blocks, "block")}, ${several(receipt.tokens, "token")}`);
     } catch (error) {
       tell(error.message);
     }
@@ -143,7 +143,7 @@ async function fill(list, node, done, most = ROWS) {
     if (left > 0) rows.push(more(left, most, () => fill(list, node, done, MOST)));
     if (!rows.length) rows.push(element("li", "empty", "Nothing is cached here."));
     list.replaceChildren(...rows);
-    if (node === null) put("tree-aside", found.count + (found.count === 1 ? " beginning" : " beginnings"));
+    if (node === null) put("tree-aside", several(found.count, "beginning"));
   } catch (error) {
     if (error.status === 404 && node !== null) look();
     else list.replaceChildren(element("li", "empty", error.message));
@@ -177,7 +177,7 @@ export function hide(text) {
 export function tick() {
   for (const left of document.querySelectorAll(".timed")) {
     const seconds = Math.max(Number(left.dataset.until) - performance.now() / 1000, 0);
-    const text = duration(seconds) + " left";
+    const text = lasting(seconds) + " left";
     if (left.textContent !== text) left.textContent = text;
   }
 }
