@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kveik.cache.directive import Directive, Divergence, Ttl
-from kveik.engine.partings import KEPT, Partings
+from kveik.engine.partings import KEPT, PER_SECOND, Partings
 from kveik.engine.request import Request, SamplingParams
 
 WHERE = Divergence(3, "diverged", (7, 8), (4, 5))
@@ -103,3 +103,18 @@ def test_the_number_is_bounded() -> None:
             partings.note(number, request(), WHERE, 99.0)
     assert partings.of("a", 2) is None
     assert partings.of("a", 3) is not None
+
+
+def test_a_few_requests_a_second_are_asked_and_only_where_somebody_watches() -> None:
+    clock = Clock()
+    partings = Partings(clock, 60.0)
+    assert not partings.wants("a")
+    with partings.watching("a"):
+        asked = 0
+        for _ in range(1000):
+            clock.now += 0.01
+            asked += partings.wants("a")
+            assert not partings.wants("b")
+        assert PER_SECOND * 8 < asked <= PER_SECOND * 10
+        clock.now -= 1000.0  # a clock that jumps back
+        assert partings.wants("a")

@@ -252,6 +252,7 @@ def test_a_request_is_a_bar_that_explains_itself(browser: Any, plain: CacheServe
     text = fresh(40)
     with Dashboard(browser, plain).live() as board:
         plain.usage(text + " The bridge is closed.")
+        plain.clock.advance(1.0)
         plain.usage(text + " The castle burns.")
         board.until("document.querySelectorAll('#requests .bar').length > 1")
         bar = "#requests .request >> nth=0"

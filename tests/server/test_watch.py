@@ -16,6 +16,7 @@ from server_harness import MODEL, RunningServer, until
 
 from kveik.config import LIMITS, ServerConfig
 from kveik.engine.engine import Engine
+from kveik.server import watch_stream
 
 ADMIN, ANNA, BORIS = "admin-key", "anna-key", "boris-key"
 
@@ -93,12 +94,14 @@ class Events:
 
 
 @contextlib.contextmanager
-def watching(server: CacheServer, query: str = "", key: str | None = None) -> Iterator[Events]:
+def watching(
+    server: CacheServer, query: str = "", key: str | None = None, rate: str = "rate=50"
+) -> Iterator[Events]:
     key = key or server.key
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     with (
         server.server.http() as http,
-        http.stream("GET", f"/v1/cache/watch?rate=50{query}", headers=headers) as response,
+        http.stream("GET", f"/v1/cache/watch?{rate}{query}", headers=headers) as response,
     ):
         assert response.status_code == 200
         assert response.headers["content-type"].startswith("text/event-stream")
@@ -207,6 +210,28 @@ def test_a_wrong_query_is_refused_by_name(plain: CacheServer, query: str) -> Non
     assert refused.json()["error"]["param"] == query.split("=")[0]
 
 
+def test_updates_that_are_dear_become_rare(
+    plain: CacheServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bytes] = []
+    frames = watch_stream.View.frames
+
+    def counted(view: watch_stream.View) -> bytes:
+        made.append(frames(view))
+        return made[-1]
+
+    monkeypatch.setattr(watch_stream.View, "frames", counted)
+    monkeypatch.setattr(watch_stream, "SHARE", 1e-9)
+    with watching(plain, rate="") as events:
+        events.first("history")
+        for _ in range(5):
+            plain.usage(fresh(10))
+        assert len(made) == 1
+    with watching(plain) as events:  # who asks for a rate has it
+        until(lambda: len(made) > 5)
+        assert events.first("about")
+
+
 def test_a_server_that_stops_ends_the_stream(tiny_folder: Callable[..., Path]) -> None:
     with cache_server(tiny_folder()) as server, watching(server) as events:
         events.first("now")
@@ -300,6 +325,7 @@ def test_a_request_is_explained_in_words_while_somebody_watches(plain: CacheServ
     silent = get(plain, "/v1/cache/requests")["data"][0]["number"]
     with watching(plain) as events:
         events.first("now")
+        plain.clock.advance(1.0)
         plain.usage(text + " The castle burns.")
         events.until(lambda: bool(events.requests) and events.requests[-1]["number"] > silent)
         number = events.requests[-1]["number"]
@@ -322,6 +348,7 @@ def test_who_did_not_ask_is_not_told_because_somebody_watches(plain: CacheServer
     with watching(plain) as events:
         events.first("now")
         plain.usage(text + " one")
+        plain.clock.advance(1.0)
         assert "explanation" not in plain.usage(text + " two")["kveik"]
         asked = plain.usage(text + " three", kveik={"explain": True})["kveik"]
         assert asked["explanation"]["reason"] == "diverged"

@@ -649,7 +649,7 @@ class Engine:
             for entry in entries:
                 if isinstance(entry, _Arrival):
                     request = entry.delivery.request
-                    if self.partings.is_watched(request.namespace):
+                    if self.partings.wants(request.namespace):
                         request = replace(request, explain=True)
                     work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
                     entry.delivery.work = work

@@ -21,6 +21,9 @@ from kveik.engine.request import Request
 KEPT = 256
 """Requests of one namespace."""
 
+PER_SECOND = 10
+"""Requests of which it is found out at most: looking takes time of the engine's thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parting:
@@ -41,6 +44,7 @@ class Partings:
         self._forgotten: dict[str, float] = {}  # of watched namespaces: when they were forgotten
         self._known: dict[str, OrderedDict[int, Parting]] = {}
         self._due = math.inf
+        self._asked_at = -math.inf
 
     @contextmanager
     def watching(self, namespace: str | None) -> Iterator[None]:
@@ -62,6 +66,16 @@ class Partings:
 
     def is_watched(self, namespace: str) -> bool:
         return namespace in self._watched
+
+    def wants(self, namespace: str) -> bool:
+        """Is a request that begins now to be asked where it leaves the cache? On one thread."""
+        if namespace not in self._watched:
+            return False
+        now = self._clock()
+        if 0 <= now - self._asked_at < 1 / PER_SECOND:
+            return False
+        self._asked_at = now
+        return True
 
     def note(
         self, number: int, request: Request, divergence: Divergence | None, accepted_at: float

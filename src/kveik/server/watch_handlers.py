@@ -24,7 +24,6 @@ from kveik.server.watch_stream import View, WatchStream
 
 _ROWS = 50
 _MOST = int(LIMITS["listing_count"].high)
-_RATE = 5.0  # updates per second
 
 
 async def one_request(service: Service, request: Request) -> Response:
@@ -84,11 +83,13 @@ async def watch(service: Service, request: Request) -> Response:
         stack.close()
 
     view = View(service, caller_of(request), namespace)
-    return WatchStream(service, view, 1.0 / rate, close)
+    return WatchStream(service, view, rate, close)
 
 
-def _asked_rate(request: Request) -> float:
-    text = request.query_params.get("rate", str(_RATE))
+def _asked_rate(request: Request) -> float | None:
+    text = request.query_params.get("rate")
+    if text is None:
+        return None
     try:
         rate = float(text)
     except ValueError:

@@ -78,7 +78,11 @@ def _bounds(limit: str, kind: str) -> Schema:
 WHOSE: list[Schema] = [*SCOPE, *TENANT]
 WATCH_QUERY: list[Schema] = [
     *WHOSE,
-    _parameter("rate", _bounds("dashboard_rate", "number"), "updates per second"),
+    _parameter(
+        "rate",
+        _bounds("dashboard_rate", "number"),
+        "updates per second; without it five at most, and fewer where they are dear",
+    ),
 ]
 TREE_QUERY: list[Schema] = [
     *TENANT,

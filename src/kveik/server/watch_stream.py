@@ -34,6 +34,10 @@ from kveik.server.sse import HEADERS, frame
 NOW, LISTS, HISTORY = 1.0, 3.0, 10.0
 """Seconds between two events of a kind."""
 
+RATE, SHARE = 5.0, 0.004
+"""Where nobody asks for a rate: updates per second at most, and the share of the time that making
+them may take."""
+
 _SESSIONS = 200  # told at most, those used last
 
 Json = dict[str, Any]
@@ -115,13 +119,14 @@ class View:
 
 
 class WatchStream(Response):
-    """seconds: between two updates. close is called in the end, whatever happens."""
+    """rate: updates per second; None: as many as are cheap. close is called in the end, whatever
+    happens."""
 
     def __init__(
-        self, service: Service, view: View, seconds: float, close: Callable[[], None]
+        self, service: Service, view: View, rate: float | None, close: Callable[[], None]
     ) -> None:
         super().__init__()
-        self._service, self._view, self._seconds = service, view, seconds
+        self._service, self._view, self._rate = service, view, rate
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,17 +147,23 @@ class WatchStream(Response):
         loop = asyncio.get_running_loop()
         spoke = due = loop.time()
         while self._service.phase == "ready":
-            body = await asyncio.to_thread(self._view.frames)
+            body, cost = await asyncio.to_thread(self._timed)
             if not body and loop.time() - spoke > self._service.ping_seconds:
                 body = b": ping\n\n"
             if body:
                 spoke = loop.time()
                 await self._send(send, body, more=True)
-            due = max(due + self._seconds, loop.time())  # what was missed is not made up for
+            pause = 1 / self._rate if self._rate is not None else max(1 / RATE, cost / SHARE)
+            due = max(due + pause, loop.time())  # what was missed is not made up for
             done, _ = await asyncio.wait({watcher}, timeout=due - loop.time())
             if done:
                 raise ClientGoneError
         await self._send(send, b"", more=False)
+
+    def _timed(self) -> tuple[bytes, float]:
+        """The frames, and the processor time of this thread that they took."""
+        before = time.thread_time()
+        return self._view.frames(), time.thread_time() - before
 
     async def _send(self, send: Send, body: bytes, *, more: bool) -> None:
         async with asyncio.timeout(self._service.config.slow_reader_seconds):

@@ -9,7 +9,7 @@ import * as tree from "./tree.js";
 import * as lists from "./lists.js";
 import * as requests from "./requests.js";
 
-const RATE = new URLSearchParams(location.search).get("rate") || "5"; // updates per second
+const RATE = new URLSearchParams(location.search).get("rate"); // updates per second; null: as is cheap
 const AGAIN = 2000; // milliseconds until a stream that broke is asked for again
 
 let about = null;
