@@ -26,6 +26,7 @@ NOT_BENCHMARKS = {
     "kernel_chains",
     "table",
     "conversations",
+    "dashboard_traffic",
     "relevance_fit",
     "policy_traces",
 }

@@ -15,6 +15,7 @@ from kveik.config import DEFAULT_MODEL_PATH
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
+    "docs/DASHBOARD.md",
     "docs/FORGETTING.md",
     "docs/MANAGED_CACHE.md",
     "docs/MONITORING.md",

@@ -80,6 +80,9 @@ LIMITS: dict[str, Limit] = {
     "module_count": Limit(0, 256),  # modules in one prompt
     "forget_count": Limit(1, 256),  # turns that are named one by one
     "forget_gaps": Limit(0, 16),  # stretches that are forgotten at once
+    "dashboards": Limit(0, 16),  # open at once
+    "dashboard_rate": Limit(1.0, 50.0, integer=False),  # updates per second
+    "tree_rows": Limit(1, 200),  # of one look at the prefix tree
 }
 """Every bounded number of every front end, in one place (invariant 9)."""
 

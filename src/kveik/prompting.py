@@ -113,7 +113,7 @@ def chat_request(
     text = engine.tokenizer.render_chat(messages)
     parts = document_parts(messages)
 
-    def encode(listed: Conversation, places: Sequence[tuple[int, int]]) -> Encoded:
+    def encode_chat(listed: Conversation, places: Sequence[tuple[int, int]]) -> Encoded:
         return engine.token_memory.encode_chat(
             listed,
             places,
@@ -122,7 +122,7 @@ def chat_request(
             keep=cache.text_seconds(),
         )
 
-    encoded = encode(messages, [one.place for one in parts])
+    encoded = encode_chat(messages, [one.place for one in parts])
     documents = document_spans(parts, encoded.spans)
     said = messages if cache.session is not None else ()
     request = _request(
@@ -130,7 +130,7 @@ def chat_request(
     )
     if going is None or not going.changes:
         return request
-    kept = going.kept(encode, request.prompt_token_ids, request.directive)
+    kept = going.kept(encode_chat, request.prompt_token_ids, request.directive)
     return replace(request, joined=kept.joined, kept=kept, stream=cache.window or None)
 
 

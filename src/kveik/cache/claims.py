@@ -92,6 +92,11 @@ class Claims:
         self._unused: list[int] = []
         self._epoch = 0
 
+    @property
+    def epoch(self) -> int:
+        """Grows whenever a label ends."""
+        return self._epoch
+
     def fit(self, nodes: int) -> None:
         """Room for node numbers below `nodes`."""
         more = nodes - len(self.set_of)

@@ -293,6 +293,11 @@ class Invalidation:
             marked = self._end(label, "invalidated")
         return self._receipt(before, marked)
 
+    def end_pin(self, label: Label) -> Receipt:
+        """End a claim that pins."""
+        before = self._begin()
+        return self._receipt(before, self._end(label, "evicted"))
+
     def _end(self, label: Label, reason: str) -> int:
         """The claim ends; returns how many nodes are known to go."""
         sets = self.claims.end(label, reason)

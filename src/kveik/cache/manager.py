@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kveik.cache.audit import audit
+from kveik.cache.block_map import BlockMap
+from kveik.cache.by_hand import ByHand
 from kveik.cache.counters import Counters, cache_stats
 from kveik.cache.curve import Curve, CurveMeter
 from kveik.cache.curve_feed import CurveFeed
@@ -36,6 +38,7 @@ from kveik.cache.leasing import Leasing
 from kveik.cache.listing import Listing, session_views
 from kveik.cache.lookup import Found, Lookup
 from kveik.cache.names import Names
+from kveik.cache.outline import Outline
 from kveik.cache.policy import IdleQueues, Policy, make_policy
 from kveik.cache.pool import BlockPool
 from kveik.cache.prefix import Identity, PrefixTree, pack_tokens
@@ -150,6 +153,7 @@ class CacheManager:
         self.leasing = Leasing(self.leases, publisher, self.turns)
         self.joining = Joining(self.leasing)
         self.upkeep = Upkeep(self.invalidation, self.reclaim, self.names, self.shares)
+        self.hand = ByHand(self.reclaim, self.names, self.invalidation, self.groups)
 
     def _taken(self, namespace: str) -> int:
         """Blocks that no stream of this namespace can have."""
@@ -560,6 +564,37 @@ class CacheManager:
         """Cached blocks, the hottest first (of one namespace); looks at a bounded number."""
         self._at(now)
         return Listing(self.retention, self.names, self.leases).views(namespace, top, with_path)
+
+    def block_map(self, namespace: str | None = None, *, whole: bool = False) -> BlockMap:
+        """The pool as one onlooker sees it from now on; see BlockMap."""
+        return BlockMap(self.retention, self.leases, namespace, whole=whole)
+
+    def outline(self, now: float = 0.0) -> Outline:
+        """One look at the prefix tree."""
+        self._at(now)
+        return Outline(self.retention, self.names, self.groups)
+
+    def by_hand(self, now: float = 0.0) -> ByHand:
+        """For somebody who points at a node of the outline."""
+        self._at(now)
+        return self.hand
+
+    def node_of(self, namespace: str, node: int, key: bytes, created: float) -> bool:
+        """Is this still the node that had this key and was made then, and is it alive?"""
+        tree = self.tree
+        if tree.index.get(key) != node or tree.created[node] != created:
+            return False
+        identity = tree.identities.get(tree.root_of(node))
+        if identity is None or identity.namespace != namespace:
+            return False
+        return not (self.retention.troubled() and self._is_gone(node))
+
+    def _is_gone(self, node: int) -> bool:
+        while self.tree.parent[node] >= 0:
+            if self.retention.why_gone(node):
+                return True
+            node = self.tree.parent[node]
+        return False
 
     def reset(self, namespace: str | None = None) -> bool:
         """Forget everything cached. False (and nothing changed) while blocks are leased."""

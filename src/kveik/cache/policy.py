@@ -439,6 +439,10 @@ class IdleQueues:
         else:
             self._class[block] = rank
 
+    def class_columns(self) -> tuple[bytearray, bytearray]:
+        """The class of every block, and whether it is pinned; to be read."""
+        return self._class, self._pinned
+
     def is_pinned(self, block: int) -> bool:
         return bool(self._pinned[block])
 

@@ -18,7 +18,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -360,6 +360,10 @@ class PrefixTree:
         same one by chance only share what is counted by it."""
         name = namespace.encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(name, digest_size=4, key=self._secret).digest())
+
+    def namespaces(self) -> Collection[str]:
+        """Those that have trees."""
+        return self._by_namespace.keys()
 
     def identities_of(self, namespace: str) -> list[Identity]:
         return list(self._by_namespace.get(namespace, ()))

@@ -176,6 +176,14 @@ class Reclaimer:
         self.tree.pins[parent] -= 1
         self.prune(parent)
 
+    def leave_ghost(self, parent: int, evicted: int | None) -> None:
+        """The caller put a pin on `parent` before it evicted this child, or did not after all."""
+        if evicted is not None:
+            self._remember((parent, evicted))
+        else:
+            self.tree.pins[parent] -= 1
+            self.prune(parent)
+
     def remove_leaf(self, node: int) -> int:
         """Remove an idle leaf with its blocks in all groups; returns the number of blocks."""
         count = 0

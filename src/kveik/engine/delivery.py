@@ -105,7 +105,8 @@ class Delivery:
         if isinstance(told, ChoiceEnded):
             self._finish(told.choice, told.finish, None)
         elif isinstance(told, PromptReady):
-            self._sink(told)
+            asked = self.request.explain  # somebody who watches may have wanted it explained
+            self._sink(told if asked else replace(told, divergence=None))
         else:
             self._end(told)
         return None

@@ -35,11 +35,12 @@ from kveik.engine.delivery import Delivery
 from kveik.engine.explain import Explanation, explain
 from kveik.engine.history import Sessions
 from kveik.engine.inspection import Inspection, inspect_prompt
-from kveik.engine.makers import check_shift
 from kveik.engine.journal import Journal, Outcome, Past, PastRequest
+from kveik.engine.makers import check_shift
 from kveik.engine.named import NamedCaches
 from kveik.engine.named_records import Workshop
 from kveik.engine.outbox import News, Outbox
+from kveik.engine.partings import Partings
 from kveik.engine.parts import (
     EngineInfo,
     EngineParts,
@@ -74,6 +75,7 @@ from kveik.engine.sequence import (
 )
 from kveik.engine.token_memory import TokenMemory
 from kveik.engine.tokenizer import Tokenizer
+from kveik.engine.watching import Inside, Watching
 from kveik.errors import (
     ConfigError,
     Conflict,
@@ -232,6 +234,7 @@ class Engine:
         self.token_memory = TokenMemory(
             parts.tokenizer, idle_seconds=parts.config.session_idle, clock=clock
         )
+        self.partings = Partings(clock, parts.config.session_idle)
         self._state = threading.RLock()  # scheduler, cache, totals: held around plan and apply
         self._inbox_changed = threading.Condition()  # guards the fields from here to _failure
         self._inbox: deque[_Arrival | _Abort | _Over] = deque()
@@ -247,6 +250,18 @@ class Engine:
         self._outbox = Outbox(self._tell)
         self.named = self._named_caches(parts)
         self.schemas = Schemas(parts.tokenizer, self.info.max_model_len, time.time)
+        self.watching = Watching(
+            Inside(
+                self._cache,
+                self._scheduler,
+                self._state,
+                clock,
+                self.tokenizer,
+                self.info,
+                self._changing,
+                self.invalidate,
+            )
+        )
         self._totals = _Totals()
         self._savings = SavingsMeter(model_facts(parts))
         self._journal = Journal(time.time, lambda: self._cache.memory()[:2])
@@ -265,7 +280,7 @@ class Engine:
             block_size=parts.config.block_size,
             block_bytes=sum(group.bytes_per_block for group in parts.model.groups),
             public=PUBLIC,
-            forget_texts=self.token_memory.forget,
+            forget_texts=self.forget_texts,
         )
         return NamedCaches(self._cache, self.tokenizer, self._state, workshop)
 
@@ -456,7 +471,7 @@ class Engine:
             if done:
                 self._scheduler.streams.end_of(namespace, now)
                 self.history.reset(namespace)
-                self.token_memory.forget(namespace)
+                self.forget_texts(namespace)
             return done
 
     def invalidate(self, selector: Selector) -> Receipt:
@@ -466,7 +481,7 @@ class Engine:
             receipt = self._cache.invalidate(selector, now)
             self.named.invalidate(selector)
             self.history.invalidate(selector)
-            self.token_memory.forget(selector.namespace)
+            self.forget_texts(selector.namespace)
             return receipt
 
     def set_shares(self, shares: Mapping[str, tuple[int, int | None]]) -> None:
@@ -485,7 +500,7 @@ class Engine:
         with self._changing() as now:
             receipt = self._cache.end_session(namespace, session, now)
             known = self.history.end(namespace, session)
-            self.token_memory.forget(namespace)
+            self.forget_texts(namespace)
             return Receipt() if receipt is None and known else receipt
 
     def announce_document(self, namespace: str, document: str, version: str) -> Receipt:
@@ -495,8 +510,13 @@ class Engine:
             others = Selector(namespace, document=document, not_version=version)
             self.named.invalidate(others)
             self.history.invalidate(others)
-            self.token_memory.forget(namespace)
+            self.forget_texts(namespace)
             return receipt
+
+    def forget_texts(self, namespace: str | None) -> None:
+        """Nothing that can be read is left of the texts of a namespace (None: of all)."""
+        self.token_memory.forget(namespace)
+        self.partings.forget(namespace)
 
     def cache_listing(
         self, namespace: str | None = None, *, top: int = 100, with_path: bool = False
@@ -597,6 +617,7 @@ class Engine:
             self.history.tick()
             self._end_forgotten(started)
             self.token_memory.prune()
+            self.partings.prune()
             plan = self._scheduler.plan_step(started)
             failures = self._scheduler.take_failures()
             self._collect(failures)
@@ -642,11 +663,13 @@ class Engine:
     def _arrive(self, entry: _Arrival) -> None:
         """Room that was there when it was accepted may have been pinned or reserved meanwhile."""
         delivery = entry.delivery
+        request = delivery.request
+        if self.partings.wants(request.namespace):
+            request = replace(request, explain=True)
         try:
-            delivery.work = self._scheduler.add(
-                entry.handle, delivery.request, entry.seed, entry.resting
-            )
+            delivery.work = self._scheduler.add(entry.handle, request, entry.seed, entry.resting)
         except KveikError as error:
+            self._note_ended(delivery, "failed")
             self._outbox.add(entry.handle, delivery, RequestFailed(error))
 
     def _abort_now(self, handle: int, now: float) -> None:
@@ -714,7 +737,8 @@ class Engine:
         work = delivery.work
         if work is not None:
             seconds = self._clock() - delivery.accepted_at
-            self._journal.ended(work.request, work.usage(), work.missed, outcome, seconds)
+            past = self._journal.ended(work.request, work.usage(), work.missed, outcome, seconds)
+            self.partings.note(past.number, work.request, work.divergence, delivery.accepted_at)
 
     def _measure(self, plan: StepPlan, seconds: float) -> None:
         """What a step took, for the estimate of what hits save."""
@@ -828,6 +852,7 @@ class Engine:
                 self.named.next_deadline(),
                 self.history.next_deadline(),
                 self.token_memory.next_deadline(),
+                self.partings.next_deadline(),
             )
             first = min((one for one in deadlines if one is not None), default=math.inf)
             return min(CHECK_INTERVAL, max(MIN_SLEEP, first - self._clock()))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Literal, TypeAlias
 
@@ -35,7 +35,7 @@ class PastRequest:
     computed_tokens: prompt tokens that were computed for it, again after a preemption too. miss:
     where its prompt stopped being cached, and why; None: it was not computed."""
 
-    number: int  # counts requests since start, so that a reader knows what is new
+    number: int  # counts those of the book since start, so that a reader knows what is new
     request_id: str
     namespace: str
     ended: float
@@ -69,6 +69,7 @@ class _Book:
     series: Series
     days: Days = field(default_factory=Days)
     requests: deque[PastRequest] = field(default_factory=lambda: deque(maxlen=KEPT_REQUESTS))
+    count: int = 0  # requests that ended
 
 
 class Journal:
@@ -78,7 +79,6 @@ class Journal:
         self._wall, self._memory = wall, memory
         self._all = _Book(Series(COUNTED, ("used_bytes", "cached_bytes")))
         self._books: OrderedDict[str, _Book] = OrderedDict()
-        self._count = 0
 
     def computed(self, request: Request, usage: Usage) -> None:
         """The whole prompt of the request has K/V."""
@@ -103,11 +103,11 @@ class Journal:
         miss: MissReason | None,
         outcome: Outcome,
         seconds: float,
-    ) -> None:
-        """The request is over."""
-        self._count += 1
+    ) -> PastRequest:
+        """The request is over. Answers with what the book of its namespace has of it: every book
+        counts by itself, so that numbers tell nobody of others."""
         past = PastRequest(
-            number=self._count,
+            number=0,
             request_id=request.request_id,
             namespace=request.namespace,
             ended=self._wall(),
@@ -123,8 +123,11 @@ class Journal:
             miss=miss,
         )
         for book in self._books_of(request.namespace):
+            book.count += 1
+            past = replace(past, number=book.count)
             book.requests.append(past)
         self._add(request.namespace, Counts(generated_tokens=usage.completion_tokens))
+        return past
 
     def requests(self, namespace: str | None, most: int) -> list[PastRequest]:
         """The newest first; None: of all namespaces."""

@@ -7,9 +7,11 @@ stream takes its place, or when a request needs the room that could otherwise ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
+from typing import NamedTuple
 
-from kveik.cache.manager import CacheManager
+from kveik.cache.manager import CacheManager, Lease
+from kveik.cache.window import StreamWindow
 from kveik.engine.request import Request
 from kveik.engine.sequence import RestingStream, Sequence
 
@@ -20,6 +22,35 @@ Key = tuple[str, str]
 def key_of(request: Request) -> Key:
     """The session of a request ("": of none)."""
     return request.namespace, request.directive.session or ""
+
+
+class StreamView(NamedTuple):
+    """An open stream. tokens: in its window; evicted: forgotten so far; running: a request works on
+    it; else it waits for the next turn of its session (None: it is of one request alone)."""
+
+    session: str | None
+    sinks: int
+    window: int
+    tokens: int
+    evicted: int
+    running: bool
+
+
+def running_streams(sequences: Iterable[Sequence], namespace: str) -> list[StreamView]:
+    """Those among the running sequences."""
+    return [
+        _view(one.work.request.directive.session, one.work.stream, one.lease, running=True)
+        for one in sequences
+        if one.work.stream is not None
+        and one.lease is not None
+        and one.work.request.namespace == namespace
+    ]
+
+
+def _view(session: str | None, stream: StreamWindow, lease: Lease, *, running: bool) -> StreamView:
+    evicted = lease.evicted
+    tokens = min(lease.committed, stream.size)
+    return StreamView(session, stream.sinks, stream.window, tokens, evicted, running)
 
 
 class RestingStreams:
@@ -36,6 +67,14 @@ class RestingStreams:
     def has(self, key: Key) -> bool:
         resting = self._streams.get(key)
         return resting is not None and not self._cache.is_over(resting.lease)
+
+    def views(self, namespace: str) -> list[StreamView]:
+        """The open ones of a namespace."""
+        return [
+            _view(session, one.stream, one.lease, running=False)
+            for (space, session), one in self._streams.items()
+            if space == namespace
+        ]
 
     def take(self, key: Key) -> RestingStream | None:
         """For the request that goes on from it; None: there is none, or a request works on it."""

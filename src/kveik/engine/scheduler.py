@@ -40,7 +40,7 @@ from kveik.engine.plan import (
     StepResult,
 )
 from kveik.engine.request import FinishReason, Request
-from kveik.engine.resting import RestingStreams, key_of
+from kveik.engine.resting import RestingStreams, StreamView, key_of, running_streams
 from kveik.engine.sequence import (
     ChoiceEnded,
     Output,
@@ -293,6 +293,10 @@ class Scheduler:
     def is_over(self, handle: int) -> bool:
         """Every choice of the request has ended, in whatever way."""
         return handle not in self._works
+
+    def stream_views(self, namespace: str) -> list[StreamView]:
+        """Open streams: those that run, then those that rest."""
+        return running_streams(self._running, namespace) + self.streams.views(namespace)
 
     @property
     def running(self) -> int:

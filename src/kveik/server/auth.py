@@ -109,6 +109,15 @@ class KeyRing:
                 "namespace: the keys file has no tenant of this name", param="namespace"
             ) from None
 
+    @property
+    def alone(self) -> bool:
+        """There is one caller, to whom everything belongs."""
+        return len({key.caller.namespace for key in self._keys}) <= 1
+
+    def names(self) -> list[str]:
+        """The tenants of the keys file."""
+        return sorted(self._namespaces)
+
     def name_of(self, namespace: str) -> str | None:
         """What an operator is told instead of a namespace; None: it has no name."""
         if namespace == PUBLIC:

@@ -112,6 +112,13 @@ class Invalidate(Body):
             refuse("tokens", "send prefix or tokens, not both")
 
 
+class ActOnTree(Body):
+    """POST /v1/cache/tree: a place of the tree, as GET /v1/cache/tree names it."""
+
+    node: Annotated[str, Field(min_length=1, max_length=64)]
+    action: Literal["pin", "unpin", "expire", "evict"]
+
+
 class Announce(Body):
     """POST /v1/documents/{id}: from now on this version is the valid one."""
 

@@ -64,7 +64,7 @@ async def create_cache(service: Service, request: Request) -> Response:
         background=body.wait is False,
     )
     created = await _created(engine, spec, _size(body), wait=body.wait is not False)
-    return json_response(_cache_object(created, caller_of(request)))
+    return json_response(cache_object(created, caller_of(request)))
 
 
 async def _created(engine: Engine, spec: NamedSpec, size: int, *, wait: bool) -> NamedCache:
@@ -92,13 +92,13 @@ async def _created(engine: Engine, spec: NamedSpec, size: int, *, wait: bool) ->
 async def list_caches(service: Service, request: Request) -> Response:
     engine, caller = service.serving.engine, caller_of(request)
     caches = engine.named.list(namespace_of(service, request))
-    return json_response({"object": "list", "data": [_cache_object(one, caller) for one in caches]})
+    return json_response({"object": "list", "data": [cache_object(one, caller) for one in caches]})
 
 
 async def get_cache(service: Service, request: Request) -> Response:
     engine = service.serving.engine
     found = engine.named.get(*_named(service, request))
-    return json_response(_cache_object(found, caller_of(request)))
+    return json_response(cache_object(found, caller_of(request)))
 
 
 async def change_cache(service: Service, request: Request) -> Response:
@@ -114,14 +114,14 @@ async def change_cache(service: Service, request: Request) -> Response:
         tags=KEEP if body.tags is None else body.tags,
         operator=caller_of(request).operator,
     )
-    return json_response(_cache_object(changed, caller_of(request)))
+    return json_response(cache_object(changed, caller_of(request)))
 
 
 async def delete_cache(service: Service, request: Request) -> Response:
     engine = service.serving.engine
     operator = caller_of(request).operator
     receipt = engine.named.delete(*_named(service, request), operator=operator)
-    return json_response(_receipt(receipt))
+    return json_response(receipt_object(receipt))
 
 
 async def invalidate(service: Service, request: Request) -> Response:
@@ -145,7 +145,7 @@ async def invalidate(service: Service, request: Request) -> Response:
         prefix=prefix,
         older_than=body.older_than,
     )
-    return json_response(_receipt(engine.invalidate(selector)))
+    return json_response(receipt_object(engine.invalidate(selector)))
 
 
 async def sessions(service: Service, request: Request) -> Response:
@@ -164,7 +164,7 @@ async def end_session(service: Service, request: Request) -> Response:
     receipt = engine.end_session(namespace_of(service, request), name)
     if receipt is None:
         raise NotFound("session: there is no such session", param="session")
-    return json_response(_receipt(receipt))
+    return json_response(receipt_object(receipt))
 
 
 async def announce_document(service: Service, request: Request) -> Response:
@@ -173,7 +173,7 @@ async def announce_document(service: Service, request: Request) -> Response:
     name = path_word(request, "document", document_id)
     body = await read_body(service, request, Announce)
     receipt = engine.announce_document(namespace_of(service, request), name, body.version)
-    return json_response(_receipt(receipt))
+    return json_response(receipt_object(receipt))
 
 
 async def listing(service: Service, request: Request) -> Response:
@@ -291,7 +291,7 @@ def _block(view: BlockView) -> Json:
     }
 
 
-def _receipt(receipt: Receipt) -> Json:
+def receipt_object(receipt: Receipt) -> Json:
     return {
         "blocks": receipt.blocks,
         "tokens": receipt.tokens,
@@ -300,7 +300,7 @@ def _receipt(receipt: Receipt) -> Json:
     }
 
 
-def _cache_object(cache: NamedCache, caller: Caller) -> Json:
+def cache_object(cache: NamedCache, caller: Caller) -> Json:
     """status evicted: its blocks went, its next use computes them again. How often others use a
     public cache is for operators."""
     counted = caller.operator or not cache.public

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from kveik import __version__
 from kveik.engine.request import Request as EngineRequest
 from kveik.errors import Conflict, InvalidRequest, KveikError, Unavailable
-from kveik.server import metrics, page
+from kveik.server import dashboard, metrics, page
 from kveik.server.answers import Answer, ChatAnswer, CompletionAnswer
 from kveik.server.auth import Caller
 from kveik.server.bridge import Feed
@@ -61,6 +61,11 @@ def caller_of(request: Request) -> Caller:
 
 async def index(service: Service, request: Request) -> Response:
     return Response(page.html(), media_type="text/html", headers=page.HEADERS)
+
+
+async def dashboard_file(service: Service, request: Request) -> Response:
+    name, kind = dashboard.FILES[request.scope["pattern"]]
+    return Response(dashboard.content(name), media_type=kind, headers=dashboard.HEADERS)
 
 
 async def health(service: Service, request: Request) -> Response:

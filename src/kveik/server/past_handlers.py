@@ -29,12 +29,17 @@ _DEFAULT_REQUESTS = 50
 
 async def history(service: Service, request: Request) -> Response:
     """Hit rate, tokens and memory over the last hours, by day, and the state now."""
-    engine, namespace = service.serving.engine, _scope(service, request)
+    engine, namespace = service.serving.engine, watched_namespace(service, request)
     steps = number_of(request, "steps", "history_steps", _DEFAULT_STEPS)
+    return json_response(history_object(engine, namespace, steps))
+
+
+def history_object(engine: Engine, namespace: str | None, steps: int = _DEFAULT_STEPS) -> Json:
+    """namespace None: of all together."""
     past = engine.past(namespace, steps=steps)
     days = [{"date": day.isoformat(), **_counts(counts)} for day, counts in past.days]
     series = {name: _rounded(values) for name, values in past.columns.items()}
-    body: Json = {
+    return {
         "object": "cache.history",
         "scope": "own" if namespace is not None else "all",
         "start": past.start,
@@ -42,35 +47,32 @@ async def history(service: Service, request: Request) -> Response:
         "series": series,
         "today": days[-1],
         "days": days,
-        "now": _now(engine) if namespace is None else None,
+        "now": pool_object(engine) if namespace is None else None,
     }
-    return json_response(body)
 
 
 async def requests(service: Service, request: Request) -> Response:
     """The last requests that ended, the newest first."""
-    engine, namespace = service.serving.engine, _scope(service, request)
+    engine, namespace = service.serving.engine, watched_namespace(service, request)
     top = number_of(request, "top", "listing_count", _DEFAULT_REQUESTS)
-    data = [_request(one) for one in engine.past_requests(namespace, top=top)]
-    if namespace is None:
-        for one in data:
-            one["namespace"] = service.keys.name_of(one["namespace"]) or one["namespace"]
-    else:
-        for one in data:
-            del one["namespace"]
+    found = engine.past_requests(namespace, top=top)
+    data = [request_object(service, one, shown=namespace is None) for one in found]
     return json_response({"object": "cache.requests", "data": data})
 
 
 async def curve(service: Service, request: Request) -> Response:
     """Hit rate against memory: what pools of other sizes would have served."""
     caller_of(request).require_operator()
-    found = service.serving.engine.curve()
-    body: Json = {"object": "cache.curve", **asdict(found)}
-    body |= {"half": found.at(0.5), "this": found.at(1), "twice": found.at(2)}
-    return json_response(body)
+    return json_response(curve_object(service.serving.engine))
 
 
-def _scope(service: Service, request: Request) -> str | None:
+def curve_object(engine: Engine) -> Json:
+    found = engine.curve()
+    times = {"half": found.at(0.5), "this": found.at(1), "twice": found.at(2)}
+    return {"object": "cache.curve", **asdict(found), **times}
+
+
+def watched_namespace(service: Service, request: Request) -> str | None:
     """The namespace that is asked about; None: all together, for operators."""
     scope = request.query_params.get("scope", "own")
     if scope not in ("own", "all"):
@@ -94,7 +96,7 @@ def _rounded(values: list[float]) -> list[float]:
     return [int(value) if value == int(value) else round(value, 6) for value in values]
 
 
-def _now(engine: Engine) -> Json:
+def pool_object(engine: Engine) -> Json:
     """The pool, in bytes, and what is under way."""
     stats, (used, cached, total) = engine.stats(), engine.cache_memory()
     blocks = zip(stats.cache.pinned_blocks, engine.info.block_bytes, strict=False)
@@ -111,10 +113,12 @@ def _now(engine: Engine) -> Json:
     }
 
 
-def _request(one: PastRequest) -> Json:
-    """explanation: null for a request that was not computed."""
+def request_object(service: Service, one: PastRequest, *, shown: bool) -> Json:
+    """explanation: null for a request that was not computed. shown: with its namespace."""
     body = asdict(one)
     body["id"] = body.pop("request_id")
-    miss = body.pop("miss")
+    namespace, miss = body.pop("namespace"), body.pop("miss")
+    if shown:
+        body["namespace"] = service.keys.name_of(namespace) or namespace
     body["explanation"] = None if miss is None else {**miss, **brief(miss["reason"])}
     return body

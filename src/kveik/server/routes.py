@@ -17,15 +17,19 @@ from starlette.routing import Router
 from kveik.server import (
     anthropic_handlers,
     cache_handlers,
+    dashboard,
     embeddings,
     handlers,
     past_handlers,
     responses_handlers,
     schema_handlers,
     schemas,
+    watch_handlers,
+    watch_schemas,
 )
 from kveik.server.anthropic_fields import CountTokens, Messages
 from kveik.server.cache_bodies import (
+    ActOnTree,
     Announce,
     ChangeCache,
     CreateCache,
@@ -58,6 +62,7 @@ class Route:
     handler: Handler
     operation: Operation
     public: bool = False
+    listed: bool = True  # in the OpenAPI document
 
 
 def _of_tenant(
@@ -78,6 +83,17 @@ async def _openapi(service: Service, request: Request) -> Response:
 
 ROUTES: tuple[Route, ...] = (
     Route("GET", "/", handlers.index, Operation("The page of this server", schemas.HTML), True),
+    *(
+        Route(
+            "GET",
+            path,
+            handlers.dashboard_file,
+            Operation("The dashboard", schemas.HTML),
+            public=True,
+            listed=path == dashboard.PAGE,
+        )
+        for path in dashboard.FILES
+    ),
     Route("GET", "/health", handlers.health, Operation("The process lives", schemas.STATUS), True),
     Route(
         "GET",
@@ -243,6 +259,30 @@ ROUTES: tuple[Route, ...] = (
         past_handlers.curve,
         Operation("Hit rate against memory", schemas.CURVE),
     ),
+    Route(
+        "GET",
+        "/v1/cache/requests/{number}",
+        watch_handlers.one_request,
+        Operation("Why one missed", watch_schemas.EXPLAINED, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/tree",
+        watch_handlers.tree,
+        Operation("The prefix tree", watch_schemas.TREE, query=watch_schemas.TREE_QUERY),
+    ),
+    Route(
+        "POST",
+        "/v1/cache/tree",
+        watch_handlers.act_on_tree,
+        Operation("Pin, unpin, expire or evict", schemas.RECEIPT, ActOnTree, query=schemas.TENANT),
+    ),
+    Route(
+        "GET",
+        "/v1/cache/watch",
+        watch_handlers.watch,
+        Operation("What changes, as events", watch_schemas.EVENTS, query=watch_schemas.WATCH_QUERY),
+    ),
     _of_tenant(
         "POST",
         "/v1/cache/invalidate",
@@ -271,7 +311,8 @@ PUBLIC_PATHS = frozenset(route.path for route in ROUTES if route.public)
 
 
 def openapi_document() -> Json:
-    return document([(route.method, route.path, route.operation) for route in ROUTES])
+    listed = [route for route in ROUTES if route.listed]
+    return document([(route.method, route.path, route.operation) for route in listed])
 
 
 def build_router(service: Service) -> Router:

@@ -8,142 +8,142 @@ from kveik.config import LIMITS
 
 Schema = dict[str, Any]
 
-_STRING: Schema = {"type": "string"}
-_INTEGER: Schema = {"type": "integer", "minimum": 0}
-_NULL_STRING: Schema = {"type": ["string", "null"]}
+STRING: Schema = {"type": "string"}
+INTEGER: Schema = {"type": "integer", "minimum": 0}
+NULL_STRING: Schema = {"type": ["string", "null"]}
 
 
-def _object(properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
+def object_of(properties: Schema, *, optional: tuple[str, ...] = ()) -> Schema:
     required = [name for name in properties if name not in optional]
     return {"type": "object", "properties": properties, "required": required}
 
 
-def _list(items: Schema) -> Schema:
+def list_of(items: Schema) -> Schema:
     return {"type": "array", "items": items}
 
 
 ANY: Schema = {"type": "object"}
 HTML: Schema = {"type": "string", "contentMediaType": "text/html"}
 TEXT: Schema = {"type": "string", "contentMediaType": "text/plain"}
-STATUS = _object({"status": _STRING})
-READY = _object({"status": _STRING, "warm": ANY}, optional=("warm",))
-VERSION = _object({"version": _STRING})
-RESET = _object({"reset": {"type": "boolean"}, "scope": _STRING})
-PROMPT = _object({"prompt": _STRING})
-TOKENS = _object(
+STATUS = object_of({"status": STRING})
+READY = object_of({"status": STRING, "warm": ANY}, optional=("warm",))
+VERSION = object_of({"version": STRING})
+RESET = object_of({"reset": {"type": "boolean"}, "scope": STRING})
+PROMPT = object_of({"prompt": STRING})
+TOKENS = object_of(
     {
-        "count": _INTEGER,
-        "max_model_len": _INTEGER,
-        "tokens": _list(_INTEGER),
-        "token_strs": {"type": ["array", "null"], "items": _STRING},
+        "count": INTEGER,
+        "max_model_len": INTEGER,
+        "tokens": list_of(INTEGER),
+        "token_strs": {"type": ["array", "null"], "items": STRING},
     }
 )
-MODEL = _object(
+MODEL = object_of(
     {
-        "id": _STRING,
+        "id": STRING,
         "object": {"const": "model"},
-        "created": _INTEGER,
-        "owned_by": _STRING,
-        "max_model_len": _INTEGER,
+        "created": INTEGER,
+        "owned_by": STRING,
+        "max_model_len": INTEGER,
     }
 )
-EMBEDDINGS = _object(
+EMBEDDINGS = object_of(
     {
         "object": {"const": "list"},
-        "data": _list(
-            _object(
+        "data": list_of(
+            object_of(
                 {
                     "object": {"const": "embedding"},
-                    "index": _INTEGER,
-                    "embedding": {"anyOf": [_list({"type": "number"}), _STRING]},
+                    "index": INTEGER,
+                    "embedding": {"anyOf": [list_of({"type": "number"}), STRING]},
                 }
             )
         ),
-        "model": _STRING,
-        "usage": _object({"prompt_tokens": _INTEGER, "total_tokens": _INTEGER}),
+        "model": STRING,
+        "usage": object_of({"prompt_tokens": INTEGER, "total_tokens": INTEGER}),
     }
 )
-MODELS = _object({"object": {"const": "list"}, "data": _list(MODEL)})
+MODELS = object_of({"object": {"const": "list"}, "data": list_of(MODEL)})
 
-_NUMBER: Schema = {"type": "number", "minimum": 0}
-_NULL_NUMBER: Schema = {"type": ["number", "null"]}
-_BOOLEAN: Schema = {"type": "boolean"}
-RECEIPT = _object(
+NUMBER: Schema = {"type": "number", "minimum": 0}
+NULL_NUMBER: Schema = {"type": ["number", "null"]}
+BOOLEAN: Schema = {"type": "boolean"}
+RECEIPT = object_of(
     {
-        "blocks": _INTEGER,
-        "tokens": _INTEGER,
-        "bytes": {"type": "object", "additionalProperties": _INTEGER},
-        "deferred": _INTEGER,
+        "blocks": INTEGER,
+        "tokens": INTEGER,
+        "bytes": {"type": "object", "additionalProperties": INTEGER},
+        "deferred": INTEGER,
     }
 )
-CACHE = _object(
+CACHE = object_of(
     {
         "object": {"const": "cache"},
-        "name": _STRING,
+        "name": STRING,
         "status": {"enum": ["computing", "ready", "evicted", "failed"]},
         "kind": {"enum": ["messages", "prompt", "tokens"]},
-        "tokens": _INTEGER,
-        "bytes": _INTEGER,
-        "seconds": _NULL_NUMBER,
+        "tokens": INTEGER,
+        "bytes": INTEGER,
+        "seconds": NULL_NUMBER,
         "hits": {"type": ["integer", "null"], "minimum": 0},
-        "created": _NUMBER,
-        "last_use": _NULL_NUMBER,
-        "time_left": _NULL_NUMBER,
-        "tags": _list(_STRING),
-        "priority": _STRING,
-        "pinned": _BOOLEAN,
-        "public": _BOOLEAN,
-        "error": _NULL_STRING,
+        "created": NUMBER,
+        "last_use": NULL_NUMBER,
+        "time_left": NULL_NUMBER,
+        "tags": list_of(STRING),
+        "priority": STRING,
+        "pinned": BOOLEAN,
+        "public": BOOLEAN,
+        "error": NULL_STRING,
     }
 )
-MODULE_SCHEMA = _object(
+MODULE_SCHEMA = object_of(
     {
         "object": {"const": "schema"},
-        "name": _STRING,
+        "name": STRING,
         "placement": {"enum": ["packed", "fixed"]},
-        "created": _INTEGER,
-        "modules": _list(
-            _object(
+        "created": INTEGER,
+        "modules": list_of(
+            object_of(
                 {
-                    "name": _STRING,
+                    "name": STRING,
                     "cache": {"type": "boolean"},
-                    "parameters": _list(_object({"name": _STRING, "length": _INTEGER})),
+                    "parameters": list_of(object_of({"name": STRING, "length": INTEGER})),
                 }
             )
         ),
         "schema": ANY,
     }
 )
-MODULE_SCHEMAS = _object({"object": {"const": "list"}, "data": _list(MODULE_SCHEMA)})
-DELETED = _object({"object": _STRING, "name": _STRING, "deleted": {"const": True}})
-CACHES = _object({"object": {"const": "list"}, "data": _list(CACHE)})
-MANIFEST = _object({"entries": _list(ANY)})
-SESSIONS = _object(
+MODULE_SCHEMAS = object_of({"object": {"const": "list"}, "data": list_of(MODULE_SCHEMA)})
+DELETED = object_of({"object": STRING, "name": STRING, "deleted": {"const": True}})
+CACHES = object_of({"object": {"const": "list"}, "data": list_of(CACHE)})
+MANIFEST = object_of({"entries": list_of(ANY)})
+SESSIONS = object_of(
     {
         "object": {"const": "list"},
-        "data": _list(
-            _object({"session": _STRING, "idle": _NUMBER, "blocks": _INTEGER, "tokens": _INTEGER})
+        "data": list_of(
+            object_of({"session": STRING, "idle": NUMBER, "blocks": INTEGER, "tokens": INTEGER})
         ),
     }
 )
-LISTING = _object(
+LISTING = object_of(
     {
         "object": {"const": "cache.listing"},
-        "data": _list(
-            _object(
+        "data": list_of(
+            object_of(
                 {
-                    "namespace": _STRING,
-                    "tokens": _INTEGER,
-                    "depth": _INTEGER,
-                    "hits": _INTEGER,
-                    "age": _NUMBER,
-                    "idle": _NUMBER,
-                    "time_left": _NULL_NUMBER,
-                    "priority": _STRING,
-                    "demoted": _BOOLEAN,
-                    "pinned": _BOOLEAN,
-                    "readers": _INTEGER,
-                    "claims": _list(_STRING),
+                    "namespace": STRING,
+                    "tokens": INTEGER,
+                    "depth": INTEGER,
+                    "hits": INTEGER,
+                    "age": NUMBER,
+                    "idle": NUMBER,
+                    "time_left": NULL_NUMBER,
+                    "priority": STRING,
+                    "demoted": BOOLEAN,
+                    "pinned": BOOLEAN,
+                    "readers": INTEGER,
+                    "claims": list_of(STRING),
                 },
                 optional=("namespace", "claims"),
             )
@@ -152,35 +152,35 @@ LISTING = _object(
 )
 
 _COUNTS: Schema = {
-    "requests": _NUMBER,
-    "hit_requests": _NUMBER,
-    "prompt_tokens": _NUMBER,
-    "cached_tokens": _NUMBER,
-    "approximate_tokens": _NUMBER,
-    "generated_tokens": _NUMBER,
-    "seconds_saved": _NUMBER,
+    "requests": NUMBER,
+    "hit_requests": NUMBER,
+    "prompt_tokens": NUMBER,
+    "cached_tokens": NUMBER,
+    "approximate_tokens": NUMBER,
+    "generated_tokens": NUMBER,
+    "seconds_saved": NUMBER,
 }
-_DAY = _object({"date": _STRING, **_COUNTS, "share": _NUMBER})
-HISTORY = _object(
+_DAY = object_of({"date": STRING, **_COUNTS, "share": NUMBER})
+HISTORY = object_of(
     {
         "object": {"const": "cache.history"},
         "scope": {"enum": ["own", "all"]},
-        "start": _INTEGER,
-        "step": _INTEGER,
-        "series": _object(
+        "start": INTEGER,
+        "step": INTEGER,
+        "series": object_of(
             {
-                **{name: _list(_NUMBER) for name in _COUNTS},
-                "used_bytes": _list(_NUMBER),
-                "cached_bytes": _list(_NUMBER),
+                **{name: list_of(NUMBER) for name in _COUNTS},
+                "used_bytes": list_of(NUMBER),
+                "cached_bytes": list_of(NUMBER),
             },
             optional=("used_bytes", "cached_bytes"),
         ),
         "today": _DAY,
-        "days": _list(_DAY),
+        "days": list_of(_DAY),
         "now": {
             "anyOf": [
                 {"type": "null"},
-                _object(
+                object_of(
                     dict.fromkeys(
                         (
                             "used_bytes",
@@ -193,41 +193,41 @@ HISTORY = _object(
                             "open_streams",
                             "named_caches",
                         ),
-                        _INTEGER,
+                        INTEGER,
                     )
                 ),
             ]
         },
     }
 )
-PAST_REQUESTS = _object(
+PAST_REQUESTS = object_of(
     {
         "object": {"const": "cache.requests"},
-        "data": _list(
-            _object(
+        "data": list_of(
+            object_of(
                 {
-                    "number": _INTEGER,
-                    "id": _STRING,
-                    "namespace": _STRING,
-                    "ended": _NUMBER,
-                    "seconds": _NUMBER,
+                    "number": INTEGER,
+                    "id": STRING,
+                    "namespace": STRING,
+                    "ended": NUMBER,
+                    "seconds": NUMBER,
                     "outcome": {"enum": ["finished", "aborted", "failed"]},
-                    "background": _BOOLEAN,
-                    "prompt_tokens": _INTEGER,
-                    "cached_tokens": _INTEGER,
-                    "approximate_tokens": _INTEGER,
-                    "computed_tokens": _INTEGER,
-                    "generated_tokens": _INTEGER,
-                    "seconds_saved": _NUMBER,
+                    "background": BOOLEAN,
+                    "prompt_tokens": INTEGER,
+                    "cached_tokens": INTEGER,
+                    "approximate_tokens": INTEGER,
+                    "computed_tokens": INTEGER,
+                    "generated_tokens": INTEGER,
+                    "seconds_saved": NUMBER,
                     "explanation": {
                         "anyOf": [
                             {"type": "null"},
-                            _object(
+                            object_of(
                                 {
-                                    "position": _INTEGER,
-                                    "reason": _STRING,
-                                    "cause": _STRING,
-                                    "advice": _STRING,
+                                    "position": INTEGER,
+                                    "reason": STRING,
+                                    "cause": STRING,
+                                    "advice": STRING,
                                 }
                             ),
                         ]
@@ -238,55 +238,55 @@ PAST_REQUESTS = _object(
         ),
     }
 )
-CURVE = _object(
+CURVE = object_of(
     {
         "object": {"const": "cache.curve"},
-        "now": _INTEGER,
-        "block_size": _INTEGER,
-        "sizes": _list(_INTEGER),
-        "hit_rates": _list(_NUMBER),
-        "half": _NUMBER,
-        "this": _NUMBER,
-        "twice": _NUMBER,
-        "tokens": _INTEGER,
-        "served": _NUMBER,
-        "share": _NUMBER,
+        "now": INTEGER,
+        "block_size": INTEGER,
+        "sizes": list_of(INTEGER),
+        "hit_rates": list_of(NUMBER),
+        "half": NUMBER,
+        "this": NUMBER,
+        "twice": NUMBER,
+        "tokens": INTEGER,
+        "served": NUMBER,
+        "share": NUMBER,
     }
 )
 
-ERROR = _object(
+ERROR = object_of(
     {
-        "error": _object(
-            {"message": _STRING, "type": _STRING, "param": _NULL_STRING, "code": _NULL_STRING}
+        "error": object_of(
+            {"message": STRING, "type": STRING, "param": NULL_STRING, "code": NULL_STRING}
         )
     }
 )
 
 _FINISH: Schema = {"enum": ["stop", "length"]}
-_USAGE = _object(
+_USAGE = object_of(
     {
-        "prompt_tokens": _INTEGER,
-        "completion_tokens": _INTEGER,
-        "total_tokens": _INTEGER,
-        "prompt_tokens_details": _object(
+        "prompt_tokens": INTEGER,
+        "completion_tokens": INTEGER,
+        "total_tokens": INTEGER,
+        "prompt_tokens_details": object_of(
             {
-                "cached_tokens": _INTEGER,
-                "approximate_cached_tokens": _INTEGER,
-                "miss": _object({"position": _INTEGER, "reason": _STRING}),
+                "cached_tokens": INTEGER,
+                "approximate_cached_tokens": INTEGER,
+                "miss": object_of({"position": INTEGER, "reason": STRING}),
             },
             optional=("approximate_cached_tokens", "miss"),
         ),
-        "kveik": _object(
+        "kveik": object_of(
             {
-                "seconds_saved": _NUMBER,
-                "flops_saved": _NUMBER,
-                "token_pairs": _object(
-                    {"old_old": _INTEGER, "new_old": _INTEGER, "new_new": _INTEGER}
+                "seconds_saved": NUMBER,
+                "flops_saved": NUMBER,
+                "token_pairs": object_of(
+                    {"old_old": INTEGER, "new_old": INTEGER, "new_new": INTEGER}
                 ),
-                "stored_tokens": _INTEGER,
-                "approximate_cached_tokens": _INTEGER,
-                "evicted_tokens": _INTEGER,
-                "forgotten_tokens": _INTEGER,
+                "stored_tokens": INTEGER,
+                "approximate_cached_tokens": INTEGER,
+                "evicted_tokens": INTEGER,
+                "forgotten_tokens": INTEGER,
                 "explanation": ANY,
             },
             optional=(
@@ -301,13 +301,13 @@ _USAGE = _object(
 
 
 def _completion(kind: str, choice: Schema) -> Schema:
-    return _object(
+    return object_of(
         {
-            "id": _STRING,
+            "id": STRING,
             "object": {"const": kind},
-            "created": _INTEGER,
-            "model": _STRING,
-            "choices": _list(choice),
+            "created": INTEGER,
+            "model": STRING,
+            "choices": list_of(choice),
             "usage": _USAGE,
         }
     )
@@ -315,10 +315,10 @@ def _completion(kind: str, choice: Schema) -> Schema:
 
 CHAT = _completion(
     "chat.completion",
-    _object(
+    object_of(
         {
-            "index": _INTEGER,
-            "message": _object({"role": {"const": "assistant"}, "content": _STRING}),
+            "index": INTEGER,
+            "message": object_of({"role": {"const": "assistant"}, "content": STRING}),
             "logprobs": {"type": ["object", "null"]},
             "finish_reason": _FINISH,
         }
@@ -326,89 +326,91 @@ CHAT = _completion(
 )
 COMPLETION = _completion(
     "text_completion",
-    _object(
+    object_of(
         {
-            "index": _INTEGER,
-            "text": _STRING,
+            "index": INTEGER,
+            "text": STRING,
             "logprobs": {"type": ["object", "null"]},
             "finish_reason": _FINISH,
         }
     ),
 )
 
-ANTHROPIC_ERROR = _object(
+ANTHROPIC_ERROR = object_of(
     {
         "type": {"const": "error"},
-        "error": _object(
+        "error": object_of(
             {
-                "type": _STRING,
-                "message": _STRING,
-                "details": _object(
-                    {"error_code": _STRING, "param": _STRING}, optional=("error_code", "param")
+                "type": STRING,
+                "message": STRING,
+                "details": object_of(
+                    {"error_code": STRING, "param": STRING}, optional=("error_code", "param")
                 ),
             },
             optional=("details",),
         ),
-        "request_id": _STRING,
+        "request_id": STRING,
     }
 )
-MESSAGE = _object(
+MESSAGE = object_of(
     {
-        "id": _STRING,
+        "id": STRING,
         "type": {"const": "message"},
         "role": {"const": "assistant"},
-        "model": _STRING,
-        "content": _list(_object({"type": {"const": "text"}, "text": _STRING})),
+        "model": STRING,
+        "content": list_of(object_of({"type": {"const": "text"}, "text": STRING})),
         "stop_reason": {
             "enum": ["end_turn", "max_tokens", "stop_sequence", "model_context_window_exceeded"]
         },
-        "stop_sequence": _NULL_STRING,
-        "usage": _object(
+        "stop_sequence": NULL_STRING,
+        "usage": object_of(
             {
-                "input_tokens": _INTEGER,
-                "cache_creation_input_tokens": _INTEGER,
-                "cache_read_input_tokens": _INTEGER,
-                "cache_creation": _object(
-                    {"ephemeral_5m_input_tokens": _INTEGER, "ephemeral_1h_input_tokens": _INTEGER}
+                "input_tokens": INTEGER,
+                "cache_creation_input_tokens": INTEGER,
+                "cache_read_input_tokens": INTEGER,
+                "cache_creation": object_of(
+                    {"ephemeral_5m_input_tokens": INTEGER, "ephemeral_1h_input_tokens": INTEGER}
                 ),
-                "output_tokens": _INTEGER,
+                "output_tokens": INTEGER,
             }
         ),
     }
 )
-TOKEN_COUNT = _object({"input_tokens": _INTEGER})
-RESPONSE = _object(
+TOKEN_COUNT = object_of({"input_tokens": INTEGER})
+RESPONSE = object_of(
     {
-        "id": _STRING,
+        "id": STRING,
         "object": {"const": "response"},
-        "created_at": _INTEGER,
+        "created_at": INTEGER,
         "status": {"enum": ["completed", "incomplete"]},
         "incomplete_details": {"type": ["object", "null"]},
-        "model": _STRING,
-        "output": _list(
-            _object(
+        "model": STRING,
+        "output": list_of(
+            object_of(
                 {
-                    "id": _STRING,
+                    "id": STRING,
                     "type": {"const": "message"},
                     "role": {"const": "assistant"},
-                    "status": _STRING,
-                    "content": _list(_object({"type": {"const": "output_text"}, "text": _STRING})),
+                    "status": STRING,
+                    "content": list_of(
+                        object_of({"type": {"const": "output_text"}, "text": STRING})
+                    ),
                 }
             )
         ),
-        "usage": _object(
+        "usage": object_of(
             {
-                "input_tokens": _INTEGER,
-                "input_tokens_details": _object(
+                "input_tokens": INTEGER,
+                "input_tokens_details": object_of(
                     {
-                        "cached_tokens": _INTEGER,
-                        "cache_write_tokens": _INTEGER,
-                        "approximate_cached_tokens": _INTEGER,
+                        "cached_tokens": INTEGER,
+                        "cache_write_tokens": INTEGER,
+                        "approximate_cached_tokens": INTEGER,
                     },
                     optional=("approximate_cached_tokens",),
                 ),
-                "output_tokens": _INTEGER,
-                "total_tokens": _INTEGER,
+                "output_tokens": INTEGER,
+                "total_tokens": INTEGER,
             }
         ),
     }
@@ -429,7 +431,7 @@ TENANT: list[Schema] = [
         "name": "namespace",
         "in": "query",
         "required": False,
-        "schema": _STRING,
+        "schema": STRING,
         "description": "name of a tenant in the keys file instead of the own namespace (operators)",
     }
 ]

@@ -46,6 +46,7 @@ class Service:
     ping_seconds: float = PING_SECONDS
     phase: Literal["loading", "ready", "draining"] = "loading"
     active: int = 0  # requests being answered
+    watchers: int = 0  # streams of changes among them
     tenants: tuple[Tenant, ...] = ()  # of the keys file
     warm: WarmStart | None = None
     _serving: Serving | None = None
