@@ -21,12 +21,15 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def written(path: Path, **more: str) -> Path:
-    """Five conversations of three blocks, asked again and again in an uneven order."""
+    """Conversations of three blocks, asked again and again in an uneven order; of every third
+    prompt the end is new."""
     lines = []
     for second in range(60):
         talk = second * second % 5 + second % 2
         entry = {"timestamp": 1000 * second, "input_length": 1536, "output_length": 9}
         ids = [3 * talk + number for number in range(3)]
+        if second % 3 == 2:
+            ids[-1] = 1000 + second
         told = {name: f"{value}{talk}" for name, value in more.items()}
         lines.append(json.dumps(entry | {"hash_ids": ids} | told))
     path.write_text("\n".join(lines))

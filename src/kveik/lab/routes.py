@@ -101,18 +101,22 @@ class PrefixAffinity:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._sent: dict[int, dict[int, int]] = {}  # block -> replica -> its blocks before it
-        self._blocks = [0] * fleet.replicas  # sent to each so far
+        self._sent: dict[int, dict[int, int]] = {}  # block -> replica -> its _blocks then
+        self._blocks = [0] * fleet.replicas  # that each has had to make room for so far
         self._others = LeastLoaded(fleet)
 
     def choose(self, request: TraceRequest, loads: Sequence[int]) -> int:
         chosen = self._holder(request, loads)
         if chosen is None:
             chosen = self._others.choose(request, loads)
-        self._blocks[chosen] += len(request.blocks)
-        for block in request.blocks:
-            self._sent.setdefault(block, {})[chosen] = self._blocks[chosen]
+        self._note(request, chosen)
         return chosen
+
+    def _note(self, request: TraceRequest, chosen: int) -> None:
+        sent = [self._sent.setdefault(block, {}) for block in request.blocks]
+        self._blocks[chosen] += sum(not self._fresh(one, chosen) for one in sent)
+        for one in sent:
+            one[chosen] = self._blocks[chosen]
 
     def _holder(self, request: TraceRequest, loads: Sequence[int]) -> int | None:
         """Of those that were sent the deepest block, and may have more, the least loaded one."""
@@ -132,7 +136,7 @@ class PrefixAffinity:
         return math.ceil(self._fleet.load_bound * (sum(loads) + 1) / len(loads)) + SLACK
 
     def _fresh(self, sent: dict[int, int], one: int) -> bool:
-        return self._blocks[one] - sent[one] <= self._fleet.blocks
+        return one in sent and self._blocks[one] - sent[one] <= self._fleet.blocks
 
 
 ROUTES: dict[str, Callable[[Fleet], Route]] = {

@@ -43,14 +43,14 @@ class ServiceTimes:
 
 
 DEFAULT = ServiceTimes(
-    prefill_seconds=0.08,
-    prefill_token_seconds=0.004,
-    prefill_pair_seconds=1e-7,
-    step_seconds=0.08,
-    step_sequence_seconds=0.01,
+    prefill_seconds=0.0037,
+    prefill_token_seconds=0.00019,
+    prefill_pair_seconds=1.3e-7,
+    step_seconds=0.0024,
+    step_sequence_seconds=0.00095,
     batch=8,
 )
-"""PLACEHOLDER"""
+"""What `kveik bench` says of the embedded model on one thread of an AMD EPYC: see docs/SCALE.md."""
 
 
 def read_service(paths: Sequence[Path]) -> ServiceTimes:
@@ -138,15 +138,18 @@ def _times(path: Path, found: dict[str, Any]) -> ServiceTimes:
     strange = sorted(set(found) - set(names))
     if strange:
         _refuse(path, f"knows no {strange[0]}; its fields are {', '.join(names)}")
-    seconds = (_number(path, found, name, zero=True) for name in names[:-1])
-    return ServiceTimes(*seconds, batch=_whole(path, found, "batch", least=1))
+    numbers = [_number(path, found, name, zero=True) for name in names[:-1]]
+    fixed, token, pair, step, sequence = numbers
+    return ServiceTimes(fixed, token, pair, step, sequence, _whole(path, found, "batch", least=1))
 
 
 def _measured(path: Path, found: dict[str, Any]) -> Measured:
-    run = Measured(
-        *(_whole(path, found, name, least=2) for name in ("prompt", "output", "batch")),
-        *(_number(path, found, field.name, zero=False) for field in fields(Measured)[3:]),
+    prompt, output, batch = (
+        _whole(path, found, name, least=2) for name in ("prompt", "output", "batch")
     )
+    rates = [_number(path, found, field.name, zero=False) for field in fields(Measured)[3:]]
+    cold, warm, alone, together = rates
+    run = Measured(prompt, output, batch, cold, warm, alone, together)
     if run.ttft_cold_seconds < run.ttft_warm_seconds:
         _refuse(path, "has a warm first token later than the cold one; measure longer prompts")
     return run
