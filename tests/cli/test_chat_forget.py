@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 from test_cli import FakeServer, ScriptedPartner, contents, converse, fake_server
-from test_follow import Run, kveik
+from test_follow import Run
 
 from kveik.commands import chat as chat_command
-
-__all__ = ["kveik"]
 
 QUESTION = "how wide is television number {} of this shop, and how deep is it?"
 

@@ -6,8 +6,8 @@ only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from itertools import chain
+from collections.abc import Collection
+from itertools import islice
 
 from kveik.cache.deadlines import NEVER
 from kveik.cache.directive import BlockView
@@ -45,7 +45,7 @@ class Listing:
 
     def views(self, namespace: str | None, top: int, with_path: bool) -> list[BlockView]:
         found: list[BlockView] = []
-        for _, block in zip(range(_LOOKED_AT), self._hottest(), strict=False):
+        for block in self._hottest():
             if len(found) >= top or self._steps > _CLIMBED:
                 break
             view = self._view(block, namespace, with_path)
@@ -53,10 +53,17 @@ class Listing:
                 found.append(view)
         return found
 
-    def _hottest(self) -> Iterator[int]:
-        """Blocks of the first group: those that are read, then the idle ones, used last first."""
-        held = (block for lease in self.leases for block in lease.every_block(0))
-        return chain(dict.fromkeys(held), self.retention.idle[0].hottest())
+    def _hottest(self) -> list[int]:
+        """Blocks of the first group: those that are read, then the idle ones, used last first.
+
+        The policy's own order is not shown: it may be learned from everybody's traffic."""
+        held = dict.fromkeys(block for lease in self.leases for block in lease.every_block(0))
+        read = list(islice(held, _LOOKED_AT))
+        idle, owner = self.retention.idle[0], self.retention.pools[0].owner
+        rest = islice(idle.hottest(), _LOOKED_AT - len(read))
+        return read + sorted(
+            rest, key=lambda block: (-idle.last_used[block], self.tree.depth[owner[block]])
+        )
 
     def _view(self, block: int, namespace: str | None, with_path: bool) -> BlockView | None:
         retention, tree = self.retention, self.tree
