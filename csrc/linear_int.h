@@ -36,7 +36,7 @@ inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool n
   if (lines <= pass) {
     int64_t far = nibbles ? kNibblesAhead : weight.type == WeightType::int4 ? 0 : kFewAhead;
     if (far == 0) return {nullptr, nullptr, 0};
-    return {data + panel * bytes + far, data + panels * bytes, kStepBytes / 64 / fetches};
+    return {data + panel * bytes + far, data + panels * bytes, kStepBytes / 64 / fetches, !nibbles};
   }
   if (panel + 1 == panels) return {nullptr, nullptr, 0};
   int64_t steps = weight.in_padded / (nibbles ? kPackedInputs : kStepInt);

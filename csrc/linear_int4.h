@@ -13,9 +13,9 @@ namespace KVEIK_LEVEL {
 
 typedef uint8_t Bytes __attribute__((vector_size(64)));
 
-constexpr int64_t kPackedInputs = 128;   // of one tile of nibbles
-constexpr int kNibblePass = 8;           // lines of one pass
-constexpr int64_t kNibblesAhead = 8192;  // bytes that a few rows fetch before they are multiplied
+constexpr int64_t kPackedInputs = 128;    // of one tile of nibbles
+constexpr int kNibblePass = 8;            // lines of one pass
+constexpr int64_t kNibblesAhead = 16384;  // bytes that a few rows fetch before they are multiplied
 
 // ---- to bytes ---------------------------------------------------------------------------------
 

@@ -54,15 +54,21 @@ constexpr int64_t kTile = 512;     // bfloat16 values
 // Sums of some rows x one panel: [rows][32] float32 in a worker's scratch.
 using Sums = float*;
 
-// What follows in memory, fetched to the second-level cache a few lines at a time.
+// What follows in memory, fetched a few lines at a time: to the second-level cache, or `near`, to
+// the first, where it is multiplied soon and once.
 struct Ahead {
   const char* next;
   const char* end;
   int64_t lines;  // per step
+  bool near = false;
 
   void fetch() {
     for (int64_t i = 0; i < lines && next < end; ++i, next += 64) {
-      __builtin_prefetch(next, 0, 2);
+      if (near) {
+        __builtin_prefetch(next, 0, 3);
+      } else {
+        __builtin_prefetch(next, 0, 2);
+      }
     }
   }
 };

@@ -77,7 +77,7 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
   // as many inputs as are multiplied now, a line of 64 bytes each, while all rows go by: a part of
   // them with every four pairs
   int64_t passes = part.count / 8 + std::popcount(static_cast<uint64_t>(part.count % 8));
-  Ahead ahead{nullptr, end, (kStepBf16 / 4 + passes - 1) / passes};
+  Ahead ahead{nullptr, end, (kStepBf16 / 4 + passes - 1) / passes, part.count <= 8};
   for (int64_t from = part.from; from < part.to; from += near) {
     const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
     int64_t left = part.to - from, steps = (left < near ? left : near) / kStepBf16;
