@@ -4,7 +4,7 @@
 
 Cost: the same prompts pass through two cache managers, one of which tells its curve nothing, in
 turns (no arithmetic runs: the manager keeps books only; processor time). That of a block of 16
-tokens is then set against the time in which the embedded model computes one.
+tokens is then set against the time in which the embedded model computes one on all cores.
 
 Truth: conversations (a few openings, turns that go on from earlier ones, one-shot prompts) through
 a meter that follows every block, which tests compare with real pools, beside the bounded ones.
@@ -13,6 +13,7 @@ a meter that follows every block, which tests compare with real pools, beside th
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import statistics
 import time
@@ -101,15 +102,15 @@ def cost(report: Report, blocks: int, rounds: int) -> float:
 
 
 def block_seconds(repeats: int) -> float:
-    """In which the embedded model computes 16 tokens of a prompt of 512."""
+    """Processor time of 16 tokens of a prompt of 512, by the embedded model on one thread."""
     rng = random.Random(4)
-    with LLM(kv_memory=64 * 2**20) as llm:
+    with LLM(kv_memory=64 * 2**20, threads=1) as llm:
         best = float("inf")
         for _ in range(repeats):
             prompt = [rng.randrange(100, 900) for _ in range(512)]
-            started = time.perf_counter()
+            started = time.process_time()
             llm.generate({"prompt_token_ids": prompt}, SamplingParams(max_tokens=0))
-            best = min(best, time.perf_counter() - started)
+            best = min(best, time.process_time() - started)
     return best * SIZE / 512
 
 
@@ -145,7 +146,8 @@ def main() -> None:
     report = Report("curve")
     rounds, count = (3, 4000) if options.quick else (9, 12_000)
     small, large = cost(report, 1000, rounds), cost(report, 16_000, rounds)
-    block = block_seconds(3 if options.quick else 9)
+    cores = os.cpu_count() or 1
+    block = block_seconds(3 if options.quick else 9) / cores  # no core helps with books
     report.figure(
         "watching, of the time in which the embedded model computes a block",
         100 * max(small, large) / (block * 1e6),
