@@ -285,7 +285,7 @@ def test_expire_deletes_the_row_and_everything_below(plain: CacheServer) -> None
 
 
 def test_evict_makes_room_and_pin_keeps(plain: CacheServer) -> None:
-    text = fresh(80)
+    text = fresh(60)
     plain.usage(text)
     row = row_with(plain, text[:30])
     assert act(plain, row["node"], "pin").json()["blocks"] == row["blocks"]
