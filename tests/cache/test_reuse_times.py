@@ -113,6 +113,14 @@ def test_a_sample_is_bounded_and_forgets_what_left_its_window() -> None:
     assert sample.use(60, 0, 2 * sample.window + 61, 2000) == (None, False)
 
 
+def test_a_use_after_more_than_a_window_is_as_if_it_were_the_first() -> None:
+    sample = Sample(100)
+    sample.use(1, 0, 0, 0)
+    sample.use(2, 0, 1, 1)
+    assert sample.use(1, 0, sample.window + 1, 2) == (None, False)
+    assert sample.use(2, 0, sample.window + 1, 3) == ((0, 1, 1), True)
+
+
 # --- counts by age
 
 
@@ -196,6 +204,13 @@ def test_a_kind_that_comes_back_more_often_is_denser_and_doubt_takes_that_away()
     doubted = hit_densities(came, reached, Doubt.level(5))
     assert plain[1][3] > 2 * plain[0][3]
     assert doubted[1][3] == pytest.approx(doubted[0][3], rel=0.05)
+
+
+def test_where_nothing_is_known_of_a_kind_it_is_what_it_was_elsewhere() -> None:
+    came = [[1.0, 1.0, 1.0, 1.0, 1.0, 0.0], [40.0, 20.0, 10.0, 5.0, 2.0, 0.0]]
+    reached = [[100.0] * 5 + [0.0]] * 2
+    density = hit_densities(came, reached, Doubt())
+    assert density[1][5] > 2 * density[0][5]
 
 
 def test_what_comes_back_late_is_worth_more_when_it_has_waited() -> None:

@@ -7,11 +7,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from books import Books
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from traffic import request
 
 from kveik.cache.policies.hit_density import HitDensity
+from kveik.cache.policy import HIGH
 from kveik.lab.replay import replay
 from kveik.lab.trace import Trace
 
@@ -80,6 +82,22 @@ def test_ranks_that_are_remembered_are_those_that_hold(seed: int, blocks: int) -
     made = tuple(request(tuple(one[:50]), seconds, SIZE) for seconds, one in prompts)
     trace = Trace("floods", SIZE, made)
     assert replay(trace, HitDensity, blocks).hits == replay(trace, Unsteady, blocks).hits
+
+
+def test_a_block_that_changes_its_class_has_not_come_back() -> None:
+    books = Books(8, SIZE, policy="hit-density")
+    idle = books.idle[0]
+    policy = idle._policy
+    assert isinstance(policy, HitDensity)
+    for first in range(0, 200, 8):
+        books.end(books.run(list(range(first, first + 8))))
+    assert sum(map(sum, policy._times.came)) == 0
+    for block in range(8):
+        idle.set_class(block, HIGH)
+    assert sum(map(sum, policy._times.came)) == 0
+    for first in range(168, 200, 8):  # all that is cached, so what of it is in the sample
+        books.end(books.run(list(range(first, first + 8))))
+    assert sum(map(sum, policy._times.came)) > 0
 
 
 def test_doubt_grows_while_lru_does_better_and_ends_when_it_does_not() -> None:
