@@ -255,14 +255,15 @@ def throughput(report: Report, rounds: int, seconds: float) -> None:
         onlooker = Onlooker(url, service)
         load = Load(engine, clients=16)
         load.rate(2.0)
-        open_rates, closed_rates, watched = [], [], 0.0
+        open_rates, closed_rates, processor = [], [], 0.0
         for number in range(rounds):
             for is_open in (True, False) if number % 2 else (False, True):
                 if is_open:
                     with onlooker.watching():
-                        time.sleep(0.2)  # the whole pool is told first
+                        time.sleep(0.3)  # the whole pool is told first
+                        before = spent.seconds
                         open_rates.append(load.rate(seconds))
-                        watched += seconds
+                        processor += spent.seconds - before
                 else:
                     closed_rates.append(load.rate(seconds))
         blocks = engine.info.pool_blocks[0]
@@ -276,7 +277,7 @@ def throughput(report: Report, rounds: int, seconds: float) -> None:
         cores = len(os.sched_getaffinity(0))
         report.figure(
             "processor time of the stream, of all cores",
-            100 * spent.seconds / (watched + 0.2 * rounds) / cores,
+            100 * processor / (rounds * seconds) / cores,
             "%",
             bar=1.0,
             sense="<=",
@@ -331,7 +332,7 @@ def main() -> None:
         return
     report = Report("dashboard")
     frames(report, 4.0 if options.quick else 10.0)
-    throughput(report, 8 if options.quick else 40, 2.0)
+    throughput(report, 10 if options.quick else 60, 1.2)
     report.finish()
 
 

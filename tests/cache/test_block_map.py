@@ -159,6 +159,32 @@ def test_a_namespace_sees_only_its_own_and_numbers_it_by_itself() -> None:
     assert stranger.map.changes().size == 0
 
 
+def test_a_block_that_changes_hands_between_two_looks() -> None:
+    """It was being filled for one namespace and is for another: nothing else of it changed."""
+    books = small(4)
+    looks = [Onlooker(books, name) for name in ("a", "b")]
+    first = books.start(range(16), namespace="a", now=1.0)
+    for one in looks:
+        one.look(1.5)
+        one.check()
+    books.release(first, keep=False, now=2.0)
+    books.start(range(100, 116), namespace="b", now=2.0)
+    for one in looks:
+        one.look(2.5)
+        one.check()
+
+
+def test_places_that_are_vacant_are_taken_again() -> None:
+    books = small(16)
+    look = Onlooker(books, "a")
+    for k in range(9):
+        books.pass_through(range(100 * k, 100 * k + 32), namespace="a", now=1.0 + k)
+        look.look(1.5 + k)
+        look.check()
+    look.map.read(20.0)
+    assert look.map.changes().size <= 16
+
+
 def test_two_namespaces_with_one_number_are_shown_to_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

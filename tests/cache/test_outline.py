@@ -7,9 +7,11 @@ from books import Books, small
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kveik.cache import by_hand
 from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.outline import OutlineRow
 from kveik.cache.prefix import unpack_tokens
+from kveik.cache.segments import KvGroup
 from kveik.errors import PinBudgetExceeded
 
 Path = tuple[int, ...]
@@ -177,6 +179,45 @@ def test_evicting_leaves_what_is_read_pinned_or_before_it() -> None:
     books.check()
     assert books.cached([*range(24), 7]) == 8
     assert books.cached([*range(8), *range(50, 66), 7]) == 24
+
+
+def test_a_large_subtree_takes_several_evictions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_hand, "MOST", 3)
+    books = small(64)
+    books.pass_through(range(16), now=1.0)
+    for k in range(4):
+        books.pass_through([*range(16), *range(100 * k + 50, 100 * k + 58)], now=2.0 + k)
+    top = row_of(books, range(16)).first
+    freed = [books.by_hand(20.0).evict(top).blocks]
+    while sum(freed) < 12:
+        freed.append(books.by_hand(20.0).evict(top).blocks)
+        books.check()
+        assert 0 < freed[-1] <= 3
+    assert not paths(books)
+
+
+def test_rows_end_where_claims_do() -> None:
+    books = small(64)
+    books.pass_through(range(8), now=1.0)
+    books.name("", "faq", range(8), now=2.0)
+    books.pass_through(range(24), now=3.0)
+    top, rest = row_of(books, range(8)), row_of(books, range(24))
+    assert (len(top.tokens) // 4, len(rest.tokens) // 4) == (8, 16)
+    assert "name:faq" in top.claims
+    assert "name:faq" not in rest.claims
+
+
+def test_blocks_that_left_a_window_are_not_counted() -> None:
+    books = Books(64, 4, (KvGroup((0,), "window", window=8), KvGroup((1,))))
+    books.pass_through(range(40), now=1.0)
+    books.pass_through([*range(16), *range(70, 90)], now=2.0)
+    books.reclaim.make_room(0, 56)  # blocks of a window go alone, without their nodes
+    books.check()
+    found = paths(books)
+    held = books.pools[0].num_blocks - len(books.pools[0].free)
+    assert sum(row.blocks for row in found.values()) == held == 8
+    top = found[tuple(range(16))]
+    assert top.below == held - top.blocks
 
 
 def test_a_name_of_a_node_is_good_only_for_that_node() -> None:

@@ -7,6 +7,9 @@ only.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from kveik.cache.claims import Label
 from kveik.cache.directive import Receipt
 from kveik.cache.invalidation import Invalidation
@@ -18,7 +21,7 @@ BY_HAND = "hand:"
 """How the keys of these pins begin."""
 
 MOST = 4096
-"""Nodes that one eviction looks at; more are left for the next."""
+"""Nodes that one eviction looks at, and children of one of them."""
 
 
 class ByHand:
@@ -67,28 +70,26 @@ class ByHand:
 
     def evict(self, top: int) -> Receipt:
         """The idle blocks of this subtree make room, children before parents; what is pinned, read
-        or written to stays, and what comes before it. deferred: nodes that stay, those beyond the
-        first `MOST` not counted."""
+        or written to stays, and what comes before it. It looks at `MOST` nodes, so that a large
+        subtree takes several calls. deferred: nodes that it looked at and that stay."""
         tree, reclaim = self._tree, self._reclaim
-        parent, nodes = tree.parent[top], self._subtree(top)
+        parent = tree.parent[top]
         tree.pins[parent] += 1  # what is remembered of the top needs it
-        gone: list[int] = []
-        lengths = {node: tree.length[node] for node in nodes}
-        sizes, blocks = 0, 0
-        for node in reversed(nodes):
-            if tree.is_empty(node) or not self._may_go(node):
+        blocks = tokens = size = stay = 0
+        evicted: int | None = None
+        for node in islice(self._leaves_first(top), MOST):
+            if tree.is_empty(node):
                 continue
-            sizes += self._bytes(node)
+            if not self._may_go(node):
+                stay += 1
+                continue
+            tokens += tree.length[node]
+            size += self._bytes(node)
             blocks += reclaim.remove_leaf(node)
-            gone.append(node)
+            evicted = node if node == top else evicted
         reclaim.evicted += blocks
-        reclaim.leave_ghost(parent, top if top in gone else None)
-        return Receipt(
-            blocks,
-            sum(lengths[node] for node in gone),
-            (("memory", sizes),),
-            len(nodes) - len(gone),
-        )
+        reclaim.leave_ghost(parent, evicted)
+        return Receipt(blocks, tokens, (("memory", size),), stay)
 
     def _may_go(self, node: int) -> bool:
         tree = self._tree
@@ -96,14 +97,17 @@ class ByHand:
             return False
         return not self._retention.set_of(node).pinned and not self._retention.is_read(node)
 
-    def _subtree(self, top: int) -> list[int]:
-        """Parents before children, at most so many."""
-        nodes = [top]
-        for node in nodes:
-            if len(nodes) >= MOST:
-                break
-            nodes.extend(self._tree.each_child(node))
-        return nodes[:MOST]
+    def _leaves_first(self, top: int) -> Iterator[int]:
+        """The subtree, children before parents; the caller may remove what it was told."""
+        tree = self._tree
+        waiting = [(top, False)]
+        while waiting:
+            node, opened = waiting.pop()
+            if opened or not tree.children[node]:
+                yield node
+            else:
+                waiting.append((node, True))
+                waiting.extend((child, False) for child in islice(tree.each_child(node), MOST))
 
     def _path(self, node: int) -> list[int]:
         path: list[int] = []

@@ -34,7 +34,7 @@ from kveik.server.sse import HEADERS, frame
 NOW, LISTS, HISTORY = 1.0, 3.0, 10.0
 """Seconds between two events of a kind."""
 
-RATE, SHARE = 5.0, 0.004
+RATE, SHARE = 5.0, 0.0025
 """Where nobody asks for a rate: updates per second at most, and the share of the time that making
 them may take."""
 
