@@ -183,6 +183,12 @@ def test_places_that_are_vacant_are_taken_again() -> None:
         look.check()
     look.map.read(20.0)
     assert look.map.changes().size <= 16
+    books.invalidate(Selector("a", prefix=tuple(range(800, 832))), 21.0)
+    books.sweep(21.0)
+    look.look(22.0)
+    books.pass_through(range(5000, 5016), namespace="a", now=23.0)
+    look.look(24.0)
+    look.check()
 
 
 def test_two_namespaces_with_one_number_are_shown_to_nobody(

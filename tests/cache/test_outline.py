@@ -12,6 +12,7 @@ from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.outline import OutlineRow
 from kveik.cache.prefix import unpack_tokens
 from kveik.cache.segments import KvGroup
+from kveik.cache.window import StreamWindow
 from kveik.errors import PinBudgetExceeded
 
 Path = tuple[int, ...]
@@ -179,6 +180,36 @@ def test_evicting_leaves_what_is_read_pinned_or_before_it() -> None:
     books.check()
     assert books.cached([*range(24), 7]) == 8
     assert books.cached([*range(8), *range(50, 66), 7]) == 24
+
+
+def test_evicting_leaves_what_a_request_reads_that_stores_nothing() -> None:
+    books = small(64)
+    books.pass_through(range(24), now=1.0)
+    reader = books.start([*range(24), 7, 7], now=3.0, store=False)
+    assert books.by_hand(4.0).evict(row_of(books, range(24)).first).blocks == 0
+    books.check()
+    books.end(reader, now=5.0)
+    assert books.by_hand(6.0).evict(row_of(books, range(24)).first).blocks == 6
+
+
+def test_evicting_leaves_what_stands_before_a_block_that_a_stream_reads() -> None:
+    """A stream lets go of blocks in the middle and goes on reading those behind them."""
+    books = small(64)
+    tokens = list(range(16))
+    lease = books.start(tokens[:1], 1, stream=StreamWindow(sinks=3, window=13))
+    while lease.committed < 24:
+        assert books.extend(lease, lease.committed + 1)
+        books.step()
+        if lease.evicted:
+            books.append(lease, [50 + lease.committed])
+        else:
+            books.commit(lease, tokens[: lease.committed + 1])
+        books.check()
+    top = row_of(books, range(4))
+    assert books.stats().idle_blocks == (2,)
+    assert books.by_hand(9.0).evict(top.first).blocks == 0
+    books.check()
+    books.end(lease)
 
 
 def test_a_large_subtree_takes_several_evictions(monkeypatch: pytest.MonkeyPatch) -> None:
