@@ -264,3 +264,15 @@ def test_a_name_of_a_node_is_good_only_for_that_node() -> None:
     assert not books.node_of("", *name)
     books.pass_through(range(16), now=4.0)  # the same tokens again, perhaps in the same node
     assert not books.node_of("", *name)
+
+
+def test_a_name_does_not_outlive_an_eviction() -> None:
+    books = small(64)
+    books.pass_through(range(16), now=1.0)
+    row = row_of(books, range(16))
+    tree = books.tree
+    name = (row.last, tree.key(row.last), tree.created[row.last])
+    books.by_hand(2.0).evict(row.first)
+    books.pass_through(range(16), now=4.0)
+    assert tree.index[name[1]] == row.last  # the very same node, made again
+    assert not books.node_of("", *name)
