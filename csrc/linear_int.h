@@ -91,6 +91,7 @@ inline void row_products(const IntOperand<P>& operand, int64_t first, int64_t ro
                          PanelTiles& tiles, RowSums<P>& sums) {
   for (int64_t k = 0; k < tiles.weight.in_padded; k += tiles.weight.group) {
     Group group{tiles.weight, tiles.panel, k / tiles.weight.group};
+    group.fetch_scales();
     if (tiles.nibbles) {
       products_from_nibbles(operand, first, rows, group, sums, tiles.ahead);
     } else {

@@ -13,9 +13,9 @@ namespace KVEIK_LEVEL {
 
 typedef uint8_t Bytes __attribute__((vector_size(64)));
 
-constexpr int64_t kPackedInputs = 128;    // of one tile of nibbles
-constexpr int kNibblePass = 8;            // lines of one pass
-constexpr int64_t kNibblesAhead = 16384;  // bytes that a few rows fetch before they are multiplied
+constexpr int64_t kPackedInputs = 128;   // of one tile of nibbles
+constexpr int kNibblePass = 8;           // lines of one pass
+constexpr int64_t kNibblesAhead = 8192;  // bytes that a few rows fetch before they are multiplied
 
 // ---- to bytes ---------------------------------------------------------------------------------
 
@@ -89,7 +89,8 @@ inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t
                             const uint8_t* nibbles, const Group& group, RowSums<P>& totals,
                             Ahead& ahead) {
   constexpr int lines = count * P;
-  constexpr int halves = lines <= 4 ? 2 : 1;  // few sums: one need not wait for the one before
+  constexpr bool few = lines <= 4;     // so memory sets the pace: a fetch beside every load is best
+  constexpr int halves = few ? 2 : 1;  // few sums: one need not wait for the one before
   int64_t begin = group.begin(), end = group.end();
   const int8_t *low_x[lines], *high_x[lines];
   I32 sums[2][halves][lines] = {};
@@ -107,10 +108,12 @@ inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t
   Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t k = 0; k < end - begin; k += kPackedInputs, nibbles += 2 * kTileInt) {
     for (int64_t line = 0; line < 16; ++line) {
-      if (line % 4 == 0) own.fetch();
+      if (!few && line % 4 == 0) own.fetch();
 #pragma GCC unroll 2
       for (int tile = 0; tile < 2; ++tile) {
-        __m512i packed = _mm512_loadu_si512(nibbles + tile * kTileInt + line * 64);
+        const uint8_t* at = nibbles + tile * kTileInt + line * 64;
+        if (few) __builtin_prefetch(at + kNibblesAhead, 0, 2);
+        __m512i packed = _mm512_loadu_si512(at);
         __m512i low = _mm512_and_si512(packed, mask);
         __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
 #pragma GCC unroll 8

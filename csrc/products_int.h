@@ -11,7 +11,8 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kLines = 32;  // of rows that are multiplied together
+constexpr int64_t kLines = 32;       // of rows that are multiplied together
+constexpr int64_t kScalesAhead = 8;  // groups
 
 template <int P>
 constexpr int64_t kTogether = kLines / P;
@@ -40,6 +41,15 @@ struct Group {
     store(total, fused(whole_value<P>(ints), scale, before));
   }
   F32 scale(int64_t column) const { return group_scale(weight, panel * kPanel + column, number); }
+
+  // The scales of a later group: read too seldom for the processor to fetch them by itself.
+  void fetch_scales() const {
+    int64_t groups = weight.in_padded / weight.group, later = number + kScalesAhead;
+    const float* at = weight.scales + (panel * 2 * groups + later) * kLanes;
+    if (later >= groups) at += groups * kLanes;  // of the next panel
+    __builtin_prefetch(at);
+    __builtin_prefetch(at + groups * kLanes);
+  }
 };
 
 #if KVEIK_AMX
