@@ -43,11 +43,11 @@ class ServiceTimes:
 
 
 DEFAULT = ServiceTimes(
-    prefill_seconds=0.0037,
-    prefill_token_seconds=0.00019,
-    prefill_pair_seconds=1.3e-7,
-    step_seconds=0.0024,
-    step_sequence_seconds=0.00095,
+    prefill_seconds=0.0018,
+    prefill_token_seconds=4.7e-5,
+    prefill_pair_seconds=3.2e-8,
+    step_seconds=0.00027,
+    step_sequence_seconds=0.00015,
     batch=8,
 )
 """What `kveik bench` says of the embedded model on one thread of an AMD EPYC: see docs/SCALE.md."""
