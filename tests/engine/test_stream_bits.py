@@ -207,7 +207,7 @@ def test_ids_of_what_was_forgotten_are_not_kept(plain: EngineParts) -> None:
     endless.submit(stream(prompt(9), max_tokens=None), lambda event: None)
     for _ in range(500):
         endless.step()
-    [sequence] = endless._scheduler._running
+    [sequence] = endless._scheduler._roster.running
     assert len(sequence.tokens) <= 3 * WINDOW.size
     assert len(sequence.computed) < len(sequence.tokens)
     assert sequence.length >= 500
@@ -455,7 +455,7 @@ def test_sixteen_streams_share_the_blocks_of_their_prompt(parts: EngineParts) ->
     for one in requests:
         held.submit(one, lambda event: None)
     held.step()
-    pool, sequences = held._cache.pools[0], held._scheduler._running
+    pool, sequences = held._cache.pools[0], held._scheduler._roster.running
     first, second = sequences[0].lease.blocks[0][:2]  # type: ignore[union-attr]
     assert pool.refs[first] == pool.refs[second] == 16
     for _ in range(55):
