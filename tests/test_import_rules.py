@@ -42,6 +42,11 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "engine/resting.py": (("cache", "engine.request", "engine.sequence"), ()),
     "engine/sequence.py": (("cache", "engine.plan", "engine.request", "errors", "config"), ()),
     "engine/stop.py": (("errors", "config"), ()),
+    "engine/stats.py": (("cache.manager",), ()),
+    "engine/inbox.py": (
+        ("engine.delivery", "engine.request", "engine.sequence", "errors", "config"),
+        (),
+    ),
     "engine/series.py": ((), ()),
     "engine/journal.py": (("engine.request", "engine.series"), ()),
     "engine/history.py": (

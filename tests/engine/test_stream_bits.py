@@ -384,16 +384,15 @@ def test_an_idle_stream_gives_way_to_what_could_never_run(plain: EngineParts) ->
 
 @pytest.mark.parametrize("how", ["invalidate", "reset", "idle"])
 def test_what_ends_a_session_ends_its_stream(plain: EngineParts, how: str) -> None:
-    time = [0.0]
-    held = engine(plain, session_idle=100.0)
-    held._clock = held.history._clock = lambda: time[0]
+    now = [0.0]
+    held = engine(plain, session_idle=100.0, clock=lambda: now[0])
     run(held, [turn(prompt(50))])
     if how == "invalidate":
         held.invalidate(Selector(prefix=tuple(prompt(3))))
     elif how == "reset":
         assert held.reset_cache()
     else:
-        time[0] = 1000.0
+        now[0] = 1000.0
     while held.step():
         pass
     held.check()

@@ -78,7 +78,8 @@ class Acceptance:
 
     def _fork(self, parent: Sequence, child: Sequence) -> None:
         assert parent.lease is not None
-        roster, forked = self._roster, None
+        roster = self._roster
+        forked = None
         if parent.work.request.params.use_cache and len(roster.running) < self._limits.seats:
             forked = self._cache.fork(parent.lease)
         if forked is None:
