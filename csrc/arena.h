@@ -1,4 +1,4 @@
-// Memory for keys and values: the two planes of one KvGroup, laid out as kernels.h draws them.
+// Memory for the keys and values of one KvGroup, laid out as kernels.h draws it.
 #pragma once
 
 #include "kernels.h"
@@ -6,10 +6,10 @@
 
 namespace kveik {
 
-// An arena and the memory of its two planes, which is taken as blocks are first written.
+// An arena and its memory, which is taken as blocks are first written.
 struct ArenaMemory {
   Arena arena{};
-  Buffer keys, values;
+  Buffer memory;
 
   // Zeroed. Throws std::invalid_argument for a size below 1, std::bad_alloc.
   ArenaMemory(KvType type, int64_t layers, int64_t kv_heads, int64_t blocks, int64_t block_size,
@@ -17,10 +17,6 @@ struct ArenaMemory {
 };
 
 inline const Arena& arena_of(const ArenaMemory& memory) { return memory.arena; }
-
-// Bytes of one block of one head.
-int64_t key_block_bytes(const Arena& arena);
-int64_t value_block_bytes(const Arena& arena);
 
 // Slots 0 .. slots of block `source` become those of `target`, in every layer and head.
 // Both throw std::out_of_range, before anything is written, for what the arena does not have.

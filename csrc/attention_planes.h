@@ -1,6 +1,6 @@
-// Where the block of a head lies in the arena, and how the keys and values of new tokens get there.
+// How the keys and values of new tokens get into the arena, whose pieces kernels.h draws.
 //
-// kernels.h draws the planes. A key is stored turned to its home position, so that it serves every
+// A key is stored turned to its home position, so that it serves every
 // segment that shows it; the queries are turned to meet it, by the same turn_row. What is stored is
 // a function of the row alone. Padding from head_dim to width is written as zero.
 #pragma once
@@ -12,22 +12,6 @@
 
 namespace kveik {
 namespace KVEIK_LEVEL {
-
-inline size_t value_bytes(const Arena& arena) { return arena.type == KvType::bf16 ? 2 : 4; }
-
-// One block of one head: keys and values as kernels.h draws them.
-inline char* block_of(const Arena& arena, void* plane, int64_t slots, int64_t layer, int64_t head,
-                      int64_t block) {
-  int64_t piece = (layer * arena.blocks + block) * arena.kv_heads + head;
-  return static_cast<char*>(plane) + piece * slots * arena.width * value_bytes(arena);
-}
-inline char* keys_of(const Arena& arena, int64_t layer, int64_t head, int64_t block) {
-  return block_of(arena, arena.keys, arena.block_size, layer, head, block);
-}
-inline char* values_of(const Arena& arena, int64_t layer, int64_t head, int64_t block) {
-  bool odd_pair = arena.type == KvType::bf16 && arena.block_size % 2 == 1;
-  return block_of(arena, arena.values, arena.block_size + odd_pair, layer, head, block);
-}
 
 // ---- rotary embedding ---------------------------------------------------------------------------
 
@@ -93,9 +77,9 @@ inline void rope_write_kv(const float* k, const float* v, const Arena& arena, in
     int64_t head = at / rows, row = at % rows, from = (row * heads + head) * head_dim;
     int64_t block = plan.slots[row] / arena.block_size, offset = plan.slots[row] % arena.block_size;
     turn_row(plan, k + from, 1.0f, plan.key_angles[row], width, line);
-    write_key(arena, line, offset, keys_of(arena, layer, head, block));
+    write_key(arena, line, offset, arena.keys(layer, head, block));
     for (int64_t i = 0; i < width; i += kLanes) store(line + i, load(v + from + i, head_dim - i));
-    write_value(arena, line, offset, values_of(arena, layer, head, block));
+    write_value(arena, line, offset, arena.values(layer, head, block));
   }
 }
 

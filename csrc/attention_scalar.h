@@ -12,43 +12,38 @@
 namespace kveik {
 namespace scalar {
 
-// The number at `index` of a plane, and where a number of a block lies (kernels.h).
-inline double stored(const Arena& a, const void* plane, int64_t index) {
+// The number at `index` of a piece, and where a number lies in one (kernels.h).
+inline double stored(const Arena& a, const void* piece, int64_t index) {
   float value;
   if (a.type == KvType::f32) {
-    value = static_cast<const float*>(plane)[index];
+    value = static_cast<const float*>(piece)[index];
   } else {
-    uint32_t bits = uint32_t(static_cast<const bf16*>(plane)[index]) << 16;
+    uint32_t bits = uint32_t(static_cast<const bf16*>(piece)[index]) << 16;
     std::memcpy(&value, &bits, sizeof value);
   }
   return value;
 }
 
-inline void put(const Arena& a, void* plane, int64_t index, float value) {
+inline void put(const Arena& a, void* piece, int64_t index, float value) {
   if (a.type == KvType::f32) {
-    static_cast<float*>(plane)[index] = value;
+    static_cast<float*>(piece)[index] = value;
     return;
   }
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   bool number = value == value;
   bits = number ? bits + 0x7fff + ((bits >> 16) & 1) : bits | 0x400000;
-  static_cast<bf16*>(plane)[index] = static_cast<bf16>(bits >> 16);
+  static_cast<bf16*>(piece)[index] = static_cast<bf16>(bits >> 16);
 }
 
-inline int64_t key_index(const Arena& a, int64_t layer, int64_t head, int64_t block, int64_t slot,
-                         int64_t i) {
-  int64_t first = ((layer * a.blocks + block) * a.kv_heads + head) * a.block_size * a.width;
-  if (a.type == KvType::f32) return first + i * a.block_size + slot;
-  return first + (i / 2 * a.block_size + slot) * 2 + i % 2;
+inline int64_t key_index(const Arena& a, int64_t slot, int64_t i) {
+  if (a.type == KvType::f32) return i * a.block_size + slot;
+  return (i / 2 * a.block_size + slot) * 2 + i % 2;
 }
 
-inline int64_t value_index(const Arena& a, int64_t layer, int64_t head, int64_t block, int64_t slot,
-                           int64_t i) {
-  int64_t pieces = (layer * a.blocks + block) * a.kv_heads + head;
-  if (a.type == KvType::f32) return (pieces * a.block_size + slot) * a.width + i;
-  int64_t pairs = (a.block_size + 1) / 2;
-  return ((pieces * pairs + slot / 2) * a.width + i) * 2 + slot % 2;
+inline int64_t value_index(const Arena& a, int64_t slot, int64_t i) {
+  if (a.type == KvType::f32) return slot * a.width + i;
+  return (slot / 2 * a.width + i) * 2 + slot % 2;
 }
 
 // x [head_dim] turned by an angle of the plan.
@@ -72,9 +67,10 @@ inline void rope_write_kv(const float* k, const float* v, const Arena& a, int64_
     for (int64_t head = 0; head < a.kv_heads; ++head, k += head_dim, v += head_dim) {
       std::vector<double> key = turned(plan, k, plan.key_angles[row]);
       key.resize(a.width, 0.0);
+      char *keys = a.keys(layer, head, block), *values = a.values(layer, head, block);
       for (int64_t i = 0; i < a.width; ++i) {
-        put(a, a.keys, key_index(a, layer, head, block, slot, i), static_cast<float>(key[i]));
-        put(a, a.values, value_index(a, layer, head, block, slot, i), i < head_dim ? v[i] : 0.0f);
+        put(a, keys, key_index(a, slot, i), static_cast<float>(key[i]));
+        put(a, values, value_index(a, slot, i), i < head_dim ? v[i] : 0.0f);
       }
     }
   }
@@ -98,7 +94,7 @@ inline void add_seen(const AttentionPlan& plan, const AttentionPlan::Visit& visi
       int64_t slot = run.offset + at - run.slot;
       double score = 0;
       for (int64_t i = 0; i < a.head_dim; ++i) {
-        score += query[i] * stored(a, a.keys, key_index(a, layer, head, run.block, slot, i));
+        score += query[i] * stored(a, a.keys(layer, head, run.block), key_index(a, slot, i));
       }
       found.scores.push_back(score * plan.spec.scale);
       found.blocks.push_back(run.block);
@@ -117,8 +113,8 @@ inline void put_average(const SeenSlots& found, const Arena& a, int64_t layer, i
     double weight = std::exp(found.scores[n] - top);
     total += weight;
     for (int64_t i = 0; i < a.head_dim; ++i) {
-      int64_t index = value_index(a, layer, head, found.blocks[n], found.slots[n], i);
-      double value = stored(a, a.values, index);
+      const char* values = a.values(layer, head, found.blocks[n]);
+      double value = stored(a, values, value_index(a, found.slots[n], i));
       broken |= !std::isfinite(value);
       sums[i] += weight * value;
     }

@@ -115,7 +115,7 @@ inline void find_keys(const AttentionPlan& plan, const AttentionPlan::Visit& vis
   s.stride = 16;
   int low = visit.low / 16 * 16, high = visit.high / 16 * 16 + 15;
   for_runs(plan, visit.piece, low, high, [&](int64_t block, int64_t offset, int slot, int count) {
-    char* keys = keys_of(arena, layer, head, block);
+    char* keys = arena.keys(layer, head, block);
     if (!direct) return copy_keys(arena, keys, offset, slot, count, s.keys);
     for (int c = slot / 16; c <= (slot + count - 1) / 16; ++c) {
       int64_t first = (offset + 16 * c - slot) * (by_pairs(s.keys) ? 2 : 1);
@@ -137,8 +137,7 @@ inline bool find_coming(const AttentionPlan& plan, int32_t piece, const Arena& a
   int64_t slot_bytes = keys ? 4 : arena.width * 2;
   int next = 0;
   for_runs(plan, piece, 0, kSplit - 1, [&](int64_t block, int64_t offset, int slot, int count) {
-    const char* from =
-        keys ? keys_of(arena, layer, head, block) : values_of(arena, layer, head, block);
+    const char* from = keys ? arena.keys(layer, head, block) : arena.values(layer, head, block);
     for (int c = slot / 16; c <= (slot + count - 1) / 16; ++c) {
       coming.at[c] = from + (offset + 16 * c - slot) * slot_bytes;
       for (; next <= c; ++next) coming.at[next] = coming.at[c];
@@ -239,7 +238,7 @@ inline void find_values(const AttentionPlan& plan, const AttentionPlan::Visit& v
   std::memset(s.values + first * width, 0, (low - first) * width * sizeof(T));
   std::memset(s.values + high * width, 0, (last - high) * width * sizeof(T));
   auto copy = [&](int64_t block, int64_t offset, int slot, int count) {
-    copy_values(arena, values_of(arena, layer, head, block), offset, slot, count, s.values);
+    copy_values(arena, arena.values(layer, head, block), offset, slot, count, s.values);
   };
   for_runs(plan, visit.piece, visit.low, visit.high, copy);
   s.broken = 0;

@@ -16,16 +16,17 @@ KvType type_of(const std::string& dtype) {
   throw nb::value_error(("KV dtype '" + dtype + "': use float32 or bfloat16").c_str());
 }
 
-// A plane as [layers, kv_heads, blocks, values of a block], uint16 where it holds bfloat16.
-nb::object plane(nb::handle self, void* data, int64_t block_bytes) {
+// All keys, or all values, as [layers, kv_heads, blocks, numbers of a piece], uint16 where they are
+// bfloat16.
+nb::object pieces(nb::handle self, void* data, int64_t piece_bytes) {
   const Arena& a = nb::cast<ArenaMemory&>(self).arena;
   auto array = [&](auto value) {
     using T = decltype(value);
     size_t shape[] = {size_t(a.layers), size_t(a.kv_heads), size_t(a.blocks),
-                      size_t(block_bytes) / sizeof(T)};
-    // of a block all heads lie together
-    auto numbers = static_cast<int64_t>(shape[3]), heads = a.kv_heads;
-    int64_t strides[] = {a.blocks * heads * numbers, numbers, heads * numbers, 1};
+                      size_t(piece_bytes) / sizeof(T)};
+    auto head = static_cast<int64_t>((a.key_bytes + a.value_bytes) / sizeof(T));
+    int64_t block = a.kv_heads * head;
+    int64_t strides[] = {a.blocks * block, head, block, 1};
     return nb::cast(nb::ndarray<nb::numpy, T>(data, 4, shape, self, strides));
   };
   return a.type == KvType::bf16 ? array(uint16_t{}) : array(float{});
@@ -46,12 +47,12 @@ void bind_arena(nb::module_& m) {
       .def_prop_ro("keys",
                    [](nb::object self) {
                      const Arena& a = nb::cast<ArenaMemory&>(self).arena;
-                     return plane(self, a.keys, key_block_bytes(a));
+                     return pieces(self, a.keys(0, 0, 0), a.key_bytes);
                    })
       .def_prop_ro("values",
                    [](nb::object self) {
                      const Arena& a = nb::cast<ArenaMemory&>(self).arena;
-                     return plane(self, a.values, value_block_bytes(a));
+                     return pieces(self, a.values(0, 0, 0), a.value_bytes);
                    })
       .def("copy_blocks",
            [](ArenaMemory& self, const std::vector<Move>& moves) {

@@ -67,20 +67,26 @@ struct Table {
 enum class KvType : int { bf16, f32 };
 
 // The arena of one KvGroup. width is head_dim padded to a multiple of 32; a slot's padding is zero.
-// Element (layer, block, head) of each plane is one piece of block_size * width values; the heads
-// of a block lie together, so that blocks that lie anywhere are few pages:
+// Memory is [layers][blocks][kv_heads] x (a piece of keys, a piece of values): what belongs to a
+// block of a layer lies together, so that blocks that lie anywhere are few pages.
 //
-//   bf16  keys   [layers][blocks][kv_heads] x [width / 2][block_size][2]   pairs of dimensions
-//         values [layers][blocks][kv_heads] x [block_size / 2][width][2]   pairs of slots
-//         (block_size 1: the pairs of values lie in a block of its own with an empty partner:
-//          [1][width][2], that is stride 2 * width)
-//   f32   keys   [layers][blocks][kv_heads] x [width][block_size]
-//         values [layers][blocks][kv_heads] x [block_size][width]
+//   bf16  keys   [width / 2][block_size][2]   pairs of dimensions
+//         values [block_size / 2][width][2]   pairs of slots; half a pair too many if it is odd
+//   f32   keys   [width][block_size]
+//         values [block_size][width]
 struct Arena {
   KvType type;
   int64_t layers, kv_heads, blocks, block_size, head_dim, width;
-  void* keys;
-  void* values;
+  int64_t key_bytes, value_bytes;  // of a piece
+  char* memory;
+
+  char* keys(int64_t layer, int64_t head, int64_t block) const {
+    int64_t piece = (layer * blocks + block) * kv_heads + head;
+    return memory + piece * (key_bytes + value_bytes);
+  }
+  char* values(int64_t layer, int64_t head, int64_t block) const {
+    return keys(layer, head, block) + key_bytes;
+  }
 };
 
 struct Rope {

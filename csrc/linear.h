@@ -101,20 +101,23 @@ inline void put_gated(const float* gates, const float* ups, const Linear& gate, 
 }
 
 // Rows by passes, panels by groups: all passes over one group come before the next group, so that
-// weights come from memory once. A group has one panel where there is one pass.
+// weights come from memory once. Where there is one pass a group has one panel, or, for few rows, a
+// stretch of memory.
 struct Work {
   int64_t rows, in_padded, panels, passes, group_size, sums_panels, groups, pieces;
 
-  Work(int64_t rows_, int64_t in_padded_, int64_t panels_)
+  Work(int64_t rows_, int64_t in_padded_, int64_t panels_, const Worker& w)
       : rows(rows_), in_padded(in_padded_), panels(panels_) {
     bool parts = rows > 32 && in_padded > kPassInputs;
     passes = (rows + kPassRows - 1) / kPassRows;
-    group_size = parts ? kPartPanels : passes > 1 ? kPassPanels : 1;
+    int64_t run = few() ? panel_run(panels, in_padded * kPanel * sizeof(bf16), w) : 1;
+    group_size = parts ? kPartPanels : passes > 1 ? kPassPanels : run;
     sums_panels = parts ? group_size : 1;
     groups = (panels + group_size - 1) / group_size;
     pieces = groups * passes;
   }
 
+  bool few() const { return rows <= 16; }  // so memory sets the pace
   int64_t first_row(int64_t piece) const { return piece % passes * kPassRows; }
   int64_t row_count(int64_t piece) const {
     int64_t left = rows - first_row(piece);
@@ -148,7 +151,7 @@ inline void multiply_bf16(const Linear* const* weights, float* const* y, const i
                           int64_t count, const void* operand, int64_t rows, Worker& w) {
   int64_t panels = 0;
   for (int64_t i = 0; i < count; ++i) panels += weights[i]->out_padded / kPanel;
-  Work work(rows, weights[0]->in_padded, panels);
+  Work work(rows, weights[0]->in_padded, panels, w);
   auto* sums = static_cast<float*>(w.scratch(work.sums_panels * work.sums_size() * sizeof(float)));
   int64_t inputs = work.part_inputs(), width = work.in_padded;
   configure_rows(rows);
@@ -171,7 +174,7 @@ inline void multiply_bf16(const Linear* const* weights, float* const* y, const i
 // y null: the result goes to `next`, the operand of a product that takes gate.out inputs.
 inline void multiply_gated_bf16(const Linear& gate, const Linear& up, const void* operand,
                                 int64_t rows, float* y, int64_t y_stride, void* next, Worker& w) {
-  Work work(rows, gate.in_padded, gate.out_padded / kPanel);
+  Work work(rows, gate.in_padded, gate.out_padded / kPanel, w);
   int64_t size = work.sums_size(), inputs = work.part_inputs(), width = work.in_padded;
   auto* sums = static_cast<float*>(w.scratch(2 * work.sums_panels * size * sizeof(float)));
   configure_rows(rows);

@@ -26,10 +26,14 @@ inline F32 bias_of(const Linear& weight, int64_t column) {
   return weight.bias != nullptr ? load(weight.bias + column) : F32{};
 }
 
+inline int64_t panel_bytes(const Linear& weight) {
+  return weight.in_padded * kPanel / (weight.type == WeightType::int4 ? 2 : 1);
+}
+
 // What comes next in memory while a panel is multiplied: for few rows what follows at once, for
 // many the next panel.
 inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool nibbles) {
-  int64_t bytes = weight.in_padded * kPanel / (weight.type == WeightType::int4 ? 2 : 1);
+  int64_t bytes = panel_bytes(weight);
   const auto* data = static_cast<const char*>(weight.data);
   int64_t panels = weight.out_padded / kPanel;
   int64_t pass = nibbles ? kNibblePass : kPassLines, fetches = nibbles ? 4 : kFetches;
@@ -167,8 +171,6 @@ inline void panel_products(const PanelProduct& product, const IntOperand<P>& ope
 
 // ---- the family's entries -----------------------------------------------------------------------
 
-constexpr int64_t kPanelRun = 4;
-
 // Rows whose operand stays in L2 while panels go by: 1 MB of it.
 template <int P>
 inline int64_t section_rows(int64_t width) {
@@ -176,13 +178,12 @@ inline int64_t section_rows(int64_t width) {
   return rows < kTogether<P> ? kTogether<P> : rows;
 }
 
-// Calls body(panel, section) for this worker's part of all sections x all panels. A worker takes
-// some panels in a row, one stretch of memory, as long as every worker gets a few such stretches.
+// Calls body(panel, section) for this worker's part of all sections x all panels.
 template <typename Body>
-inline void each_piece(int64_t panels, int64_t rows, int64_t height, Worker& w, Body body) {
+inline void each_piece(int64_t panels, int64_t panel_bytes, int64_t rows, int64_t height, Worker& w,
+                       Body body) {
   int64_t sections = (rows + height - 1) / height;
-  int64_t run = panels / (w.count * 8);
-  run = run < 1 ? 1 : run > kPanelRun ? kPanelRun : run;
+  int64_t run = panel_run(panels, panel_bytes, w);
   int64_t runs = (panels + run - 1) / run;
   for (int64_t piece = w.claim(); piece < runs * sections; piece = w.claim()) {
     int64_t first = piece / runs * height, begin = piece % runs * run;
@@ -203,7 +204,7 @@ inline void multiply_planes(const Linear* const* weights, float* const* y, const
     unpacked = wanted > unpacked ? wanted : unpacked;
   }
   auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
-  each_piece(panels, operand.rows, section_rows<P>(operand.width), w,
+  each_piece(panels, panel_bytes(*weights[0]), operand.rows, section_rows<P>(operand.width), w,
              [&](int64_t panel, const Section& section) {
                int64_t own = panel, i = matrix_of(weights, own);
                panel_products({weights[i], nullptr, own, y[i], y_strides[i]}, operand, section,
@@ -227,8 +228,8 @@ inline void multiply_gated_planes(const Linear& gate, const Linear& up,
   int64_t lines = operand.rows * P;
   size_t unpacked = unpacked_bytes(gate, lines) + unpacked_bytes(up, lines);
   auto* scratch = static_cast<int8_t*>(w.scratch(unpacked));
-  each_piece(gate.out_padded / kPanel, operand.rows, section_rows<P>(operand.width), w,
-             [&](int64_t panel, const Section& section) {
+  each_piece(gate.out_padded / kPanel, panel_bytes(gate), operand.rows,
+             section_rows<P>(operand.width), w, [&](int64_t panel, const Section& section) {
                panel_products({&gate, &up, panel, y, y_stride}, operand, section, scratch);
              });
 }

@@ -73,6 +73,15 @@ struct Ahead {
   }
 };
 
+// Panels that a worker takes in a row where memory sets the pace: what it fetches ahead is then its
+// own. Every worker gets some such stretches, because none is as quick as the other.
+inline int64_t panel_run(int64_t panels, int64_t panel_bytes, const Worker& w) {
+  constexpr int64_t kStretch = 512 << 10;
+  int64_t run = kStretch / panel_bytes, fair = panels / (w.count * 4);
+  run = run < fair ? run : fair;
+  return run < 1 ? 1 : run;
+}
+
 // Rows row .. row + count x one panel, over inputs from .. to (multiples of 32).
 struct Part {
   int64_t row, count, from, to;

@@ -22,6 +22,7 @@ PAGES = (
     "docs/POLICY_LABORATORY.md",
     "docs/PROMPT_MODULES.md",
     "docs/RELEVANCE.md",
+    "docs/SCALE.md",
     "docs/STREAMS.md",
 )
 TEXT = "\n".join((ROOT / page).read_text() for page in PAGES)

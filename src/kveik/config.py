@@ -17,6 +17,9 @@ from typing import Any, Literal, NoReturn
 
 from kveik.errors import ConfigError, InvalidRequest
 
+DEFAULT_POLICY = "hit-density"
+"""Of eviction: docs/DEFAULT_POLICY.md says what it is and how it was found."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limit:
@@ -123,7 +126,7 @@ class EngineConfig:
     max_queued_requests: int = 1024
     max_queued_tokens: int = 4_000_000
     enable_prefix_caching: bool = True
-    policy: str = "hit-density"  # a name in cache/policy.py, or module:Class
+    policy: str = DEFAULT_POLICY  # a name in cache/policy.py, or module:Class
     record: str | None = None  # file for a trace of the traffic
     session_idle: float = 1800.0  # seconds without a request after which a session ends
     pin_share: float = 0.25  # of the pool, at most, may be pinned

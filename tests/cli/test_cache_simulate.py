@@ -49,8 +49,8 @@ def test_a_table_of_every_route_and_number(run: Run, trace: Path) -> None:
     assert (code, err) == (0, "")
     head, columns, *rows = [line for line in out.splitlines() if line.strip()]
     assert head == (
-        "made.jsonl: 60 requests, 92,160 prompt tokens, 1,000 blocks of 512 in each replica, lru, "
-        "1 x speed"
+        "made.jsonl: 60 requests, 92,160 prompt tokens, 1,000 blocks of 512 in each replica, "
+        "hit-density, 1 x speed"
     )
     assert columns.split()[:3] == ["replicas", "route", "tokens"]
     assert [line.split()[:2] for line in rows] == [
@@ -75,7 +75,7 @@ def test_json_says_how_a_replica_was_made(run: Run, trace: Path, tmp_path: Path)
     assert code == 0
     assert answer["service"] == times
     facts = [answer[name] for name in ("trace", "requests", "blocks", "policy", "speed")]
-    assert facts == ["made.jsonl", 60, 9, "lru", 4.0]
+    assert facts == ["made.jsonl", 60, 9, "hit-density", 4.0]
     (row,) = answer["simulations"]
     assert tuple(row) == FIELDS
     assert row["ttft_p50"] >= 0.5

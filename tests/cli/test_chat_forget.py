@@ -74,3 +74,22 @@ def test_a_server_is_asked_to_forget_and_keeps_what_is_left(
     assert contents(bodies[5]["messages"]) == ["five"]
     out = capsys.readouterr().out
     assert "20 of 90 prompt tokens cached, 40 more approximately, 30 tokens forgotten" in out
+
+
+def test_a_session_that_the_server_has_ended_begins_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delta = json.dumps({"choices": [{"delta": {"content": "ok"}}]})
+    with fake_server([delta, "[DONE]"]) as url:
+        partner = chat_command.RemotePartner(url, None, {})
+        converse(monkeypatch, partner, ["one", "two", "/forget 1", "three", "lost", "five"])
+    bodies = [body for _, body in FakeServer.seen]
+    assert contents(bodies[3]["messages"]) == ["lost"]
+    assert bodies[3]["kveik"]["continue"]
+    whole = ["one", "ok", "two", "ok", "three", "ok", "lost"]
+    assert contents(bodies[4]["messages"]) == whole
+    assert contents(bodies[5]["messages"]) == [*whole, "ok", "five"]
+    assert [body.get("kveik") for body in bodies[4:]] == [None, None]
+    out, err = capsys.readouterr()
+    assert "the server has ended the session" in out
+    assert not err

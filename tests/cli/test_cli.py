@@ -347,6 +347,8 @@ class FakeServer(BaseHTTPRequestHandler):
         self.seen.append((self.headers.get("Authorization", ""), body))
         if body["messages"][-1]["content"] == "refuse":
             self._answer(400, b'{"error": {"message": "no, thank you"}}')
+        elif "lost" in body["messages"][-1]["content"] and "continue" in body.get("kveik", {}):
+            self._answer(409, b'{"error": {"message": "nothing is kept of the session"}}')
         else:
             lines = "".join(f": ping\n\ndata: {event}\n\n" for event in self.events)
             self._answer(200, lines.encode())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kveik.config import DEFAULT_POLICY
+
 if TYPE_CHECKING:
     from kveik.commands.remote import Remote
 
@@ -203,7 +205,9 @@ def simulate(
         ),
     ] = "all",
     blocks: Annotated[int, typer.Option(min=1, help="Of the KV pool of each replica")] = 1000,
-    policy: Annotated[str, typer.Option(help="Of eviction: a name, or module:Class")] = "lru",
+    policy: Annotated[
+        str, typer.Option(help="Of eviction: a name, or module:Class")
+    ] = DEFAULT_POLICY,
     service: Annotated[
         list[Path] | None,
         typer.Option(

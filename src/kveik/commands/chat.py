@@ -21,7 +21,7 @@ import typer
 from kveik.commands.remote import Remote
 from kveik.engine.forgetting import forget_words
 from kveik.engine.request import SamplingParams
-from kveik.errors import KveikError
+from kveik.errors import Conflict, KveikError
 from kveik.llm import LLM
 from kveik.managed import CacheOptions
 from kveik.outputs import StreamDelta
@@ -29,6 +29,8 @@ from kveik.session import Forgets, Session, new_session_id
 
 _USUAL_CONTEXT = 1024
 """Tokens of a stream's window where a server does not say what its model sees."""
+
+_ENDED = "[the server has ended the session: all is read again, also what was forgotten]"
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -146,10 +148,19 @@ class RemotePartner:
             body["kveik"]["stream_window"] = self._window
         if forget:
             body["kveik"]["forget"] = forget
+        went_on = self._goes_on
         if self.endless:
             self._goes_on = False  # a cut answer ends the stream: the next turn begins another one
-        yield from self._told(body)
-        self._goes_on = True
+        try:
+            yield from self._told(body)
+        except Conflict:  # the session was idle for too long, or the server began anew
+            if self.endless or not went_on:
+                raise
+            typer.secho(_ENDED, dim=True)
+            self._session, self._goes_on = None, False
+            yield from self.answer(messages, forget)
+        else:
+            self._goes_on = True
 
     def reset(self) -> None:
         if self._session is not None:

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from kveik.errors import ConfigError, KveikError, PermissionDenied, Unavailable
+from kveik.errors import ConfigError, Conflict, KveikError, PermissionDenied, Unavailable
+
+_KINDS: Mapping[int, type[KveikError]] = {403: PermissionDenied, 409: Conflict}
 
 
 class Remote:
@@ -47,7 +49,7 @@ class Remote:
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """The open answer. Raises Unavailable where nobody answers, KveikError where refused
-        (PermissionDenied: to this key)."""
+        (PermissionDenied: to this key, Conflict: now)."""
         kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
         connection = kinds[self._parts.scheme](self._parts.hostname or "", self._parts.port)
         try:
@@ -55,7 +57,7 @@ class Remote:
             connection.request(method, self._path + path, content, self._headers)
             response = connection.getresponse()
             if response.status != 200:
-                kind = PermissionDenied if response.status == 403 else KveikError
+                kind = _KINDS.get(response.status, KveikError)
                 raise kind(f"{response.status}: {_error_message(response.read())}")
             yield response
         except (OSError, http.client.HTTPException) as error:

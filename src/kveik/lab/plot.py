@@ -1,8 +1,10 @@
-"""Hit rate against memory, one line for each policy, as a picture. Needs matplotlib."""
+"""Hit rate, and what was computed again, against memory: one line for each policy, as a picture.
+
+Needs matplotlib."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 _DASHES = ("-", "--", ":")
 INK = "#4d4d4d"
+
+Value = Callable[[Replay], float]
 
 
 def check_plot() -> None:
@@ -38,9 +42,19 @@ def draw(trace: Trace, replays: Sequence[Replay], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    watched = [one for one in replays if one.played.reasons.computed_first]
     with matplotlib.rc_context({"svg.hashsalt": "kveik", "font.size": 10}):
-        figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-        _fill(figure.add_subplot(), trace, replays)
+        figure = Figure(figsize=(11.5 if watched else 7.5, 4.2), layout="constrained")
+        hits, *again = figure.subplots(1, 2 if watched else 1, squeeze=False)[0]
+        _lines(hits, trace, replays, lambda one: 100 * one.token_hit_rate)
+        hits.set_ylabel("prompt tokens from the cache, %")
+        hits.set_title(trace.name, fontsize=10, color=INK, loc="left")
+        for axes in again:
+            _lines(axes, trace, watched, lambda one: one.played.reasons.computed_again)
+            axes.set_ylabel("blocks computed again")
+            axes.yaxis.set_major_formatter("{x:,.0f}")
+            axes.set_title("had been there, and were evicted", fontsize=10, color=INK)
+        figure.legend(*hits.get_legend_handles_labels(), frameon=False, loc="outside right center")
         save(figure, path)
 
 
@@ -52,12 +66,12 @@ def save(figure: Figure, path: Path) -> None:
         raise ConfigError(f"--plot: {path} cannot be written ({error})", param="plot") from None
 
 
-def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
+def _lines(axes: Axes, trace: Trace, replays: Sequence[Replay], value: Value) -> None:
+    """One line for each policy."""
     policies = list(dict.fromkeys(one.policy for one in replays))
     others = [name for name in policies if name != "optimum"]
     for name in policies:
-        of_it = (one for one in replays if one.policy == name)
-        points = sorted((one.blocks, 100 * one.token_hit_rate) for one in of_it)
+        points = sorted((one.blocks, value(one)) for one in replays if one.policy == name)
         colour, dash = INK, "-."
         if name != "optimum":
             lap, place = divmod(others.index(name), len(COLOURS))
@@ -77,8 +91,5 @@ def _fill(axes: Axes, trace: Trace, replays: Sequence[Replay]) -> None:
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"KV pool, blocks of {trace.block_size} tokens")
-    axes.set_ylabel("prompt tokens from the cache, %")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axes.set_title(trace.name, fontsize=10, color=INK, loc="left")

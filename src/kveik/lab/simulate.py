@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kveik.config import DEFAULT_POLICY
 from kveik.lab.replay import Machine, MakePolicy
 from kveik.lab.replica import Job, Replica
 from kveik.lab.routes import Fleet, make_route
@@ -92,7 +93,7 @@ def simulate(
     fleet: Fleet,
     service: ServiceTimes,
     *,
-    policy: str | MakePolicy = "lru",
+    policy: str | MakePolicy = DEFAULT_POLICY,
 ) -> Simulation:
     """Send the trace to that many replicas, all of them empty. ConfigError: there is no such
     route."""

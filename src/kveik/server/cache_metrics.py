@@ -80,8 +80,9 @@ def _reasons(name: str, text: str, reasons: Sequence[str], counts: Mapping[str, 
 
 
 def _bytes(cache: CacheStats, info: EngineInfo) -> Metric:
-    """used: of running requests; cached: free to be evicted, and not pinned; logical: as if every
-    tenant had its own copy of what is public (used and cached have one)."""
+    """used: of running requests; cached: of none, and free to be evicted where nothing pins them;
+    pinned: of either; logical: as if every tenant had its own copy of what is public (used and
+    cached have one)."""
     family = GaugeMetricFamily("kveik:kv_bytes", "Bytes of KV blocks by kind", labels=["kind"])
     for kind, blocks in (
         ("used", cache.leased_blocks),
