@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,11 +61,18 @@ def prompt(length: int, seed: int = 0) -> list[int]:
     return [rng.randrange(3, VOCABULARY) for _ in range(length)]
 
 
-def engine(parts: EngineParts, blocks: int = 256, **config: Any) -> Engine:
+def engine(
+    parts: EngineParts,
+    blocks: int = 256,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    **config: Any,
+) -> Engine:
     """A cold engine around loaded weights."""
     blocks_per_group = (blocks,) * len(parts.model.groups)
     config = {"block_size": BLOCK, **config}
-    return Engine(replace(parts, config=EngineConfig(**config), pool_blocks=blocks_per_group))
+    around = replace(parts, config=EngineConfig(**config), pool_blocks=blocks_per_group)
+    return Engine(around, clock=clock)
 
 
 def run(subject: Engine, requests: Sequence[Request], *, apart: int = 0) -> list[Run]:

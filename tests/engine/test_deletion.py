@@ -15,7 +15,7 @@ from toy_model import ToyModel, toy_engine, toy_ops
 from kveik.cache.directive import Directive, Selector, Ttl
 from kveik.cache.segments import CopyPrefix, Erase
 from kveik.config import EngineConfig
-from kveik.engine import engine as engine_module
+from kveik.engine import engine_thread
 from kveik.engine.engine import Engine
 from kveik.engine.parts import EngineParts
 from kveik.engine.request import Request, SamplingParams
@@ -129,7 +129,7 @@ class Watched:
     """An engine on its own thread whose erasures are seen; it wakes for deadlines only."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
-        monkeypatch.setattr(engine_module, "CHECK_INTERVAL", 3600.0)
+        monkeypatch.setattr(engine_thread, "CHECK_INTERVAL", 3600.0)
         self.erased = threading.Event()
         model = ToyModel()
         ops = toy_ops(model.faults)
@@ -191,14 +191,14 @@ def test_what_happens_while_it_falls_asleep_is_not_slept_over(
     """The verb comes between the look at the deadlines and the sleep."""
     watched = Watched(monkeypatch)
     watched.ask(prompt(40, 100), directive=Directive(tags=("news",)))
-    engine, look = watched.engine, watched.engine._idle_seconds
+    engine, look = watched.engine, watched.engine._thread._idle_seconds
 
     def interrupted() -> float:
         seconds = look()
         engine.invalidate(Selector(tag="news"))
         return seconds
 
-    monkeypatch.setattr(engine, "_idle_seconds", interrupted)
+    monkeypatch.setattr(engine._thread, "_idle_seconds", interrupted)
     watched.ask(prompt(40))
     assert watched.erased.wait(20)
     engine.stop()

@@ -118,7 +118,7 @@ def test_what_a_unit_was_computed_with_is_part_of_every_recipe_that_sees_it() ->
     for handle, (prompt, tokens) in enumerate((one, other)):
         made.add(handle, tokens, joined=prompt)
     made.step()
-    assert len(made.scheduler._works) == 2 + 2, "each has its own unit made"
+    assert len(made.scheduler._roster.works) == 2 + 2, "each has its own unit made"
     made.drain()
     for handle, (prompt, tokens) in enumerate((one, other)):
         assert made.texts[handle, 0] == expected(tokens, prompt, 4)

@@ -307,7 +307,7 @@ def test_stopping_tells_everyone_first() -> None:
     until(lambda: engine.stats().steps >= 5)
     stopping = threading.Thread(target=engine.stop)
     stopping.start()
-    until(lambda: not engine._accepting)
+    until(lambda: not engine._inbox.accepting)
     tokenizer.open.set()
     stopping.join(20)
     assert not stopping.is_alive()
@@ -352,7 +352,7 @@ def test_a_fault_of_the_engine_is_told_behind_what_was_computed() -> None:
     until(lambda: engine.stats().steps >= 3)
     model.faults.moves = breaks
     forked = ask(engine, range(100, 110), max_tokens=5, n=2)  # the fork of its tail is a move
-    until(lambda: engine._failure is not None)
+    until(lambda: engine._inbox.failure is not None)
     tokenizer.open.set()
     assert listener.done.wait(20)
     assert forked.done.wait(20)

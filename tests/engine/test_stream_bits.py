@@ -207,7 +207,7 @@ def test_ids_of_what_was_forgotten_are_not_kept(plain: EngineParts) -> None:
     endless.submit(stream(prompt(9), max_tokens=None), lambda event: None)
     for _ in range(500):
         endless.step()
-    [sequence] = endless._scheduler._running
+    [sequence] = endless._scheduler._roster.running
     assert len(sequence.tokens) <= 3 * WINDOW.size
     assert len(sequence.computed) < len(sequence.tokens)
     assert sequence.length >= 500
@@ -384,16 +384,15 @@ def test_an_idle_stream_gives_way_to_what_could_never_run(plain: EngineParts) ->
 
 @pytest.mark.parametrize("how", ["invalidate", "reset", "idle"])
 def test_what_ends_a_session_ends_its_stream(plain: EngineParts, how: str) -> None:
-    time = [0.0]
-    held = engine(plain, session_idle=100.0)
-    held._clock = held.history._clock = lambda: time[0]
+    now = [0.0]
+    held = engine(plain, session_idle=100.0, clock=lambda: now[0])
     run(held, [turn(prompt(50))])
     if how == "invalidate":
         held.invalidate(Selector(prefix=tuple(prompt(3))))
     elif how == "reset":
         assert held.reset_cache()
     else:
-        time[0] = 1000.0
+        now[0] = 1000.0
     while held.step():
         pass
     held.check()
@@ -455,7 +454,7 @@ def test_sixteen_streams_share_the_blocks_of_their_prompt(parts: EngineParts) ->
     for one in requests:
         held.submit(one, lambda event: None)
     held.step()
-    pool, sequences = held._cache.pools[0], held._scheduler._running
+    pool, sequences = held._cache.pools[0], held._scheduler._roster.running
     first, second = sequences[0].lease.blocks[0][:2]  # type: ignore[union-attr]
     assert pool.refs[first] == pool.refs[second] == 16
     for _ in range(55):

@@ -61,7 +61,7 @@ def test_who_reads_what_a_stream_let_go_gives_way_before_the_step_is_planned() -
         if plan is None:
             break
         ids = [sequence.sequence_id for sequence in plan.sequences]
-        live = {one.sequence_id for one in bench.scheduler._running}
+        live = {one.sequence_id for one in bench.scheduler._roster.running}
         assert set(ids) <= live | {one for one in ids if bench.finished}
     bench.drain()
     assert bench.works[1].cached_tokens == WINDOW.size - 1

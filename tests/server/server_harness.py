@@ -149,7 +149,7 @@ def broken_off(server: RunningServer, ask: Callable[[], Any]) -> Iterator[Any]:
         brake.step(3)
         events = iter(ask())
         first = next(events)
-        for work in list(server.engine._scheduler._works):
+        for work in list(server.engine._scheduler._roster.works):
             server.engine.abort(work)
     return itertools.chain([first], events)
 
