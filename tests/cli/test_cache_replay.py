@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -110,6 +111,7 @@ def test_a_picture_has_a_line_for_each_policy(run: Run, trace: Path, tmp_path: P
         assert run("replay", str(trace), *asked)[0] == 0
         pictures.append(target.read_text())
     assert ElementTree.fromstring(pictures[0]).tag.endswith("svg")
+    assert re.findall(r'id="(axes_\d)"', pictures[0]) == ["axes_1", "axes_2"]  # hits, again
     assert pictures[0] == pictures[1]  # the same figures give the same file
     code, _, err = run("replay", str(trace), "--policy", "lru", "--plot", str(tmp_path / "x.nope"))
     assert code == 2

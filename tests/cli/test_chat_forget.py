@@ -93,3 +93,14 @@ def test_a_session_that_the_server_has_ended_begins_again(
     out, err = capsys.readouterr()
     assert "the server has ended the session" in out
     assert not err
+
+
+def test_a_stream_that_the_server_has_ended_is_not_begun_again_unasked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    delta = json.dumps({"choices": [{"delta": {"content": "ok"}}]})
+    with fake_server([delta, "[DONE]"]) as url:
+        partner = chat_command.RemotePartner(url, None, {}, endless=True)
+        converse(monkeypatch, partner, ["one", "lost", "three"])
+    assert [body["kveik"].get("continue") for _, body in FakeServer.seen] == [None, True, None]
+    assert "nothing is kept of the session" in capsys.readouterr().err
