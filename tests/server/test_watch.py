@@ -225,16 +225,20 @@ def test_updates_that_are_dear_become_rare(
     monkeypatch.setattr(watch_stream, "RATE", 200.0)
     with watching(plain, rate="") as events:
         events.first("history")
+        until(lambda: len(made) == 2)  # the whole pool, told first, costs no pause
         for _ in range(5):
             plain.usage(fresh(10))
-        assert len(made) == 1
+        assert len(made) == 2
     with watching(plain) as events:  # who asks for a rate has it
         until(lambda: len(made) > 5)
         assert events.first("about")
 
 
-def test_a_server_that_stops_ends_the_stream(tiny_folder: Callable[..., Path]) -> None:
-    with cache_server(tiny_folder()) as server, watching(server) as events:
+def test_a_server_that_stops_ends_the_stream(
+    tiny_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_stream, "RATE", 1e-6)  # and waits for no update
+    with cache_server(tiny_folder()) as server, watching(server, rate="") as events:
         events.first("now")
         server.server.stop()
         with pytest.raises(AssertionError, match="the stream ended"):

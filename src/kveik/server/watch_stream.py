@@ -38,6 +38,9 @@ RATE, SHARE = 5.0, 0.0025
 """Where nobody asks for a rate: updates per second at most, and the share of the time that making
 them may take."""
 
+_NOTICED = 0.5
+"""Seconds within which the stream sees that the server drains."""
+
 _SESSIONS = 200  # told at most, those used last
 
 Json = dict[str, Any]
@@ -146,6 +149,7 @@ class WatchStream(Response):
     async def _write(self, watcher: asyncio.Task[None], send: Send) -> None:
         loop = asyncio.get_running_loop()
         spoke = due = loop.time()
+        opening = True
         while self._service.phase == "ready":
             body, cost = await asyncio.to_thread(self._timed)
             if not body and loop.time() - spoke > self._service.ping_seconds:
@@ -153,12 +157,24 @@ class WatchStream(Response):
             if body:
                 spoke = loop.time()
                 await self._send(send, body, more=True)
-            pause = 1 / self._rate if self._rate is not None else max(1 / RATE, cost / SHARE)
+            pause = 1 / RATE if self._rate is None else 1 / self._rate
+            if self._rate is None and not opening:  # the whole pool is told once
+                pause = max(pause, cost / SHARE)
+            opening = False
             due = max(due + pause, loop.time())  # what was missed is not made up for
-            done, _ = await asyncio.wait({watcher}, timeout=due - loop.time())
+            await self._rest(watcher, due)
+        await self._send(send, b"", more=False)
+
+    async def _rest(self, watcher: asyncio.Task[None], due: float) -> None:
+        """Until it is due or the server drains."""
+        loop = asyncio.get_running_loop()
+        while True:
+            left = max(0.0, due - loop.time())
+            done, _ = await asyncio.wait({watcher}, timeout=min(left, _NOTICED))
             if done:
                 raise ClientGoneError
-        await self._send(send, b"", more=False)
+            if left <= _NOTICED or self._service.phase != "ready":
+                return
 
     def _timed(self) -> tuple[bytes, float]:
         """The frames, and the processor time of this thread that they took."""
