@@ -6,7 +6,7 @@
        that began with the same prompt (its perplexity: stream_quality.py)
 
 Sides take turns; a figure is the median of the ratios of the rounds. Plain decoding grows while it
-is measured, so it begins `STEPS` tokens before the size of the cache and is compared with a stream
+is measured, so its last token sees as many keys as the cache has, and it is compared with a stream
 of the size that it has on average. A stream is measured behind its first eviction, when it has two
 segments. The embedded model, and where wanted random weights of a shape (in a temporary folder).
 
@@ -18,7 +18,8 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from report import Report, arguments
@@ -34,7 +35,7 @@ from kveik.cache.window import StreamWindow
 CACHES = (256, 512, 1024)
 EVICTED = (1, 16, 128)
 SINKS = 4
-STEPS = 32  # tokens that are generated and timed
+WARM, STEPS = 16, 32  # tokens that are generated, and those behind them that are timed
 BEYOND = 256  # tokens of a stream's prompt behind its first window
 STREAMS, ANSWER = 16, 64
 
@@ -46,20 +47,26 @@ def prompt_of(llm: LLM, count: int, seed: int = 0) -> Prompt:
     return generator.choices(range(8, llm.engine.info.vocab_size), k=count)
 
 
-def generate(
-    llm: LLM, prompts: Sequence[Prompt], tokens: int, cache: CacheOptions | None = None
-) -> list[float]:
-    """Seconds from the first token to the last, of every prompt."""
-    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
-    listed = [{"prompt_token_ids": prompt} for prompt in prompts]
-    outputs = llm.generate(listed, params, use_tqdm=False, cache=cache)
-    taken = []
-    for output in outputs:
-        metrics = output.metrics
-        assert metrics is not None
-        assert metrics.time_to_first_token is not None
-        taken.append(metrics.seconds - metrics.time_to_first_token)
-    return taken
+def token_seconds(
+    llm: LLM, prompt: Prompt, tokens: int, cache: CacheOptions | None = None
+) -> float:
+    """Seconds of a step that yields one token, behind the first `WARM` of an answer: before these
+    the processor's caches hold what the prompt needed."""
+    engine = llm.engine
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    request = llm.request({"prompt_token_ids": prompt}, params, cache)
+    goal = engine.stats().generation_tokens + WARM
+    handle = engine.submit(request, llm.collector(request))
+    while engine.stats().generation_tokens < goal:
+        engine.step()
+    start = time.perf_counter()
+    for _ in range(tokens):
+        engine.step()
+    taken = time.perf_counter() - start
+    assert engine.stats().generation_tokens == goal + tokens
+    engine.abort(handle)
+    engine.step()
+    return taken / tokens
 
 
 class Timed:
@@ -84,13 +91,13 @@ def stream_side(llm: LLM, window: StreamWindow, steps: int) -> Callable[[], floa
     """ms per token behind the first eviction."""
     prompt = prompt_of(llm, window.size + BEYOND)
     options = CacheOptions(stream_window=window)
-    return lambda: 1e3 * generate(llm, [prompt], steps, options)[0] / (steps - 1)
+    return lambda: 1e3 * token_seconds(llm, prompt, steps, options)
 
 
 def plain_side(llm: LLM, cache: int, steps: int) -> Callable[[], float]:
     """ms per token, up to `cache` keys."""
-    prompt = prompt_of(llm, cache - steps)
-    return lambda: 1e3 * generate(llm, [prompt], steps)[0] / (steps - 1)
+    prompt = prompt_of(llm, cache - steps - WARM - 1)
+    return lambda: 1e3 * token_seconds(llm, prompt, steps)
 
 
 def again_side(llm: LLM, cache: int) -> Callable[[], None]:
@@ -136,7 +143,7 @@ def compare_again(
 
 def compare_evictions(report: Report, llm: LLM, name: str, rounds: int) -> None:
     """Over one whole breath of the largest eviction."""
-    size, steps = max(CACHES) - STEPS // 2, max(EVICTED) + 1
+    size, steps = max(CACHES) - STEPS // 2, max(EVICTED)
     sides = {
         str(evict): stream_side(llm, StreamWindow(SINKS, size - SINKS, evict), steps)
         for evict in EVICTED
@@ -188,7 +195,7 @@ def measure_blocks(report: Report, llm: LLM, name: str) -> None:
 
 
 def measure(report: Report, llm: LLM, name: str, rounds: int) -> None:
-    generate(llm, [prompt_of(llm, 64)], 8)
+    token_seconds(llm, prompt_of(llm, 64), 8)
     for cache in CACHES:
         token = compare_plain(report, llm, name, cache, rounds)
         compare_again(report, llm, name, cache, token, max(2, rounds // 3))

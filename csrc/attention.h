@@ -155,9 +155,8 @@ struct ItemHead {
     bool in_place = Products::reads_in_place(arena, plan.pieces[visit.piece].by_tile);
     find_keys(plan, visit, arena, layer, head, in_place, slots);
     if constexpr (Products::fetches) {
-      slots.fetching =
-          find_coming(plan, visit.piece, arena, layer, head, false, slots.coming_values) &&
-          find_coming(plan, next.piece, arena, layer, head, true, slots.coming_keys);
+      slots.fetching = find_coming(plan, visit, arena, layer, head, false, slots.coming_values) &&
+                       find_coming(plan, next, arena, layer, head, true, slots.coming_keys);
     }
     int64_t end = visit.end * share();
     bool found = false;

@@ -128,15 +128,16 @@ inline void find_keys(const AttentionPlan& plan, const AttentionPlan::Visit& vis
   for (int c = 0; c < visit.low / 16; ++c) s.column[c] = s.column[visit.low / 16];
 }
 
-// Where a piece lies, to be fetched ahead; false where sixteen slots do not lie together. There is
-// an address for every column.
-inline bool find_coming(const AttentionPlan& plan, int32_t piece, const Arena& arena, int64_t layer,
-                        int64_t head, bool keys, Coming& coming) {
-  if (!plan.pieces[piece].by_tile || arena.type != KvType::bf16) return false;
+// Where the columns of a visit lie, to be fetched ahead; false where sixteen slots do not lie
+// together. There is an address for every column, of a neighbour where nobody sees it.
+inline bool find_coming(const AttentionPlan& plan, const AttentionPlan::Visit& visit,
+                        const Arena& arena, int64_t layer, int64_t head, bool keys,
+                        Coming& coming) {
+  if (!plan.pieces[visit.piece].by_tile || arena.type != KvType::bf16) return false;
   coming.stride = keys ? arena.block_size * 4 : 64;
   int64_t slot_bytes = keys ? 4 : arena.width * 2;
-  int next = 0;
-  for_runs(plan, piece, 0, kSplit - 1, [&](int64_t block, int64_t offset, int slot, int count) {
+  int next = 0, low = visit.low / 16 * 16, high = visit.high / 16 * 16 + 15;
+  for_runs(plan, visit.piece, low, high, [&](int64_t block, int64_t offset, int slot, int count) {
     const char* from = keys ? arena.keys(layer, head, block) : arena.values(layer, head, block);
     for (int c = slot / 16; c <= (slot + count - 1) / 16; ++c) {
       coming.at[c] = from + (offset + 16 * c - slot) * slot_bytes;

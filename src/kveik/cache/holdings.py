@@ -175,32 +175,35 @@ class Holdings:
     def name_blocks(self, lease: Lease) -> None:
         """Make the lease's tables anew after its blocks changed."""
         size, committed = self._size, lease.committed
-        if lease.evicted:
-            lease.tables = tuple(self._parted(lease, g) for g in self._range)
+        if gone := lease.evicted:
+            lease.tables = tuple(self._parted(lease, g, gone) for g in self._range)
             return
         lease.tables = tuple(
             (Segment(tuple(blocks), start * size, 0, committed - start * size, 0),)
             for blocks, start in zip(lease.blocks, lease.starts, strict=True)
         )
 
-    def _parted(self, lease: Lease, g: int) -> BlockTable:
+    def _parted(self, lease: Lease, g: int, gone: int) -> BlockTable:
         """The table of a stream that dropped tokens: the sinks, seen behind the gap, and the
         recent part, cut where the window begins."""
         assert lease.stream is not None
-        size, sinks, gone = self._size, lease.stream.sinks, lease.evicted
-        home = lease.starts[g] * size
-        skip = sinks + gone - home
-        recent = Segment(tuple(lease.blocks[g]), home, skip, lease.committed - home - skip, 0)
-        if not sinks:
-            return (recent,)
-        first = lease.every_block(g)[: self.blocks_for(sinks)]
-        return Segment(tuple(first), 0, 0, sinks, gone), recent
+        first = lease.every_block(g)[: self.blocks_for(lease.stream.sinks)]
+        blocks, home = tuple(lease.blocks[g]), lease.starts[g] * self._size
+        return _parts(lease.stream.sinks, gone, lease.committed, tuple(first), blocks, home)
 
     def count_tokens(self, lease: Lease) -> None:
         """The tables when only the number of tokens changed."""
         committed = lease.committed
-        if lease.evicted:
-            self.name_blocks(lease)
+        if gone := lease.evicted:
+            assert lease.stream is not None
+            sinks = lease.stream.sinks
+            if sinks and len(lease.tables[0]) == 1:  # these are the first that it drops
+                self.name_blocks(lease)
+                return
+            lease.tables = tuple(
+                _parts(sinks, gone, committed, table[0].blocks, table[-1].blocks, table[-1].home)
+                for table in lease.tables
+            )
             return
         lease.tables = tuple(
             (Segment(table[0].blocks, table[0].home, 0, committed - table[0].home, 0),)
@@ -294,3 +297,17 @@ class Holdings:
     def acknowledge(self, step_id: int) -> None:
         self.tick += 1
         self._drop(self.fence.acknowledge(step_id))
+
+
+def _parts(
+    sinks: int,
+    gone: int,
+    committed: int,
+    first: tuple[int, ...],
+    blocks: tuple[int, ...],
+    home: int,
+) -> BlockTable:
+    """Sinks in the blocks `first`, and what is kept of the blocks from `home` on."""
+    skip = sinks + gone - home
+    recent = Segment(blocks, home, skip, committed - home - skip, 0)
+    return (Segment(first, 0, 0, sinks, gone), recent) if sinks else (recent,)

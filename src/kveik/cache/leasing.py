@@ -167,7 +167,7 @@ class Leasing:
         if full > lease.sealed:
             changed = self.publisher.seal(lease, full)
             self.turns.names.keep_budget(lease.labels)
-        if lease.evicted and lease.node >= 0:
+        if lease.node >= 0 and lease.evicted:
             self.publisher.leave_tree(lease)
         changed = self.holdings.leave_windows(lease) or changed
         if changed:

@@ -49,7 +49,7 @@ class StreamWindow:
 
     def evicted(self, position: int) -> int:
         """Tokens that are gone when the row at this position is computed."""
-        beyond = position + 1 - self.size
+        beyond = position + 1 - self.sinks - self.window
         return -(-beyond // self.evict) * self.evict if beyond > 0 else 0
 
     def first_recent(self, position: int) -> int:
@@ -166,6 +166,8 @@ def _stream_view(
         if len(table) > 1:
             windows += (position - gone, 0, stream.sinks - 1 if gone else -1)
         windows += (position, start - recent.home, position - recent.home)
+    if count == 1:
+        return SpanView(windows, [_flat_slot(recent, first - recent.home, block_size)], [first])
     slots: list[int] = []
     _append_slots(slots, recent, first - recent.home, count, block_size)
     return SpanView(windows, slots, list(range(first, first + count)))
@@ -176,7 +178,7 @@ def _one_row(reach: int | None, table: BlockTable, position: int, block_size: in
     windows: list[int] = []
     writer = table[-1]
     for segment in table:
-        blocks, home, skip, length, shift = segment
+        _, home, skip, length, shift = segment
         slot = position - home - shift  # of the row's own position, in this frame
         end = skip + length
         if segment is table[-1]:
@@ -187,12 +189,17 @@ def _one_row(reach: int | None, table: BlockTable, position: int, block_size: in
             final = min(max(slot, skip - 1), end - 1)
         lowest = skip if reach is None else max(skip, slot - reach + 1)
         windows += (position - shift, lowest, final)
-    blocks, home, skip, length, shift = writer
-    slot = position - home - shift
-    index = slot // block_size
-    if not (skip <= slot and index < len(blocks)):
+    slot = position - writer.home - writer.shift
+    if slot < writer.skip:
         raise _no_slot(writer, position)
-    return SpanView(windows, [blocks[index] * block_size + slot % block_size], [home + slot])
+    return SpanView(windows, [_flat_slot(writer, slot, block_size)], [writer.home + slot])
+
+
+def _flat_slot(segment: Segment, slot: int, block_size: int) -> int:
+    index, within = divmod(slot, block_size)
+    if index >= len(segment.blocks):
+        raise _no_slot(segment, segment.home + segment.shift + slot)
+    return segment.blocks[index] * block_size + within
 
 
 def _clipped(first: int, count: int, low: int, high: int) -> Sequence[int]:

@@ -211,8 +211,8 @@ class Sequence:
     def forget(self) -> None:
         """What no row of the stream will see again goes, many ids at a time."""
         stream = self.work.stream
-        if stream is None:
-            return
+        if stream is None or len(self.tokens) < stream.size + stream.window - stream.evict:
+            return  # less than one window lies before the next row's
         gone = stream.first_recent(self.done) - self.start
         if gone >= max(stream.size, len(self.tokens) // 2):
             del self.tokens[:gone]
