@@ -247,9 +247,10 @@ class Holdings:
         """Tails before heads."""
         for g in self._range:
             sequence, found = self.idle[g].sequence, self.idle[g].found
-            for block in lease.every_block(g):
-                sequence[block], found[block] = lease.committed, lease.cached_tokens
-            self.let_go(lease, [(g, block) for block in reversed(lease.every_block(g))])
+            blocks, committed, cached = lease.every_block(g), lease.committed, lease.cached_tokens
+            for block in blocks:
+                sequence[block], found[block] = committed, cached
+            self.let_go(lease, [(g, block) for block in reversed(blocks)])
             lease.blocks[g], lease.sinks[g] = [], []
 
     def let_go(self, lease: Lease, references: list[tuple[int, int]]) -> None:

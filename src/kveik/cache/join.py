@@ -71,7 +71,7 @@ class Unit:
     @property
     def first(self) -> int:
         """The first token that it holds."""
-        return 0 if self.joined is None else self.joined.runs[-1].first
+        return self.run.first
 
     @cached_property
     def lineage(self) -> bytes:
@@ -82,7 +82,7 @@ class Unit:
         """How many joined prompts lie behind one another in it."""
         return 0 if self.joined is None else self.joined.depth
 
-    @property
+    @cached_property
     def run(self) -> Run:
         """What it holds, as a run."""
         if self.joined is None:

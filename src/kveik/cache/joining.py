@@ -51,18 +51,6 @@ class Joined(Lease):
     that compute; writers: those of them that are not done. readers: for every unit. expires: when
     something that the prompt contains is deleted however it is used."""
 
-    __slots__ = (
-        "approximate_tokens",
-        "course",
-        "expires",
-        "head",
-        "own",
-        "parts",
-        "prompt_parts",
-        "readers",
-        "writers",
-    )
-
     def __init__(self, identity: Identity, prompt: JoinedPrompt, readers: list[Lease]) -> None:
         super().__init__(identity, 0)
         self.prompt_parts, self.readers = prompt, readers
@@ -159,7 +147,8 @@ class Joining:
             key = id(unit.tokens), id(unit.joined)
             if key not in known:
                 known[key] = self._source(identity, unit, known)
-            sources.append(known[key]._replace(unit=unit))
+            source = known[key]
+            sources.append(source if source.unit is unit else source._replace(unit=unit))
         return sources
 
     def _source(self, identity: Identity, unit: Unit, known: _Known) -> _Source:
@@ -184,7 +173,7 @@ class Joining:
         """Names of all public nodes that recipes of this prompt contain."""
         bases = [base for one in sources for base in one.bases]
         run = prompt.runs[0]
-        if run.exact:
+        if run.exact and self.search.may_be_public(identity):
             found = self.search.find(identity, pack_tokens(tokens[: run.length]), run.length)
             bases += [self._base(found)] if found.public else []
         return tuple(dict.fromkeys(bases))
@@ -265,7 +254,10 @@ class Joining:
     ) -> Opened | NoRoom:
         """Hold first what must not be evicted for the rest."""
         identity = plans[0].identity._replace(lineage=EXACT, base=b"")
-        held = [self._read(plan.identity, plan.found) for plan in plans]
+        held = [
+            self._read(plan.identity, plan.found) if self._length(plan.found) else None
+            for plan in plans
+        ]
         readers = [self._read(one.identity, one.found) for one in sources]
         for reader, one in zip(readers, sources, strict=True):
             of_unit = _moved(one.unit.directive, one.unit.first)
@@ -275,11 +267,12 @@ class Joining:
         if limit is not None and limit.clock == "first_use":
             joined.expires = self.tree.now + limit.seconds
         moves: list[Move] = []
-        for plan, reader in zip(plans, held, strict=True):
+        for plan, holder in zip(plans, held, strict=True):
             own = _of_run(directive, plan.run, limit)
             if plan.whole:
-                self._label(reader, plan.found, own, plan.run.length if plan.run.exact else 0)
-                joined.parts.append(reader)
+                assert holder is not None
+                self._label(holder, plan.found, own, plan.run.length if plan.run.exact else 0)
+                joined.parts.append(holder)
                 continue
             opened = self.leasing.open(
                 plan.identity,
@@ -292,7 +285,8 @@ class Joining:
                 directive=own,
                 last_resort=last_resort,
             )
-            self._let_go(reader)
+            if holder is not None:
+                self._let_go(holder)
             if not isinstance(opened, Opened):  # what was counted is not there after all
                 self._give_up(joined, held[len(joined.parts) + 1 :])
                 return NoRoom()
@@ -396,12 +390,12 @@ class Joining:
         joined.committed = joined.course.start
         joined.there = reused + sum(whole) + sum(lease.there for _, lease in joined.writers)
 
-    def _give_up(self, joined: Joined, held: Sequence[Lease]) -> None:
+    def _give_up(self, joined: Joined, held: Sequence[Lease | None]) -> None:
         """Nothing was computed: let go of everything."""
         for lease in joined.own:
             self.leasing.release(lease, keep=False, finished=None)
         for reader in (*joined.readers, *held, *joined.parts):
-            if reader not in joined.own:
+            if reader is not None and reader not in joined.own:
                 self._let_go(reader)
 
     # --- tables
@@ -554,16 +548,17 @@ class Joining:
 def _of_run(directive: Directive, run: Run, limit: Ttl | None) -> Directive:
     """What the request asks for one run of it. A run is no conversation of its own whose topic
     could be followed; and no recipe outlives what it contains."""
-    followed = directive.session is None or directive.context is not None
-    own = replace(
-        _moved(directive, run.first), relevance=directive.relevance if followed else "off"
-    )
+    own = _moved(directive, run.first)
+    if directive.session is not None and directive.context is None:
+        own = replace(own, relevance="off")
     return own if run.exact or limit is None else replace(own, ttl=_earlier(own, limit), spans=())
 
 
 def _moved(directive: Directive, start: int) -> Directive:
     """What is said of tokens, for those from `start` on."""
-    if not start:
+    if not start or not (
+        directive.documents or directive.spans or directive.write_until is not None
+    ):
         return directive
     documents = tuple(
         DocumentSpan(one.document, one.version, one.start - start, one.end - start)

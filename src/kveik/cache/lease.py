@@ -67,38 +67,27 @@ class Lease:
     the blocks of its path (curve_feed.py).
     """
 
-    __slots__ = (
-        "blocks",
-        "cached_tokens",
-        "capacity",
-        "claimed",
-        "committed",
-        "directive",
-        "erase",
-        "identity",
-        "labels",
-        "leading",
-        "limit",
-        "marks",
-        "miss",
-        "node",
-        "opened",
-        "opened_at",
-        "pinned",
-        "prompt",
-        "rests_in",
-        "sealed",
-        "selectors",
-        "session",
-        "sinks",
-        "starts",
-        "stored",
-        "stream",
-        "tables",
-        "tail",
-        "there",
-        "unstored",
-    )
+    tables: tuple[BlockTable, ...] = ()
+    cached_tokens = 0
+    there = 0
+    miss: Miss | None = None
+    capacity = 0
+    committed = 0
+    stored = 0
+    pinned = False
+    sealed = 0
+    tail = b""
+    node = -1
+    limit = 0
+    leading = b""
+    prompt = b""
+    opened = -1
+    unstored = b""
+    labels: frozenset[Label] = frozenset()
+    session: Session | None = None
+    opened_at = 0.0
+    erase = False
+    rests_in: Session | None = None
 
     def __init__(
         self,
@@ -107,35 +96,12 @@ class Lease:
         directive: Directive = PLAIN,
         stream: StreamWindow | None = None,
     ) -> None:
-        self.directive = directive
-        self.stream = stream
-        self.sinks: list[list[int]] = [[] for _ in range(groups)]
-        self.labels: frozenset[Label] = frozenset()
-        self.claimed: set[int] = set()
-        self.opened_at = 0.0
-        self.erase = False
-        self.session: Session | None = None
-        self.rests_in: Session | None = None
-        self.identity = identity
-        self.tables: tuple[BlockTable, ...] = ()
-        self.cached_tokens = 0
-        self.miss: Miss | None = None
-        self.capacity = 0
-        self.committed = 0
-        self.stored = 0
+        self.identity, self.directive, self.stream = identity, directive, stream
         self.blocks: list[list[int]] = [[] for _ in range(groups)]
+        self.sinks: list[list[int]] = [[] for _ in range(groups)]
         self.starts = [0] * groups
-        self.sealed = 0
-        self.tail = b""
-        self.there = 0
-        self.node = -1
-        self.limit = 0
-        self.leading = b""
-        self.pinned = False
-        self.prompt = b""
-        self.opened = -1
-        self.unstored = b""
         self.selectors: list[bytes] = []
+        self.claimed: set[int] = set()
         self.marks: list[int] = []
 
     @property

@@ -82,6 +82,10 @@ class Lookup:
         name."""
         return identity._replace(base=self.tree.bases.get(node, b"none"))
 
+    def may_be_public(self, identity: Identity) -> bool:
+        """False: no prompt of this identity begins with public blocks."""
+        return Identity(PUBLIC, identity.adapter) in self.tree.roots
+
     def _before(self, identity: Identity) -> bytes:
         return self.tree.before.get(self.tree.roots.get(identity, -1), b"")
 

@@ -64,10 +64,11 @@ def join_layout(
         )
         for number in used
     )
-    renumbered = tuple(
-        one if one.unit < 0 else one._replace(unit=used.index(one.unit)) for one in stretches
-    )
-    return JoinedPrompt(renumbered, units, how)
+    if used != list(range(len(used))):
+        stretches = [
+            one if one.unit < 0 else one._replace(unit=used.index(one.unit)) for one in stretches
+        ]
+    return JoinedPrompt(tuple(stretches), units, how)
 
 
 class _Pieces:
@@ -81,10 +82,11 @@ class _Pieces:
 
     def is_prefix(self, piece: Piece) -> bool:
         """Do the lead and the unit up to the end of this piece begin the prompt?"""
-        first = len(self._tokens)
-        unit = (*self._layout.lead, *self._layout.units[piece.unit].token_ids)
-        at_home = piece.seen == first == len(self._layout.lead) + piece.offset
-        return self._exact and at_home and unit[:first] == tuple(self._tokens)
+        first, lead = len(self._tokens), self._layout.lead
+        if not self._exact or not piece.seen == first == len(lead) + piece.offset:
+            return False
+        unit = lead + self._layout.units[piece.unit].token_ids[: piece.offset]
+        return unit == tuple(self._tokens)
 
     def compute(self, piece: Piece, count: int) -> None:
         """The first `count` tokens of the piece are computed here, the rest is its unit's."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias
 
 from kveik.engine.modules.prompt import Arguments, SchemaPrompt, Use, chosen
@@ -84,7 +85,7 @@ class Layout:
     @property
     def token_ids(self) -> Ids:
         """All tokens of the prompt in the order in which they are seen."""
-        return tuple(token for piece in self.pieces for token in piece.token_ids)
+        return tuple(chain.from_iterable(piece.token_ids for piece in self.pieces))
 
     @property
     def end(self) -> int:
