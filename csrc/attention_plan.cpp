@@ -117,14 +117,9 @@ class AttentionPlanner {
     }
     plan_.angles.resize(plan_.positions_.size() * 2 * half);
     float* out = plan_.angles.data();
-    int64_t known = INT64_MIN;
     for (int64_t position : plan_.positions_) {
       int64_t fine = (position % kFine + kFine) % kFine, coarse = position - fine;
-      if (coarse != known) {
-        plan_.coarse_.clear();
-        append_turns(plan_.coarse_, known = coarse);
-      }
-      const double *a = plan_.coarse_.data(), *b = &plan_.fine_[fine * 2 * half];
+      const double *a = coarse_turns(coarse), *b = &plan_.fine_[fine * 2 * half];
       for (size_t i = 0; i < half; ++i) {
         double cosine = a[i] * b[i] - a[half + i] * b[half + i];
         double sine = a[half + i] * b[i] + a[i] * b[half + i];
@@ -133,6 +128,20 @@ class AttentionPlanner {
       }
       out += 2 * half;
     }
+  }
+
+  const double* coarse_turns(int64_t position) {
+    for (int i = 0; i < kKnown; ++i) {
+      if (!plan_.coarse_[i].empty() && plan_.coarse_positions_[i] == position) {
+        return plan_.coarse_[i].data();
+      }
+    }
+    int place = plan_.next_coarse_;
+    plan_.next_coarse_ = (place + 1) % kKnown;
+    plan_.coarse_positions_[place] = position;
+    plan_.coarse_[place].clear();
+    append_turns(plan_.coarse_[place], position);
+    return plan_.coarse_[place].data();
   }
 
   void append_turns(std::vector<double>& to, int64_t position) const {

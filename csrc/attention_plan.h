@@ -23,6 +23,7 @@
 namespace kveik {
 
 constexpr int kSplit = 256;  // slots of a piece: the shape of every partial result
+constexpr int kKnown = 8;    // turns that are kept from step to step
 
 struct AttentionPlan {
   // Slots offset .. offset + count of a block are slots slot .. slot + count of the piece.
@@ -103,7 +104,10 @@ struct AttentionPlan {
   std::vector<int32_t> angle_table_;  // open addressing: position -> angle
   std::vector<int32_t> piece_table_;  // open addressing: runs -> piece
   std::vector<Run> fresh_;
-  std::vector<double> fine_, coarse_;  // [64][2][half], [2][half]: cos and sin
+  // cos and sin: [64][2][half], and [2][half] of multiples of 64 that came last, in places by turns
+  std::vector<double> fine_, coarse_[kKnown];
+  int64_t coarse_positions_[kKnown];
+  int next_coarse_ = 0;
 };
 
 AttentionPlan* new_attention_plan();
