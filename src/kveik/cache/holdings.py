@@ -233,7 +233,7 @@ class Holdings:
         window of a stream lies inside that of every group."""
         if lease.stream is None:
             return self.search.first_needed(g, lease.committed)
-        return lease.stream.first_recent(lease.committed) // self._size
+        return (lease.stream.sinks + lease.evicted) // self._size if lease.evicted else 0
 
     def _keep_sinks(self, lease: Lease, g: int, leaving: list[int]) -> list[int]:
         """What of the first blocks holds sinks stays; returns the rest."""

@@ -62,7 +62,8 @@ class Lease:
     while it was open. `labels` are those of every block that it writes, `claimed` the nodes that
     got its session's claim, `session` the conversation in whose turn it works, `opened_at` when;
     `erase`: blocks that it does not publish are overwritten when it lets them go. `stream`: what
-    it keeps of an endless sequence; `sinks[g]`: its first blocks, once those behind them are gone;
+    it keeps of an endless sequence, `evicted` the tokens that it has dropped when the next one is
+    computed; `sinks[g]`: its first blocks, once those behind them are gone;
     `rests_in`: the session in which it waits for its next turn. `marks`: by which the curve knows
     the blocks of its path (curve_feed.py).
     """
@@ -88,6 +89,7 @@ class Lease:
     opened_at = 0.0
     erase = False
     rests_in: Session | None = None
+    evicted = 0
 
     def __init__(
         self,
@@ -107,11 +109,6 @@ class Lease:
     @property
     def lineage(self) -> bytes:
         return self.identity.lineage
-
-    @property
-    def evicted(self) -> int:
-        """Tokens that its stream has dropped when the next one is computed."""
-        return 0 if self.stream is None else self.stream.evicted(self.committed)
 
     def held(self, group: int) -> int:
         """Blocks that it holds of a group."""

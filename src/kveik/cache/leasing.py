@@ -161,6 +161,8 @@ class Leasing:
     def _append(self, lease: Lease, more: Sequence[int]) -> None:
         """These are the last of the committed tokens."""
         count = lease.committed
+        if lease.stream is not None:
+            lease.evicted = lease.stream.evicted(count)
         lease.tail += pack_tokens(more)
         changed = False
         full = count // self._size

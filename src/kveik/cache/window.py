@@ -81,8 +81,10 @@ def laid_out(
 ) -> BlockTable:
     """The table for rows before seen position `end`: neighbours joined, and the sinks of a stream
     beside what else it holds as soon as one of these rows sees them at another place."""
+    if stream is not None and len(table) > 1:
+        return table
     table = merge(table, block_size)
-    if stream is None or not stream.sinks or len(table) > 1 or not stream.evicted(end - 1):
+    if stream is None or not stream.sinks or not stream.evicted(end - 1):
         return table
     blocks = table[0].blocks[: -(-stream.sinks // block_size)]
     return (Segment(blocks, 0, 0, stream.sinks, 0), table[0])
