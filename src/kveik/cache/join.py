@@ -73,9 +73,14 @@ class Unit:
         """The first token that it holds."""
         return self.run.first
 
-    @cached_property
+    @property
     def lineage(self) -> bytes:
-        return EXACT if self.joined is None else self.joined.lineages(self.tokens)[-1]
+        return EXACT if self.joined is None else self._recipe
+
+    @cached_property
+    def _recipe(self) -> bytes:
+        assert self.joined is not None
+        return self.joined.lineages(self.tokens)[-1]
 
     @cached_property
     def depth(self) -> int:

@@ -87,8 +87,7 @@ _Known: TypeAlias = dict[tuple[int, int], _Source]
 """By the identity of a unit's records: they are shared, and too long to be compared."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
+class _Plan(NamedTuple):
     """What was found of one run. whole: all of it is there, and it is not the last."""
 
     run: Run
@@ -313,8 +312,7 @@ class Joining:
 
     def _contain(self, part: Lease, paths: Sequence[Sequence[int]]) -> None:
         if part.identity.lineage != EXACT:
-            for path in paths:
-                self.retention.contains(part.identity, path)
+            self.retention.contains(part.identity, paths)
 
     def _read(self, identity: Identity, found: Found) -> Lease:
         """A lease that holds what was found and nothing else."""

@@ -123,8 +123,8 @@ class Lookup:
                 if not held or not self._served(runs, blocks, start + extra):
                     continue
                 if not troubled or not self.retention.why_gone(node):
-                    return found._replace(blocks=blocks, source=node, extra=extra)
-        return found._replace(blocks=whole)
+                    return Found(root, walked, blocks, node, extra, gone, len(public))
+        return Found(root, walked, whole, -1, 0, gone, len(public))
 
     def _closest(self, found: Found, blocks: int, wanted: bytes) -> list[tuple[int, int]]:
         """See PrefixTree.closest; where the public path ends, of both trees."""

@@ -65,12 +65,14 @@ class Retention:
             self._serial.extend(array("q", bytes(8 * more)))
             self.claims.fit(size)
 
-    def contains(self, recipe: Identity, path: Sequence[int]) -> None:
-        """The recipe was computed behind these nodes, from the root on."""
+    def contains(self, recipe: Identity, paths: Sequence[Sequence[int]]) -> None:
+        """The recipe was computed behind the nodes of these paths, each from its root on."""
         root = self.tree.roots.get(recipe)
-        if root is not None and path:
+        if root is not None:
             self.tree.on_remove = self._removed
-            self.recipes.link(root, path)
+            for path in paths:
+                if path:
+                    self.recipes.link(root, path)
 
     def _removed(self, node: int) -> None:
         deadly = self.claims.why_dead(self.set_of(node).number) if self.active else ""
