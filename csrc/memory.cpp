@@ -1,5 +1,6 @@
 #include "memory.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -59,11 +60,19 @@ Buffer Buffer::of_file(int file, int64_t offset, size_t bytes) {
   }
   Buffer buffer;
   if (bytes == 0) return buffer;
-  int64_t before = offset % sysconf(_SC_PAGESIZE);
-  buffer.mapped_ = bytes + before;
+  // whole huge pages, whose borders belong to neighbours: page tables can then hold them as such
+  int64_t huge = static_cast<int64_t>(kHuge), before = offset % huge;
+  int64_t end = (offset + static_cast<int64_t>(bytes) + huge - 1) / huge * huge;
+  buffer.mapped_ = std::min<int64_t>(end, status.st_size) - (offset - before);
   void* start = mmap(nullptr, buffer.mapped_, PROT_READ, MAP_SHARED, file, offset - before);
   if (start == MAP_FAILED) throw std::runtime_error("the file cannot be mapped");
-  madvise(start, buffer.mapped_, MADV_WILLNEED);
+#if defined(MADV_HUGEPAGE)
+  bool read_as_huge = madvise(start, buffer.mapped_, MADV_HUGEPAGE) == 0;
+#else
+  bool read_as_huge = false;
+#endif
+  // reads ahead in small pages, and these stay
+  if (!read_as_huge) madvise(start, buffer.mapped_, MADV_WILLNEED);
   buffer.mapping_ = start;
   buffer.data_ = static_cast<char*>(start) + before;
   buffer.bytes_ = bytes;
