@@ -102,19 +102,22 @@ inline void put_gated(const float* gates, const float* ups, const Linear& gate, 
 
 // Rows by passes, panels by groups: all passes over one group come before the next group, so that
 // weights come from memory once. Where there is one pass a group has one panel, or, for few rows, a
-// stretch of memory.
+// stretch of them.
 struct Work {
-  int64_t rows, in_padded, panels, passes, group_size, sums_panels, groups, pieces;
+  int64_t rows, in_padded, panels, passes, group_size, sums_panels, pieces;
+  Stretches stretches;
 
   Work(int64_t rows_, int64_t in_padded_, int64_t panels_, const Worker& w)
-      : rows(rows_), in_padded(in_padded_), panels(panels_) {
+      : rows(rows_),
+        in_padded(in_padded_),
+        panels(panels_),
+        stretches(panels_, in_padded_ * kPanel * sizeof(bf16), w) {
     bool parts = rows > 32 && in_padded > kPassInputs;
     passes = (rows + kPassRows - 1) / kPassRows;
-    int64_t run = few() ? panel_run(panels, in_padded * kPanel * sizeof(bf16), w) : 1;
-    group_size = parts ? kPartPanels : passes > 1 ? kPassPanels : run;
+    group_size = parts ? kPartPanels : passes > 1 ? kPassPanels : 1;
     sums_panels = parts ? group_size : 1;
-    groups = (panels + group_size - 1) / group_size;
-    pieces = groups * passes;
+    int64_t groups = (panels + group_size - 1) / group_size;
+    pieces = few() ? stretches.count : groups * passes;
   }
 
   bool few() const { return rows <= 16; }  // so memory sets the pace
@@ -123,8 +126,11 @@ struct Work {
     int64_t left = rows - first_row(piece);
     return left < kPassRows ? left : kPassRows;
   }
-  int64_t first_panel(int64_t piece) const { return piece / passes * group_size; }
+  int64_t first_panel(int64_t piece) const {
+    return few() ? stretches.begin(piece) : piece / passes * group_size;
+  }
   int64_t end_panel(int64_t piece) const {
+    if (few()) return stretches.end(piece);
     int64_t end = first_panel(piece) + group_size;
     return end < panels ? end : panels;
   }

@@ -183,13 +183,12 @@ template <typename Body>
 inline void each_piece(int64_t panels, int64_t panel_bytes, int64_t rows, int64_t height, Worker& w,
                        Body body) {
   int64_t sections = (rows + height - 1) / height;
-  int64_t run = panel_run(panels, panel_bytes, w);
-  int64_t runs = (panels + run - 1) / run;
-  for (int64_t piece = w.claim(); piece < runs * sections; piece = w.claim()) {
-    int64_t first = piece / runs * height, begin = piece % runs * run;
-    int64_t end = begin + run < panels ? begin + run : panels;
+  Stretches stretches(panels, panel_bytes, w);
+  for (int64_t piece = w.claim(); piece < stretches.count * sections; piece = w.claim()) {
+    int64_t first = piece / stretches.count * height, own = piece % stretches.count;
     Section section{first, rows - first < height ? rows - first : height};
-    for (int64_t panel = begin; panel < end; ++panel) body(panel, section);
+    int64_t end = stretches.end(own);
+    for (int64_t panel = stretches.begin(own); panel < end; ++panel) body(panel, section);
   }
 }
 

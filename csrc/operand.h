@@ -73,14 +73,33 @@ struct Ahead {
   }
 };
 
-// Panels that a worker takes in a row where memory sets the pace: what it fetches ahead is then its
-// own. Every worker gets some such stretches, because none is as quick as the other.
-inline int64_t panel_run(int64_t panels, int64_t panel_bytes, const Worker& w) {
-  constexpr int64_t kStretch = 512 << 10;
-  int64_t run = kStretch / panel_bytes, fair = panels / (w.count * 4);
-  run = run < fair ? run : fair;
-  return run < 1 ? 1 : run;
-}
+// Stretches of panels that a worker takes in a row where memory sets the pace: what it fetches
+// ahead is then its own. They grow shorter towards the end, so that workers end together.
+struct Stretches {
+  int64_t panels, longest, workers, count = 0;
+
+  Stretches(int64_t panels_, int64_t panel_bytes, const Worker& w)
+      : panels(panels_), workers(w.count) {
+    constexpr int64_t kStretch = 512 << 10;
+    longest = panel_bytes < kStretch ? kStretch / panel_bytes : 1;
+    for (int64_t at = 0; at < panels; at += length(at)) ++count;
+  }
+
+  // Of the stretch that begins at a panel.
+  int64_t length(int64_t begin) const {
+    int64_t share = (panels - begin) / (2 * workers);
+    return share < 1 ? 1 : share < longest ? share : longest;
+  }
+  int64_t begin(int64_t number) const {
+    int64_t at = 0;
+    while (number-- > 0) at += length(at);
+    return at;
+  }
+  int64_t end(int64_t number) const {
+    int64_t at = begin(number);
+    return at + length(at);
+  }
+};
 
 // Rows row .. row + count x one panel, over inputs from .. to (multiples of 32).
 struct Part {
