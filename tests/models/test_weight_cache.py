@@ -86,6 +86,41 @@ def test_the_second_start_reads_what_the_first_made(folder: Path, bits: str) -> 
     assert f"-{bits}-" in file.name
 
 
+class Writes:
+    """A file that notes where it is written to."""
+
+    def __init__(self, stream: Any, told: list[tuple[int, int]]) -> None:
+        self._stream, self._told = stream, told
+
+    def write(self, data: Any) -> int:
+        self._told.append((self._stream.tell(), len(data)))
+        return int(self._stream.write(data))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@pytest.mark.parametrize("huge", [64, 4096])
+def test_files_are_written_by_whole_huge_pages(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, huge: int
+) -> None:
+    writes: list[tuple[int, int]] = []
+    begin = weight_cache._Writer.__init__
+
+    def noted(writer: Any, path: Path, key: bytes) -> None:
+        begin(writer, path, key)
+        writer._stream = Writes(writer._stream, writes)
+
+    monkeypatch.setattr(weight_cache._Writer, "__init__", noted)
+    monkeypatch.setattr(weight_cache, "_HUGE", huge)
+    count, first = load(folder, "bf16")
+    assert count == MATRICES
+    assert load(folder, "bf16") == (0, first)
+    assert all(at % huge == 0 == size % huge for at, size in writes[:-1])
+    assert writes[-1][0] % huge == 0
+    assert max(size for _, size in writes) > huge  # what is long goes without a copy
+
+
 def test_what_is_read_is_named_as_what_was_packed(folder: Path) -> None:
     for packed in (MATRICES, 0):
         counted = Counted("int4")
