@@ -153,8 +153,8 @@ inline void configure_int(int64_t lines) {
 
 #else
 
-constexpr int64_t kFetches = 4;
-constexpr int64_t kFewAhead = 8192;
+constexpr int64_t kFetches = 16;  // of a step: beside every load
+constexpr int64_t kFewAhead = 4096;
 
 #if KVEIK_VNNI
 

@@ -22,6 +22,8 @@ constexpr int64_t kPartPanels = 16;
 // Of up to 16 rows fewer, because that is how far ahead the next ones are fetched: from memory.
 constexpr int64_t kNearInputs = 256;
 constexpr int64_t kNearOfFew = 128;
+constexpr int64_t kNearOfLeast = 64;  // of less than kBlockRows
+constexpr int kBlockRows = 8;         // that are multiplied at once
 
 inline void configure_rows(int64_t) {}
 
@@ -36,7 +38,7 @@ inline void pair_products(const bf16* a, int64_t lines, const bf16* b, int64_t s
   Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t step = 0; step < steps; ++step, a += lines * kStepBf16, b += 2 * kTile) {
     for (int64_t pair = 0; pair < kStepBf16 / 2; ++pair) {
-      if (pair % 4 == 0) own.fetch();
+      if (count < kBlockRows || pair % 4 == 0) own.fetch();
       Pairs left(b + pair * 32), right(b + kTile + pair * 32);
 #pragma GCC unroll 8
       for (int row = 0; row < count; ++row) {
@@ -61,7 +63,7 @@ inline void block_products(const bf16* a, int64_t lines, int64_t rows, const bf1
       pair_products<count>(own, lines, b, steps, first, sums + row * kPanel, ahead);
     }
   };
-  multiply(std::integral_constant<int, 8>());
+  multiply(std::integral_constant<int, kBlockRows>());
   multiply(std::integral_constant<int, 4>());
   multiply(std::integral_constant<int, 2>());
   multiply(std::integral_constant<int, 1>());
@@ -72,12 +74,15 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
   int64_t lines = rows < 16 ? rows : 16, block = 16 * weight.in_padded;
   const auto* data = static_cast<const bf16*>(weight.data) + panel * kPanel * weight.in_padded;
   const auto* end = reinterpret_cast<const char*>(data + kPanel * weight.in_padded);
-  int64_t near = part.count <= 16 ? kNearOfFew : kNearInputs;
+  bool least = part.count < kBlockRows;
+  int64_t near = least ? kNearOfLeast : part.count <= 16 ? kNearOfFew : kNearInputs;
   if ((panel + 1) * kPanel < weight.out_padded) end += kPanel * near * sizeof(bf16);
   // as many inputs as are multiplied now, a line of 64 bytes each, while all rows go by: a part of
-  // them with every four pairs
-  int64_t passes = part.count / 8 + std::popcount(static_cast<uint64_t>(part.count % 8));
-  Ahead ahead{nullptr, end, (kStepBf16 / 4 + passes - 1) / passes, part.count <= 8};
+  // them with every four pairs, and for few rows beside every load
+  int64_t rows_left = part.count % kBlockRows;
+  int64_t passes = part.count / kBlockRows + std::popcount(static_cast<uint64_t>(rows_left));
+  int64_t lines_ahead = least ? 2 : 8;
+  Ahead ahead{nullptr, end, (lines_ahead + passes - 1) / passes, part.count <= kBlockRows};
   for (int64_t from = part.from; from < part.to; from += near) {
     const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
     int64_t left = part.to - from, steps = (left < near ? left : near) / kStepBf16;
