@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import blas
 import grid
 import pytest
 from grid import BLOCK, engine, prompt, request, run
@@ -193,18 +194,14 @@ def test_prompt_log_probabilities(parts: EngineParts, cold: grid.Run, budget: in
     assert list(scored.prompt[len(PROMPT) :]) == cold.chosen[0]
 
 
-NEEDS = {"Nehalem": "sse4_2", "Haswell": "avx2", "SkylakeX": "avx512f"}
-KERNELS = [(core, threads) for core in NEEDS for threads in ("1", "2")]
+KERNELS = [(core, threads) for core in blas.NEEDS for threads in ("1", "2")]
 
 
 @pytest.mark.parametrize(("core", "threads"), KERNELS)
 def test_under_every_blas_kernel(core: str, threads: str, tiny_folder: Callable[..., Path]) -> None:
     """BLAS sums in another order per kernel, row count and thread count; the bits must not."""
-    processor = Path("/proc/cpuinfo")
-    if not (processor.exists() and NEEDS[core] in processor.read_text()):
-        pytest.skip(f"this processor cannot run the kernels for {core}")
+    environment = {**os.environ, **blas.environment(core), "OPENBLAS_NUM_THREADS": threads}
     folder = tiny_folder(**CHECKPOINTS["two groups"])
-    environment = {**os.environ, "OPENBLAS_CORETYPE": core, "OPENBLAS_NUM_THREADS": threads}
     script = Path(grid.__file__)
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],

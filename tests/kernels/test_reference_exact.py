@@ -10,11 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blas
 import numpy as np
 import pytest
 
 GRID = Path(__file__).parent / "exact_grid.py"
-CORES = ("", "Nehalem", "Haswell", "SkylakeX")
+CORES = ("", *blas.NEEDS)
 
 
 def dependent_ops(**environment: str) -> str:
@@ -32,7 +33,7 @@ def dependent_ops(**environment: str) -> str:
 @pytest.mark.parametrize("threads", ["1", "2"])
 @pytest.mark.parametrize("core", CORES)
 def test_rows_keep_their_bits(core: str, threads: str) -> None:
-    chosen = {"OPENBLAS_CORETYPE": core} if core else {}
+    chosen = blas.environment(core) if core else {}
     assert dependent_ops(OPENBLAS_NUM_THREADS=threads, **chosen) == ""
 
 
