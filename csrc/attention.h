@@ -229,8 +229,7 @@ struct ItemHead {
   // Milakov and Gimelshein 2018: two partial results under their common maximum.
   void merge(int64_t query) {
     const Tile& tile = *room.tile;
-    I32 seen;
-    std::memcpy(&seen, tile.seen, sizeof seen);
+    I32 seen = load_lanes<int32_t>(tile.seen);
     F32 before = load(room.tops + query), after = load(tile.top);
     F32 common = larger(after, before);
     alignas(64) float old[kRows], now[kRows];
@@ -238,8 +237,8 @@ struct ItemHead {
     store(now, power_between(after, common));
     F32 total = load(room.totals + query);
     F32 merged = total * load(old) + load(tile.total) * load(now);
-    store(room.tops + query, seen > 0 ? common : before);
-    store(room.totals + query, seen > 0 ? merged : total);
+    store(room.tops + query, select(seen > 0, common, before));
+    store(room.totals + query, select(seen > 0, merged, total));
     for (int row = 0; row < tile.rows; ++row) {
       if (tile.seen[row] == 0) continue;
       float* sums = room.sums + (query + row) * arena.width;

@@ -12,6 +12,13 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
+// Vectors of four rows that are summed at once: as many as registers hold.
+#if defined(__AVX512F__)
+constexpr int kSideBySide = 2;
+#else
+constexpr int kSideBySide = 1;
+#endif
+
 struct VectorProducts {
   using Element = float;
 
@@ -23,19 +30,24 @@ struct VectorProducts {
 
   template <int count>
   static void score_rows(const float* queries, int64_t width, const Slots<float>& s, float* out) {
-    for (int c = s.first / kLanes; c < s.end / kLanes; c += 2) {
-      F32 sums[2][count] = {};
-      const float *left = s.column[c], *right = s.column[c + 1];
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += kSideBySide) {
+      F32 sums[kSideBySide][count] = {};
       for (int64_t i = 0; i < width; ++i) {
-        F32 keys[2] = {load(left + i * s.stride), load(right + i * s.stride)};
-        for (int row = 0; row < count; ++row) {
-          sums[0][row] += keys[0] * queries[row * width + i];
-          sums[1][row] += keys[1] * queries[row * width + i];
+#pragma GCC unroll 2
+        for (int side = 0; side < kSideBySide; ++side) {
+          F32 keys = load(s.column[c + side] + i * s.stride);
+#pragma GCC unroll 4
+          for (int row = 0; row < count; ++row) {
+            sums[side][row] += keys * queries[row * width + i];
+          }
         }
       }
-      for (int row = 0; row < count; ++row) {
-        store(out + c * kLine + row * kLanes, sums[0][row]);
-        store(out + (c + 1) * kLine + row * kLanes, sums[1][row]);
+#pragma GCC unroll 2
+      for (int side = 0; side < kSideBySide; ++side) {
+#pragma GCC unroll 4
+        for (int row = 0; row < count; ++row) {
+          store(out + (c + side) * kLine + row * kLanes, sums[side][row]);
+        }
       }
     }
   }
@@ -52,20 +64,23 @@ struct VectorProducts {
 
   template <int count>
   static void combine_rows(const float* weights, int64_t width, const Slots<float>& s, float* out) {
-    for (int64_t i = 0; i < width; i += 2 * kLanes) {
-      F32 sums[2][count] = {};
+    for (int64_t i = 0; i < width; i += kSideBySide * kLanes) {
+      F32 sums[kSideBySide][count] = {};
       for (int slot = s.first; slot < s.end; ++slot) {
-        const float* values = s.values + slot * width + i;
-        F32 both[2] = {load(values), load(values + kLanes)};
         const float* own = weights + slot / kLanes * kLine + slot % kLanes;
-        for (int row = 0; row < count; ++row) {
-          sums[0][row] += both[0] * own[row * kLanes];
-          sums[1][row] += both[1] * own[row * kLanes];
+#pragma GCC unroll 2
+        for (int side = 0; side < kSideBySide; ++side) {
+          F32 values = load(s.values + slot * width + i + side * kLanes);
+#pragma GCC unroll 4
+          for (int row = 0; row < count; ++row) sums[side][row] += values * own[row * kLanes];
         }
       }
-      for (int row = 0; row < count; ++row) {
-        store(out + row * width + i, sums[0][row]);
-        store(out + row * width + i + kLanes, sums[1][row]);
+#pragma GCC unroll 2
+      for (int side = 0; side < kSideBySide; ++side) {
+#pragma GCC unroll 4
+        for (int row = 0; row < count; ++row) {
+          store(out + row * width + i + side * kLanes, sums[side][row]);
+        }
       }
     }
   }

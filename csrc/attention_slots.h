@@ -93,8 +93,8 @@ inline void copy_keys(const Arena& arena, const char* block, int64_t offset, int
   for (int at = slot; whole && at < slot + count; at += 16) {
     float* out = keys + at * arena.width;
     for (int64_t pair = 0; pair < arena.width / 2; ++pair) {
-      U32 both;
-      std::memcpy(&both, block + (pair * arena.block_size + offset + at - slot) * 4, sizeof both);
+      const char* from = block + (pair * arena.block_size + offset + at - slot) * 4;
+      U32 both = load_lanes<uint32_t>(from);
       store(out + pair * 32, as_float(both << 16));
       store(out + pair * 32 + 16, as_float(both & 0xffff0000u));
     }
@@ -181,20 +181,15 @@ inline void copy_values(const Arena& arena, const char* block, int64_t offset, i
   for (; count > 0; --count, ++offset, out += arena.width) {
     const char* in = block + offset / 2 * arena.width * 4;
     for (int64_t i = 0; i < arena.width; i += kLanes) {
-      U32 both;  // slots offset and its partner
-      std::memcpy(&both, in + i * 4, sizeof both);
+      U32 both = load_lanes<uint32_t>(in + i * 4);  // slots offset and its partner
       store(out + i, as_float(offset % 2 == 0 ? both << 16 : both & 0xffff0000u));
     }
   }
 }
 
-typedef uint16_t U16x32 __attribute__((vector_size(64)));
-inline U16x32 magnitudes(const bf16* p) {
-  U16x32 v;
-  std::memcpy(&v, p, sizeof v);
-  return v & 0x7fff;
-}
-inline U32 magnitudes(const float* p) { return as_bits(load(p)) & 0x7fffffffu; }
+// Without the sign, where signed and unsigned numbers have one order.
+inline Lanes<int16_t> magnitudes(const bf16* p) { return load_lanes<int16_t>(p) & 0x7fff; }
+inline I32 magnitudes(const float* p) { return load_lanes<int32_t>(p) & 0x7fffffff; }
 
 // Whether some of count values (a multiple of 32) is infinite or not a number.
 template <class T>
@@ -203,11 +198,11 @@ inline bool any_broken(const T* values, int64_t count) {
   auto most = magnitudes(values);
   for (int64_t i = lanes; i < count; i += lanes) {
     auto next = magnitudes(values + i);
-    most = next > most ? next : most;
+    most = select(next > most, next, most);
   }
   bool broken = false;
   for (int lane = 0; lane < lanes; ++lane) {
-    broken |= most[lane] >= (sizeof(T) == 2 ? 0x7f80u : 0x7f800000u);
+    broken |= most[lane] >= (sizeof(T) == 2 ? 0x7f80 : 0x7f800000);
   }
   return broken;
 }

@@ -43,7 +43,7 @@ struct alignas(64) Tile {
 // all.) Weights that become bfloat16 need fewer digits.
 constexpr float kShift = 12582912.0f + 127.0f;  // 1.5 * 2^23
 template <class T>
-inline F32 power_of_two(F32 score, float top, float shift) {
+inline F32 power_of_two(const F32& score, float top, float shift) {
   F32 shifted = score + shift;
   F32 r = score - (shifted - shift);
   F32 p;
@@ -59,27 +59,27 @@ inline F32 power_of_two(F32 score, float top, float shift) {
     p = p * r + 1.0000001f;
   }
   F32 value = p * as_float(as_bits(shifted) << 23);
-  return score < top - 126.0f ? F32{} : value;
+  return select(score < top - 126.0f, F32{}, value);
 }
 
 // 2^(a - b) for integers a <= b, or a = -infinity
-inline F32 power_between(F32 a, F32 b) {
+inline F32 power_between(const F32& a, const F32& b) {
   F32 exponent = a - b;
-  F32 bounded = exponent >= -126.0f ? exponent : all(-126.0f);
-  F32 value = as_float((U32)((__builtin_convertvector(bounded, I32) + 127) << 23));
-  value = exponent < -126.0f ? F32{} : value;
-  return exponent == exponent ? value : exponent;
+  F32 bounded = select(exponent >= -126.0f, exponent, all(-126.0f));
+  F32 value = as_float(as_bits((to_int(bounded) + 127) << 23));
+  value = select(exponent < -126.0f, F32{}, value);
+  return select(exponent == exponent, value, exponent);
 }
 
 // Scores of a step that a row does not see become -infinity, whatever they were.
 inline void hide(const Tile& tile, int step, float* scores) {
-  const U32 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const U32 lanes = lane_numbers();
   for (int row = 0; row < tile.rows; ++row) {
     auto first = static_cast<uint32_t>(tile.first[row]);
     auto seen = static_cast<uint32_t>(tile.seen[row]);
     for (int c = 2 * step; c < 2 * step + 2; ++c) {
       float* line = scores + c * kLine + row * kLanes;
-      store(line, lanes + c * kLanes - first < seen ? load(line) : all(-kInfinity));
+      store(line, select(lanes + (c * kLanes - first) < seen, load(line), all(-kInfinity)));
     }
   }
 }
@@ -104,12 +104,12 @@ inline void find_tops(int begin, int end, const float* scores, Tile& tile) {
   }
 }
 
-inline void put_weights(float* line, F32 left, F32 right, float) {
+inline void put_weights(float* line, const F32& left, const F32& right, float) {
   store(line, left);
   store(line + kLine, right);
 }
 // bfloat16: the 32 weights of a step in the line of its first column
-inline void put_weights(float* line, F32 left, F32 right, bf16) {
+inline void put_weights(float* line, const F32& left, const F32& right, bf16) {
   store(reinterpret_cast<bf16*>(line), left, right);
 }
 

@@ -11,7 +11,7 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-typedef uint8_t Bytes __attribute__((vector_size(64)));
+using Bytes = Lanes<uint8_t>;
 
 constexpr int64_t kPackedInputs = 128;   // of one tile of nibbles
 constexpr int kNibblePass = 8;           // lines of one pass
@@ -21,12 +21,12 @@ constexpr int64_t kNibblesAhead = 8192;  // bytes that a few rows fetch before t
 
 // zeros of 16 columns of one group, each four times: what is subtracted from a row of a tile
 inline Bytes zero_row(const Linear& weight, int64_t sixteen, int64_t input) {
-  Bytes row = Bytes{} + 8;
-  if (weight.zeros == nullptr) return row;
+  if (weight.zeros == nullptr) return Bytes{} + 8;
   int64_t groups = weight.in_padded / weight.group;
   const uint8_t* zeros = weight.zeros + (sixteen * groups + input / weight.group) * kLanes;
+  uint8_t row[64];
   for (int lane = 0; lane < 64; ++lane) row[lane] = zeros[lane / 4];
-  return row;
+  return load_lanes<uint8_t>(row);
 }
 
 // Inputs begin .. end (multiples of 128, where the padding ends at the latest) of one panel of int4
@@ -41,8 +41,7 @@ inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t e
       int8_t* first = tiles + (k - begin) * kPanel + tile * kTileInt;
       int8_t* second = first + 2 * kTileInt;
       for (int64_t i = 0; i < kTileInt; i += 64) {
-        Bytes packed;
-        std::memcpy(&packed, from + i, sizeof packed);
+        Bytes packed = load_lanes<uint8_t>(from + i);
         Bytes low = (packed & 15) - first_zero;
         Bytes high = (packed >> 4) - second_zero;
         std::memcpy(first + i, &low, sizeof low);

@@ -37,7 +37,7 @@ inline Operand* operand_at(void* operand, int64_t rows, int64_t width, int64_t r
 #endif
 }
 
-inline void put_operand(Operand* out, F32 v) {
+inline void put_operand(Operand* out, const F32& v) {
 #if KVEIK_AMX || KVEIK_PAIRS
   store(out, v);
 #else

@@ -24,17 +24,6 @@ constexpr float kLargest8 = 127;
 constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
 constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
 
-// a * b + c, rounded once; written out so that no level's compiler decides.
-inline F32 fused(F32 a, F32 b, F32 c) {
-#if defined(__AVX512F__)
-  return (F32)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#else
-  F32 result;
-  for (int lane = 0; lane < kLanes; ++lane) result[lane] = std::fma(a[lane], b[lane], c[lane]);
-  return result;
-#endif
-}
-
 // One vector for sixteen columns and one group of inputs.
 inline F32 group_scale(const Linear& weight, int64_t column, int64_t group) {
   int64_t groups = weight.in_padded / weight.group;
@@ -44,9 +33,9 @@ inline F32 group_scale(const Linear& weight, int64_t column, int64_t group) {
 // What the sums of the planes of a row are worth.
 template <int P>
 inline F32 whole_value(const I32* sums) {
-  F32 first = __builtin_convertvector(sums[0], F32);
+  F32 first = to_float(sums[0]);
   if constexpr (P == 1) return first;
-  return fused(first, all(256), __builtin_convertvector(sums[P - 1], F32));
+  return fused(first, all(256), to_float(sums[P - 1]));
 }
 
 // ---- the operand ------------------------------------------------------------------------------
@@ -127,45 +116,38 @@ struct IntOperand {
   }
 };
 
-// Halves onto each other: compilers take lanes one by one where a loop is written.
-typedef int32_t I32x8 __attribute__((vector_size(32)));
-typedef int32_t I32x4 __attribute__((vector_size(16)));
-inline int32_t sum(I32 v) {
-  I32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  I32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
-               __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-  I32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
-  return two[0] + two[1];
-}
-
 // max |x| as the bits of a float: ordered like the numbers, infinity and NaN above all others
 inline uint32_t largest_magnitude(const float* x, int64_t in) {
-  U32 most = {};
+  I32 most = {};  // below 2^31, where signed and unsigned numbers have one order
   for (int64_t i = 0; i < in; i += kLanes) {
-    U32 bits = as_bits(load(x + i, in - i)) & 0x7fffffffu;
-    most = bits > most ? bits : most;
+    I32 bits = as_int(as_bits(load(x + i, in - i)) & 0x7fffffffu);
+    most = select(bits > most, bits, most);
   }
-  // below 2^31, where signed and unsigned numbers have one order
-  I32 v = (I32)most;
-  I32x8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-  I32x8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-  I32x8 eight = low > high ? low : high;
-  I32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
-  I32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-  I32x4 four = left > right ? left : right;
-  int32_t one = four[0] > four[1] ? four[0] : four[1];
-  int32_t other = four[2] > four[3] ? four[2] : four[3];
-  return static_cast<uint32_t>(one > other ? one : other);
+  return static_cast<uint32_t>(largest(most));
 }
 
-inline void put_values(Value* to, I32 v) {
+#if !KVEIK_VNNI
+// Of every four: 0, 2, 1, 3.
+template <int lanes, class V>
+inline V third_before_second(V v) {
+  if constexpr (lanes == 8) {
+    return __builtin_shufflevector(v, v, 0, 2, 1, 3, 4, 6, 5, 7);
+  } else {
+    return __builtin_shufflevector(v, v, 0, 2, 1, 3);
+  }
+}
+#endif
+
+inline void put_values(Value* to, const I32& v) {
 #if KVEIK_VNNI
   _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_maskz_cvtepi32_epi8(0xffff, (__m512i)v));
 #else
-  for (int lane = 0; lane < kLanes; ++lane) {
-    constexpr int kOrder[4] = {0, 2, 1, 3};
-    to[lane] = static_cast<Value>(v[lane / 4 * 4 + kOrder[lane % 4]]);
+  constexpr int lanes = kPartBytes / 4;
+  typedef Value Values __attribute__((vector_size(lanes * sizeof(Value))));
+#pragma GCC unroll 4
+  for (int i = 0; i < kParts; ++i) {
+    auto narrow = third_before_second<lanes>(__builtin_convertvector(v.part[i], Values));
+    std::memcpy(to + i * lanes, &narrow, sizeof narrow);
   }
 #endif
 }
@@ -191,7 +173,7 @@ inline void convert_row(const float* x, int64_t in, float most_value, float shar
       int64_t i = step * kStepInt + part;
       F32 v = zero || i >= in ? F32{} : load(x + i, in - i);
       F32 shifted = fused(v, all(factor), magic);
-      I32 planes[P] = {(I32)(as_bits(shifted) - as_bits(magic))};
+      I32 planes[P] = {as_int(as_bits(shifted) - as_bits(magic))};
       if constexpr (P == 2) {
         I32 whole = planes[0];
         planes[0] = (whole + 128) >> 8;

@@ -4,9 +4,6 @@
 #pragma once
 
 #include "operand_int.h"
-#if !KVEIK_VNNI && defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace kveik {
 namespace KVEIK_LEVEL {
@@ -16,8 +13,6 @@ constexpr int64_t kScalesAhead = 8;  // groups
 
 template <int P>
 constexpr int64_t kTogether = kLines / P;
-
-typedef int16_t I16 __attribute__((vector_size(64)));
 
 // Sums of up to 32 lines x one panel over the groups so far, without the scales of rows.
 template <int P>
@@ -178,47 +173,36 @@ inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
 
 constexpr int kPassLines = 4, kIntTiles = 1;
 
+typedef Lanes<int16_t> I16;
+
 struct Fours {  // as 16 bits: inputs 0 and 2, 1 and 3
   I16 even, odd;
   explicit Fours(const int8_t* tile_row) {
-    I16 both;
-    std::memcpy(&both, tile_row, sizeof both);
+    I16 both = load_lanes<int16_t>(tile_row);
     even = (both << 8) >> 8;
     odd = both >> 8;
   }
 };
 
 // Sums of two neighbouring products.
-inline I32 neighbour_products(I16 a, I16 b) {
+inline I32 neighbour_products(const I16& a, const I16& b) {
 #if defined(__AVX2__)
-  __m256i a_half[2], b_half[2];
-  std::memcpy(a_half, &a, sizeof a);
-  std::memcpy(b_half, &b, sizeof b);
-  for (int half = 0; half < 2; ++half) {
-    a_half[half] = _mm256_madd_epi16(a_half[half], b_half[half]);
-  }
-  I32 sums;
-  std::memcpy(&sums, a_half, sizeof sums);
-  return sums;
+  KVEIK_PARTS(I32, _mm256_madd_epi16((__m256i)a.part[i], (__m256i)b.part[i]))
 #elif defined(__SSE2__)
-  __m128i a_part[4], b_part[4];
-  std::memcpy(a_part, &a, sizeof a);
-  std::memcpy(b_part, &b, sizeof b);
-  for (int part = 0; part < 4; ++part) a_part[part] = _mm_madd_epi16(a_part[part], b_part[part]);
-  I32 sums;
-  std::memcpy(&sums, a_part, sizeof sums);
-  return sums;
+  KVEIK_PARTS(I32, _mm_madd_epi16((__m128i)a.part[i], (__m128i)b.part[i]))
 #else
-  I32 a_wide = (I32)a, b_wide = (I32)b;  // little-endian: the first of a pair is the lower half
+  // little-endian: the first of a pair is the lower half
+  I32 a_wide = same_bits<int32_t>(a), b_wide = same_bits<int32_t>(b);
   return ((a_wide << 16) >> 16) * ((b_wide << 16) >> 16) + (a_wide >> 16) * (b_wide >> 16);
 #endif
 }
 
-inline I32 add_products(I32 sum, const Fours& weights, const int16_t* x) {
-  int32_t pairs[2];  // x 0 and 2, 1 and 3
-  std::memcpy(pairs, x, sizeof pairs);
-  sum += neighbour_products(weights.even, (I16)(I32{} + pairs[0]));
-  return sum + neighbour_products(weights.odd, (I16)(I32{} + pairs[1]));
+inline I32 add_products(const I32& sum, const Fours& weights, const int16_t* x) {
+  int32_t first, second;  // x 0 and 2, 1 and 3
+  std::memcpy(&first, x, sizeof first);
+  std::memcpy(&second, x + 2, sizeof second);
+  I16 even = same_bits<int16_t>(I32{} + first), odd = same_bits<int16_t>(I32{} + second);
+  return sum + neighbour_products(weights.even, even) + neighbour_products(weights.odd, odd);
 }
 
 #endif

@@ -14,34 +14,52 @@ constexpr int64_t kPartPanels = 1;
 
 inline void configure_rows(int64_t) {}
 
+// Sixteen columns of four rows fit in sixteen registers of half the width, beside what they are
+// multiplied with.
 #if defined(__AVX512F__)
-constexpr int kRowsAtOnce = 4;
+constexpr int kSidesAtOnce = 2;
 #else
-constexpr int kRowsAtOnce = 2;
+constexpr int kSidesAtOnce = 1;
 #endif
+constexpr int kRowsAtOnce = 4;
 
-// `count` rows x one panel: every lane of the sums is one column, even and odd inputs apart.
-template <int count>
+// What the first rows of a panel fetch: they read it from memory.
+constexpr int64_t kAhead = 2048;  // bfloat16 values
+
+// `count` rows x `sides` times sixteen columns: a lane of a sum is one column.
+template <int count, int sides, bool fetching>
 inline void row_products(const float* a, int64_t stride, const bf16* b, int64_t in_padded,
                          Sums out) {
-  F32 even[count][2] = {}, odd[count][2] = {};
-  for (int64_t pair = 0; pair < in_padded / 2; ++pair) {
-    // two inputs: pair / 16 picks the tiles of a step, pair % 16 the line within each
-    const bf16* line = b + pair / 16 * 2 * kTile + pair % 16 * 32;
-    for (int side = 0; side < 2; ++side) {
-      U32 both;
-      std::memcpy(&both, line + side * kTile, sizeof both);
-      F32 first = as_float(both << 16), second = as_float(both & 0xffff0000u);
-      for (int i = 0; i < count; ++i) {
-        const float* x = a + i * stride + 2 * pair;
-        even[i][side] += first * x[0];
-        odd[i][side] += second * x[1];
+  F32 sums[count][sides] = {};
+  for (int64_t step = 0; step < in_padded / kStepBf16; ++step, b += 2 * kTile) {
+    for (int64_t line = 0; line < kStepBf16 / 2; ++line, a += 2) {
+#pragma GCC unroll 2
+      for (int side = 0; side < sides; ++side) {
+        const bf16* from = b + side * kTile + line * 32;
+        if (fetching) __builtin_prefetch(from + kAhead);
+        U32 both = load_lanes<uint32_t>(from);
+        F32 first = as_float(both << 16), second = as_float(both & 0xffff0000u);
+#pragma GCC unroll 4
+        for (int i = 0; i < count; ++i) {
+          sums[i][side] += first * a[i * stride];
+          sums[i][side] += second * a[i * stride + 1];
+        }
       }
     }
   }
+#pragma GCC unroll 4
   for (int i = 0; i < count; ++i) {
-    store(out + i * kPanel, even[i][0] + odd[i][0]);
-    store(out + i * kPanel + kLanes, even[i][1] + odd[i][1]);
+#pragma GCC unroll 2
+    for (int side = 0; side < sides; ++side) store(out + i * kPanel + side * kLanes, sums[i][side]);
+  }
+}
+
+// Rows row .. row + count x the panel.
+template <int count, bool fetching>
+inline void some_products(const float* a, int64_t stride, const bf16* b, Sums out) {
+  constexpr int sides = count == 1 ? 2 : kSidesAtOnce;
+  for (int side = 0; side < 2; side += sides) {
+    row_products<count, sides, fetching>(a, stride, b + side * kTile, stride, out + side * kLanes);
   }
 }
 
@@ -50,12 +68,18 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
   int64_t stride = weight.in_padded, row = 0;
   const auto* a = static_cast<const float*>(operand) + part.row * stride;
   const bf16* b = static_cast<const bf16*>(weight.data) + panel * kPanel * stride;
-  for (; row + kRowsAtOnce <= part.count; row += kRowsAtOnce) {
-    row_products<kRowsAtOnce>(a + row * stride, stride, b, stride, sums + row * kPanel);
-  }
-  for (; row < part.count; ++row) {
-    row_products<1>(a + row * stride, stride, b, stride, sums + row * kPanel);
-  }
+  auto multiply = [&](auto count) {
+    for (; row + count <= part.count; row += count) {
+      if (row == 0) {
+        some_products<count, true>(a, stride, b, sums);
+      } else {
+        some_products<count, false>(a + row * stride, stride, b, sums + row * kPanel);
+      }
+    }
+  };
+  multiply(std::integral_constant<int, kRowsAtOnce>());
+  multiply(std::integral_constant<int, 2>());
+  multiply(std::integral_constant<int, 1>());
 }
 
 }  // namespace KVEIK_LEVEL

@@ -7,27 +7,16 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-// Lanes whose number has bit `half`: partner - own, the others: own + partner.
-inline F32 lane_sums(F32 own, F32 partner, U32 signs) {
-  return partner + as_float(as_bits(own) ^ signs);
+// Lanes whose number has the bit: partner - own, the others: own + partner.
+template <int bit>
+inline F32 lane_sums(const F32& own) {
+  constexpr int to_sign = bit == 1 ? 31 : bit == 2 ? 30 : bit == 4 ? 29 : 28;
+  U32 signs = (lane_numbers() & bit) << to_sign;
+  return partners<bit>(own) + as_float(as_bits(own) ^ signs);
 }
 
-inline F32 within_lanes(F32 v) {
-  constexpr uint32_t m = 0x80000000u;
-  const U32 ones = {0, m, 0, m, 0, m, 0, m, 0, m, 0, m, 0, m, 0, m};
-  const U32 twos = {0, 0, m, m, 0, 0, m, m, 0, 0, m, m, 0, 0, m, m};
-  const U32 fours = {0, 0, 0, 0, m, m, m, m, 0, 0, 0, 0, m, m, m, m};
-  const U32 eights = {0, 0, 0, 0, 0, 0, 0, 0, m, m, m, m, m, m, m, m};
-  v = lane_sums(
-      v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14), ones);
-  v = lane_sums(
-      v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13), twos);
-  v = lane_sums(v,
-                __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11),
-                fours);
-  return lane_sums(
-      v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7),
-      eights);
+inline F32 within_lanes(const F32& v) {
+  return lane_sums<8>(lane_sums<4>(lane_sums<2>(lane_sums<1>(v))));
 }
 
 template <int count>
@@ -61,8 +50,7 @@ inline void sums_apart(float* block, int64_t vectors, int64_t half) {
 
 // Inputs first .. first + block of x [in], zeros behind -> block, rotated
 inline void rotate_block(const float* x, int64_t in, int64_t first, float* block, int64_t size) {
-  U32 lanes;
-  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = static_cast<uint32_t>(lane);
+  const U32 lanes = lane_numbers();
   for (int64_t i = 0; i < size; i += 8 * kLanes) {
     F32 v[8];
 #pragma GCC unroll 8

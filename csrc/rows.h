@@ -80,7 +80,7 @@ inline void layer_norm(const float* x, const float* residual, const float* weigh
   }
 }
 
-inline F32 silu(F32 x) { return x / (exp(-x) + 1.0f); }
+inline F32 silu(const F32& x) { return x / (exp(-x) + 1.0f); }
 
 inline void silu_mul(const float* gate, const float* up, int64_t size, float* y, Worker& w) {
   Share own = share(w, size, kLanes);

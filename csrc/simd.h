@@ -1,52 +1,22 @@
-// Sixteen lanes of compiler vectors: what the kernel families are written in, for every level.
+// Arithmetic on sixteen lanes (lanes.h), for every level.
 //
-// GCC and Clang lower a 64-byte vector to what the level's flags allow: one AVX-512 register, two
-// of AVX2, four of NEON or SSE. Sums run in the same order everywhere. The few intrinsics that
-// compilers do not find by themselves are here (and, for tiles, in tile.h).
+// Sums run in the same order everywhere. The few intrinsics that compilers do not find by
+// themselves are here, in lanes.h and (for tiles) in tile.h.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-#include "kernels.h"
+#include "lanes.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int kLanes = 16;
-typedef float F32 __attribute__((vector_size(64)));
-typedef int32_t I32 __attribute__((vector_size(64)));
-typedef uint32_t U32 __attribute__((vector_size(64)));
-typedef uint16_t U16 __attribute__((vector_size(32)));
-
-inline F32 load(const float* p) {
-  F32 v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-inline void store(float* p, F32 v) { std::memcpy(p, &v, sizeof v); }
-
-// n lanes of p, the rest zero
-inline F32 load(const float* p, int64_t n) {
-  if (n >= kLanes) return load(p);
-  F32 v = {};
-  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
-  return v;
-}
-inline void store(float* p, F32 v, int64_t n) {
-  if (n >= kLanes) return store(p, v);
-  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
-}
-
 inline bool aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
 
 // Past the caches, for what is read much later; p is aligned. `streamed` makes it seen by others.
-inline void stream(float* p, F32 v) {
+inline void stream(float* p, const F32& v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);
 #else
@@ -59,39 +29,31 @@ inline void streamed() {
 #endif
 }
 
-inline F32 all(float value) { return F32{} + value; }
-inline F32 as_float(U32 v) { return (F32)v; }
-inline U32 as_bits(F32 v) { return (U32)v; }
-
-inline F32 widen(U16 v) { return as_float(__builtin_convertvector(v, U32) << 16); }
-inline F32 widen(const bf16* p) {
-  U16 v;
-  std::memcpy(&v, p, sizeof v);
-  return widen(v);
-}
-
 // To bfloat16, nearest even; what is not a number stays so.
-inline U32 rounded_bits(F32 x) {
+inline U32 rounded_bits(const F32& x) {
   U32 bits = as_bits(x);
   U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   U32 quiet = (bits >> 16) | 0x40;
-  return (x == x) ? rounded : quiet;
+  return select(x == x, rounded, quiet);
 }
-inline U16 narrow(F32 x) {
+inline void store(bf16* p, const F32& x) {
 #if defined(__AVX512BF16__)
   // The instruction takes subnormal numbers for zero; they round to nothing that matters, and all
   // of a level has it, so bits are equal within a level.
-  return (U16)_mm512_cvtneps_pbh((__m512)x);
+  __m256bh v = _mm512_cvtneps_pbh((__m512)x);
+#elif defined(__AVX512F__)
+  typedef uint16_t U16 __attribute__((vector_size(32)));
+  U16 v = __builtin_convertvector(rounded_bits(x), U16);
 #else
-  return __builtin_convertvector(rounded_bits(x), U16);
+  typedef uint16_t U16 __attribute__((vector_size(kPartBytes / 2)));
+  U32 bits = rounded_bits(x);
+  U16 v[kParts];
+  for (int i = 0; i < kParts; ++i) v[i] = __builtin_convertvector(bits.part[i], U16);
 #endif
-}
-inline void store(bf16* p, F32 x) {
-  U16 v = narrow(x);
   std::memcpy(p, &v, sizeof v);
 }
 // 32 values as bfloat16
-inline void store(bf16* p, F32 left, F32 right) {
+inline void store(bf16* p, const F32& left, const F32& right) {
 #if defined(__AVX512BF16__)
   __m512bh both = _mm512_cvtne2ps_pbh((__m512)right, (__m512)left);
   std::memcpy(p, &both, sizeof both);
@@ -100,7 +62,7 @@ inline void store(bf16* p, F32 left, F32 right) {
   store(p + kLanes, right);
 #endif
 }
-inline F32 through_bf16(F32 x) { return as_float(rounded_bits(x) << 16); }
+inline F32 through_bf16(const F32& x) { return as_float(rounded_bits(x) << 16); }
 
 #if KVEIK_PAIRS
 // Sixteen pairs of bfloat16.
@@ -122,22 +84,40 @@ inline F32 add_pairs(F32 sum, const Pairs& a, const Pairs& b) {
 }
 #endif
 
-inline F32 larger(F32 a, F32 b) { return a > b ? a : b; }
+inline F32 larger(const F32& a, const F32& b) { return select(a > b, a, b); }
 
-// Of all lanes, in one fixed order: halves onto each other.
+// Of all lanes, in one fixed order: halves onto each other. Compilers take lanes one by one where a
+// loop is written.
 typedef float F32x8 __attribute__((vector_size(32)));
 typedef float F32x4 __attribute__((vector_size(16)));
-inline float sum(F32 v) {
-  F32x8 eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+typedef int32_t I32x8 __attribute__((vector_size(32)));
+typedef int32_t I32x4 __attribute__((vector_size(16)));
+template <class Eight, class V>
+inline void halves(const V& v, Eight& low, Eight& high) {
+  std::memcpy(&low, &v, sizeof low);
+  std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
+}
+inline float sum(const F32& v) {
+  F32x8 low, high;
+  halves(v, low, high);
+  F32x8 eight = low + high;
   F32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
                __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
   F32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
   return two[0] + two[1];
 }
-inline float largest(F32 v) {
-  F32x8 low = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
-  F32x8 high = __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+inline int32_t sum(const I32& v) {
+  I32x8 low, high;
+  halves(v, low, high);
+  I32x8 eight = low + high;
+  I32x4 four = __builtin_shufflevector(eight, eight, 0, 1, 2, 3) +
+               __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 two = four + __builtin_shufflevector(four, four, 2, 3, 0, 1);
+  return two[0] + two[1];
+}
+inline float largest(const F32& v) {
+  F32x8 low, high;
+  halves(v, low, high);
   F32x8 eight = low > high ? low : high;
   F32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
   F32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
@@ -146,12 +126,23 @@ inline float largest(F32 v) {
   F32x4 two = four > turned ? four : turned;
   return two[0] > two[1] ? two[0] : two[1];
 }
+inline int32_t largest(const I32& v) {
+  I32x8 low, high;
+  halves(v, low, high);
+  I32x8 eight = low > high ? low : high;
+  I32x4 left = __builtin_shufflevector(eight, eight, 0, 1, 2, 3);
+  I32x4 right = __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
+  I32x4 four = left > right ? left : right;
+  int32_t one = four[0] > four[1] ? four[0] : four[1];
+  int32_t other = four[2] > four[3] ? four[2] : four[3];
+  return one > other ? one : other;
+}
 
 // e^x within 2 units in the last place; 0 below -87.3, infinity above 88.7, NaN stays.
 // x = n ln 2 + r, |r| <= ln 2 / 2; a polynomial for e^r; 2^n by its exponent bits.
-inline F32 exp(F32 x) {
-  F32 clamped = x < -87.33654f ? all(-87.33654f) : x;
-  clamped = clamped > 88.72283f ? all(88.72283f) : clamped;
+inline F32 exp(const F32& x) {
+  F32 clamped = select(x < -87.33654f, all(-87.33654f), x);
+  clamped = select(clamped > 88.72283f, all(88.72283f), clamped);
   const F32 magic = all(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   F32 shifted = clamped * 1.44269504f + magic;
   F32 n = shifted - magic;
@@ -165,13 +156,13 @@ inline F32 exp(F32 x) {
   p = p * r + 5.0000001201e-1f;
   F32 value = (p * r) * r + (r + 1.0f);
   // 2^n in two halves, for n = 128 has no exponent of its own
-  I32 whole = __builtin_convertvector(n, I32), half = whole >> 1;
-  F32 first = as_float((U32)((half + 127) << 23));
-  F32 second = as_float((U32)((whole - half + 127) << 23));
+  I32 whole = to_int(n), half = whole >> 1;
+  F32 first = as_float(as_bits((half + 127) << 23));
+  F32 second = as_float(as_bits((whole - half + 127) << 23));
   value = value * first * second;
-  value = x < -87.33654f ? F32{} : value;
-  value = x > 88.72283f ? all(INFINITY) : value;
-  return x == x ? value : x;
+  value = select(x < -87.33654f, F32{}, value);
+  value = select(x > 88.72283f, all(INFINITY), value);
+  return select(x == x, value, x);
 }
 
 }  // namespace KVEIK_LEVEL
