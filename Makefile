@@ -61,7 +61,7 @@ types: $(VENV)/.installed-test
 
 unit: $(VENV)/.installed-test
 	-@$(MAKE) --no-print-directory promtool
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 # One program out of a package, without installing the package and the service in it. Where there is
 # none to be had, the tests of the alerts that need it are skipped.

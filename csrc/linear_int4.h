@@ -1,21 +1,27 @@
 // int4 weights: products straight from the nibbles, or unpacked to bytes for the products of int8.
 //
-// With VNNI, nibbles are multiplied as they lie, as unsigned bytes of 0 .. 15, and `zero * sum of
-// x` is taken back: two inputs of a byte are parted while products run. Tiles want bytes, so that
-// level amx does so for a few rows only, for which unpacking would take longer than the memory
-// needs. Integers inside a group are exact, so the bits are the same.
+// Nibbles are multiplied as they lie, as unsigned bytes of 0 .. 15, and `zero * sum of x` is taken
+// back: two inputs of a byte are parted while products run. How is the level's:
+//
+//   nibbles_fours.h   with VNNI: four inputs at a time. Tiles want bytes, so that level amx does so
+//                     for a few rows only, for which unpacking would take longer than the memory
+//                     needs
+//   nibbles_pairs.h   level avx2: two inputs at a time
+//
+// The others unpack. Integers inside a group are exact, so the bits are the same.
 #pragma once
 
 #include "products_int.h"
+#if KVEIK_VNNI
+#include "nibbles_fours.h"
+#elif KVEIK_NIBBLE_PAIRS
+#include "nibbles_pairs.h"
+#endif
 
 namespace kveik {
 namespace KVEIK_LEVEL {
 
 using Bytes = Lanes<uint8_t>;
-
-constexpr int64_t kPackedInputs = 128;   // of one tile of nibbles
-constexpr int kNibblePass = 8;           // lines of one pass
-constexpr int64_t kNibblesAhead = 8192;  // bytes that a few rows fetch before they are multiplied
 
 // ---- to bytes ---------------------------------------------------------------------------------
 
@@ -53,98 +59,11 @@ inline void unpack(const Linear& weight, int64_t panel, int64_t begin, int64_t e
 
 // ---- straight from nibbles --------------------------------------------------------------------
 
-#if KVEIK_VNNI
-
-#if KVEIK_AMX
-constexpr int64_t kNibbleLines = 4;  // more multiply faster on tiles
-#else
-constexpr int64_t kNibbleLines = INT64_MAX;
-#endif
+#if KVEIK_VNNI || KVEIK_NIBBLE_PAIRS
 
 inline bool from_nibbles(const Linear& weight, int64_t lines) {
   return weight.type == WeightType::int4 && lines <= kNibbleLines &&
          weight.group % kPackedInputs == 0;
-}
-
-inline __m512i four_inputs(const int8_t* x) {
-  int32_t four;
-  std::memcpy(&four, x, sizeof four);
-  return _mm512_set1_epi32(four);
-}
-
-// What is subtracted from the nibbles of 16 columns of one group.
-inline I32 zeros_of(const Linear& weight, int64_t sixteen, int64_t group) {
-  I32 zeros = I32{} + 8;
-  if (weight.zeros == nullptr) return zeros;
-  const uint8_t* from =
-      weight.zeros + (sixteen * (weight.in_padded / weight.group) + group) * kLanes;
-  for (int lane = 0; lane < kLanes; ++lane) zeros[lane] = from[lane];
-  return zeros;
-}
-
-// `count` rows from row `row` on x the panel. nibbles: those of the group.
-template <int count, int P>
-inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t row,
-                            const uint8_t* nibbles, const Group& group, RowSums<P>& totals,
-                            Ahead& ahead) {
-  constexpr int lines = count * P;
-  constexpr bool few = lines <= 4;     // so memory sets the pace: a fetch beside every load is best
-  constexpr int halves = few ? 2 : 1;  // few sums: one need not wait for the one before
-  int64_t begin = group.begin(), end = group.end();
-  const int8_t *low_x[lines], *high_x[lines];
-  I32 sums[2][halves][lines] = {};
-  I32 zeros[2] = {zeros_of(group.weight, group.panel * 2, group.number),
-                  zeros_of(group.weight, group.panel * 2 + 1, group.number)};
-#pragma GCC unroll 8
-  for (int i = 0; i < lines; ++i) {
-    low_x[i] = operand.line(first + row, i, begin / kStepInt);
-    high_x[i] = operand.line(first + row, i, begin / kStepInt + 1);
-    int32_t taken = operand.sum_of(first + row, i, begin, end);
-    sums[0][0][i] = -zeros[0] * taken;
-    sums[1][0][i] = -zeros[1] * taken;
-  }
-  const __m512i mask = _mm512_set1_epi8(15);
-  Ahead own = ahead;  // a copy, so that sums stay in registers
-  for (int64_t k = 0; k < end - begin; k += kPackedInputs, nibbles += 2 * kTileInt) {
-    for (int64_t line = 0; line < 16; ++line) {
-      if (!few && line % 4 == 0) own.fetch();
-#pragma GCC unroll 2
-      for (int tile = 0; tile < 2; ++tile) {
-        const uint8_t* at = nibbles + tile * kTileInt + line * 64;
-        if (few) __builtin_prefetch(at + kNibblesAhead, 0, 2);
-        __m512i packed = _mm512_loadu_si512(at);
-        __m512i low = _mm512_and_si512(packed, mask);
-        __m512i high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), mask);
-#pragma GCC unroll 8
-        for (int i = 0; i < lines; ++i) {
-          I32& sum = sums[tile][0][i];
-          sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, low, four_inputs(low_x[i] + line * 4));
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < lines; ++i) {
-          I32& sum = sums[tile][halves - 1][i];
-          sum = (I32)_mm512_dpbusd_epi32((__m512i)sum, high, four_inputs(high_x[i] + line * 4));
-        }
-      }
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < lines; ++i) {
-      low_x[i] = operand.next_steps(low_x[i], first + row + i / P);
-      high_x[i] = operand.next_steps(high_x[i], first + row + i / P);
-    }
-  }
-  ahead = own;
-#pragma GCC unroll 2
-  for (int tile = 0; tile < 2; ++tile) {
-    if constexpr (halves == 2) {
-      for (int i = 0; i < lines; ++i) sums[tile][0][i] += sums[tile][1][i];
-    }
-    F32 scale = group.scale(tile * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) {
-      group.add(totals, row + i, tile * kLanes, scale, sums[tile][0] + i * P);
-    }
-  }
 }
 
 template <int count, int P>
@@ -169,6 +88,9 @@ inline void products_from_nibbles(const IntOperand<P>& operand, int64_t first, i
 }
 
 #else
+
+constexpr int kNibblePass = 1;
+constexpr int64_t kNibblesAhead = 0;
 
 inline bool from_nibbles(const Linear&, int64_t) { return false; }
 template <int P>

@@ -16,10 +16,11 @@
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-constexpr int64_t kStepInt = 64;      // inputs of one int8 tile
-constexpr int64_t kTileInt = 1024;    // its bytes
-constexpr int64_t kStepBytes = 2048;  // of the two tiles of a step
-constexpr int64_t kTileLines = 16;    // rows of bytes of one tile of A
+constexpr int64_t kStepInt = 64;        // inputs of one int8 tile
+constexpr int64_t kTileInt = 1024;      // its bytes
+constexpr int64_t kStepBytes = 2048;    // of the two tiles of a step
+constexpr int64_t kPackedInputs = 128;  // of one tile of nibbles, as large as one of bytes
+constexpr int64_t kTileLines = 16;      // rows of bytes of one tile of A
 constexpr float kLargest8 = 127;
 constexpr float kLargest16 = 32512;     // 127 * 256: the largest value whose hi is a signed byte
 constexpr float kSmallestMax = 1e-34f;  // a row below it counts as zero: 32512 / max overflows
@@ -47,16 +48,21 @@ inline F32 whole_value(const I32* sums) {
 //   with VNNI     [rows][P][in_padded] int8
 //   elsewhere     [rows][P][in_padded] int16, of every four inputs in the order 0, 2, 1, 3
 //
-// and with VNNI, whose instruction wants unsigned weights: int32 sums[rows][P][in_padded / 64] of
-// each plane over every 64 inputs, which take back what the weights are shifted by.
+// where an instruction wants unsigned weights: int32 sums[rows][P][in_padded / 64] of each plane
+// over every 64 inputs, which take back what the weights are shifted by; and where nibbles are
+// multiplied in pairs: the values as int8, too, [rows][P][in_padded].
 
 #if KVEIK_VNNI
 using Value = int8_t;
-constexpr bool kSums = true;
+constexpr bool kShifted = true, kBytesToo = false;
+#elif KVEIK_NIBBLE_PAIRS
+using Value = int16_t;
+constexpr bool kShifted = false, kBytesToo = true;
 #else
 using Value = int16_t;
-constexpr bool kSums = false;
+constexpr bool kShifted = false, kBytesToo = false;
 #endif
+constexpr bool kSums = kShifted || kBytesToo;
 
 inline int64_t planes_of(RowKind kind) { return kind == RowKind::words ? 2 : 1; }
 
@@ -64,7 +70,8 @@ inline size_t scales_bytes(int64_t rows) { return padded(rows, kLanes) * sizeof(
 
 inline size_t operand_bytes_int(RowKind kind, int64_t rows, int64_t in) {
   int64_t width = padded(in, 128), sums = kSums ? width / kStepInt * sizeof(int32_t) : 0;
-  return scales_bytes(rows) + rows * planes_of(kind) * (width * sizeof(Value) + sums);
+  size_t values = width * (sizeof(Value) + (kBytesToo ? 1 : 0));
+  return scales_bytes(rows) + rows * planes_of(kind) * (values + sums);
 }
 
 template <int P>
@@ -74,12 +81,14 @@ struct IntOperand {
   float* scales;
   Value* values;
   int32_t* sums;
+  int8_t* bytes;
   int64_t rows, width;
 
   IntOperand(const void* operand, int64_t row_count, int64_t in_padded)
       : scales(static_cast<float*>(const_cast<void*>(operand))),
         values(reinterpret_cast<Value*>(scales + padded(row_count, kLanes))),
         sums(reinterpret_cast<int32_t*>(values + row_count * P * in_padded)),
+        bytes(reinterpret_cast<int8_t*>(sums + row_count * P * (in_padded / kStepInt))),
         rows(row_count),
         width(in_padded) {}
 
@@ -101,6 +110,8 @@ struct IntOperand {
   const Value* line(int64_t row, int64_t i, int64_t step) const {
     return at(row + i / P, step) + i % P * plane_distance();
   }
+
+  int8_t* byte_line(int64_t row, int64_t i) const { return bytes + (row * P + i) * width; }
 
   // From a step of a row to the one after the next.
   const Value* next_steps(const Value* step, int64_t row) const {
@@ -152,6 +163,18 @@ inline void put_values(Value* to, const I32& v) {
 #endif
 }
 
+// Sixteen values of a signed byte each.
+inline void put_bytes(int8_t* to, const I32& v) {
+#if KVEIK_NIBBLE_PAIRS
+  __m256i words = _mm256_packs_epi32((__m256i)v.part[0], (__m256i)v.part[1]);  // 0-3 8-11 4-7 12-15
+  words = _mm256_permute4x64_epi64(words, 0xd8);
+  __m128i low = _mm256_castsi256_si128(words), high = _mm256_extracti128_si256(words, 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm_packs_epi16(low, high));
+#else
+  (void)to, (void)v;
+#endif
+}
+
 // A row in whole numbers of at most `most_value`, its scale multiplied by `share`.
 template <int P>
 inline void convert_row(const float* x, int64_t in, float most_value, float share,
@@ -182,6 +205,7 @@ inline void convert_row(const float* x, int64_t in, float most_value, float shar
 #pragma GCC unroll 2
       for (int plane = 0; plane < P; ++plane) {
         put_values(to + plane * operand.plane_distance() + part, planes[plane]);
+        if constexpr (kBytesToo) put_bytes(operand.byte_line(row, plane) + i, planes[plane]);
         plane_sums[plane] += planes[plane];
       }
     }

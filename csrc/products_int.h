@@ -220,7 +220,7 @@ inline void line_products(const IntOperand<P>& operand, int64_t first, int64_t r
   for (int i = 0; i < lines; ++i) {
     x[i] = operand.line(first + row, i, begin / kStepInt);
     int32_t start = 0;
-    if constexpr (kSums) start = -128 * operand.sum_of(first + row, i, begin, end);
+    if constexpr (kShifted) start = -128 * operand.sum_of(first + row, i, begin, end);
 #pragma GCC unroll 2
     for (int tile = 0; tile < tile_count; ++tile) sums[tile][i] = I32{} + start;
   }

@@ -4,6 +4,7 @@
 #if defined(__AVX2__) && defined(__FMA__)
 
 #define KVEIK_LEVEL avx2
+#define KVEIK_NIBBLE_PAIRS 1
 #include "levels/level.h"
 
 namespace kveik {

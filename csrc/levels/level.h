@@ -1,4 +1,4 @@
-// The table of one level. A level's file defines KVEIK_LEVEL (and KVEIK_AMX, KVEIK_VNNI) and
+// The table of one level. A level's file defines KVEIK_LEVEL (and what it has) and
 // includes this.
 #pragma once
 
