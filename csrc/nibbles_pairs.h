@@ -64,7 +64,7 @@ inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t
                             const uint8_t* nibbles, const Group& group, RowSums<P>& totals,
                             Ahead& ahead) {
   constexpr int lines = count * P;
-  constexpr int together = kEights / lines;  // whole lines of a tile where rows are few
+  constexpr int together = lines < kNibblePass ? 2 : 1;  // whole lines of a tile for few rows
   int64_t begin = group.begin(), inputs = group.end() - begin;
   ByteRows<lines> x;
   int32_t taken[lines];
@@ -81,9 +81,8 @@ inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t
       for (int64_t line = 0; line < 16; line += 4) {
         if (lines < kNibblePass) {  // memory sets the pace: beside every load
 #pragma GCC unroll 8
-          for (int i = 0; i < 4 * (together / 2); ++i) {
-            const uint8_t* at = from + i / 4 * kTileInt + (line + i % 4) * 64;
-            __builtin_prefetch(at + kNibblesAhead, 0, 2);
+          for (int i = line; i < line + 4; ++i) {
+            __builtin_prefetch(from + i * 64 + kNibblesAhead, 0, 2);
           }
         } else if (eight == 0) {
           own.fetch();
@@ -100,9 +99,13 @@ inline void nibble_products(const IntOperand<P>& operand, int64_t first, int64_t
   }
   ahead = own;
   for (int tile = 0; tile < 2; ++tile) {
-    I32 zeros = zeros_of(group.weight, group.panel * 2 + tile, group.number);
     F32 scale = group.scale(tile * kLanes);
-    for (int i = 0; i < lines; ++i) sums[tile][i] = sums[tile][i] - zeros * taken[i];
+    if (group.weight.zeros == nullptr) {
+      for (int i = 0; i < lines; ++i) sums[tile][i] = sums[tile][i] - kMiddle * taken[i];
+    } else {
+      I32 zeros = zeros_of(group.weight, group.panel * 2 + tile, group.number);
+      for (int i = 0; i < lines; ++i) sums[tile][i] = sums[tile][i] - zeros * taken[i];
+    }
     for (int i = 0; i < count; ++i) {
       group.add(totals, row + i, tile * kLanes, scale, sums[tile] + i * P);
     }

@@ -154,6 +154,7 @@ constexpr int64_t kFewAhead = 4096;
 #if KVEIK_VNNI
 
 constexpr int kPassLines = 8, kIntTiles = 2;
+constexpr bool kTileByTile = false;
 
 // Four inputs of 16 columns. The instruction multiplies unsigned bytes with signed ones: the weight
 // is shifted by 128, which the sums of the operand take back.
@@ -172,6 +173,7 @@ inline I32 add_products(I32 sum, const Fours& weights, const int8_t* x) {
 #else
 
 constexpr int kPassLines = 4, kIntTiles = 1;
+constexpr bool kTileByTile = true;  // memory is read in the order in which it lies
 
 typedef Lanes<int16_t> I16;
 
@@ -227,15 +229,27 @@ inline void line_products(const IntOperand<P>& operand, int64_t first, int64_t r
   tiles += column / kLanes * kTileInt;
   Ahead own = ahead;  // a copy, so that sums stay in registers
   for (int64_t k = 0; k < end - begin; k += kStepInt, tiles += 2 * kTileInt) {
-    for (int64_t four = 0; four < kStepInt; four += 4) {
-      if (four % (kStepInt / kFetches) == 0) own.fetch();
+    auto multiply = [&](int tile, int64_t four) {
+      Fours weights(tiles + tile * kTileInt + four * kLanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < lines; ++i) {
+        sums[tile][i] = add_products(sums[tile][i], weights, x[i] + k + four);
+      }
+    };
+    if constexpr (kTileByTile) {
 #pragma GCC unroll 2
       for (int tile = 0; tile < tile_count; ++tile) {
-        Fours weights(tiles + tile * kTileInt + four * kLanes);
-#pragma GCC unroll 8
-        for (int i = 0; i < lines; ++i) {
-          sums[tile][i] = add_products(sums[tile][i], weights, x[i] + k + four);
+#pragma GCC unroll 1
+        for (int64_t four = 0; four < kStepInt; four += 4) {
+          if (four % (tile_count * kStepInt / kFetches) == 0) own.fetch();
+          multiply(tile, four);
         }
+      }
+    } else {
+      for (int64_t four = 0; four < kStepInt; four += 4) {
+        if (four % (kStepInt / kFetches) == 0) own.fetch();
+#pragma GCC unroll 2
+        for (int tile = 0; tile < tile_count; ++tile) multiply(tile, four);
       }
     }
   }

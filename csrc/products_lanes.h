@@ -26,23 +26,25 @@ constexpr int kRowsAtOnce = 4;
 // What the first rows of a panel fetch: they read it from memory.
 constexpr int64_t kAhead = 2048;  // bfloat16 values
 
-// `count` rows x `sides` times sixteen columns: a lane of a sum is one column.
+// `count` rows x `sides` times sixteen columns: a lane of a sum is one column. Tile after tile, so
+// that one row reads memory in the order in which it lies.
 template <int count, int sides, bool fetching>
 inline void row_products(const float* a, int64_t stride, const bf16* b, int64_t in_padded,
                          Sums out) {
   F32 sums[count][sides] = {};
-  for (int64_t step = 0; step < in_padded / kStepBf16; ++step, b += 2 * kTile) {
-    for (int64_t line = 0; line < kStepBf16 / 2; ++line, a += 2) {
+  for (int64_t step = 0; step < in_padded / kStepBf16; ++step, b += 2 * kTile, a += kStepBf16) {
 #pragma GCC unroll 2
-      for (int side = 0; side < sides; ++side) {
+    for (int side = 0; side < sides; ++side) {
+#pragma GCC unroll 1
+      for (int64_t line = 0; line < kStepBf16 / 2; ++line) {
         const bf16* from = b + side * kTile + line * 32;
         if (fetching) __builtin_prefetch(from + kAhead);
         U32 both = load_lanes<uint32_t>(from);
         F32 first = as_float(both << 16), second = as_float(both & 0xffff0000u);
 #pragma GCC unroll 4
         for (int i = 0; i < count; ++i) {
-          sums[i][side] += first * a[i * stride];
-          sums[i][side] += second * a[i * stride + 1];
+          sums[i][side] += first * a[i * stride + 2 * line];
+          sums[i][side] += second * a[i * stride + 2 * line + 1];
         }
       }
     }
