@@ -6,17 +6,21 @@
 // its own, in the same order as alone.
 #pragma once
 
+#include <type_traits>
+
 #include "attention_slots.h"
 #include "attention_softmax.h"
 
 namespace kveik {
 namespace KVEIK_LEVEL {
 
-// Vectors of four rows that are summed at once: as many as registers hold.
+// Vectors of each of `count` rows that are summed at once: as many as registers hold.
 #if defined(__AVX512F__)
+template <int count>
 constexpr int kSideBySide = 2;
 #else
-constexpr int kSideBySide = 1;
+template <int count>
+constexpr int kSideBySide = count == 4 ? 1 : 2;
 #endif
 
 struct VectorProducts {
@@ -30,11 +34,12 @@ struct VectorProducts {
 
   template <int count>
   static void score_rows(const float* queries, int64_t width, const Slots<float>& s, float* out) {
-    for (int c = s.first / kLanes; c < s.end / kLanes; c += kSideBySide) {
-      F32 sums[kSideBySide][count] = {};
+    constexpr int sides = kSideBySide<count>;
+    for (int c = s.first / kLanes; c < s.end / kLanes; c += sides) {
+      F32 sums[sides][count] = {};
       for (int64_t i = 0; i < width; ++i) {
 #pragma GCC unroll 2
-        for (int side = 0; side < kSideBySide; ++side) {
+        for (int side = 0; side < sides; ++side) {
           F32 keys = load(s.column[c + side] + i * s.stride);
 #pragma GCC unroll 4
           for (int row = 0; row < count; ++row) {
@@ -43,7 +48,7 @@ struct VectorProducts {
         }
       }
 #pragma GCC unroll 2
-      for (int side = 0; side < kSideBySide; ++side) {
+      for (int side = 0; side < sides; ++side) {
 #pragma GCC unroll 4
         for (int row = 0; row < count; ++row) {
           store(out + (c + side) * kLine + row * kLanes, sums[side][row]);
@@ -53,30 +58,32 @@ struct VectorProducts {
   }
   static void score(const float* queries, int64_t width, int rows, const Slots<float>& s,
                     float* scores) {
-    int row = 0;
-    for (; row + 4 <= rows; row += 4) {
-      score_rows<4>(queries + row * width, width, s, scores + row * kLanes);
-    }
-    for (; row < rows; ++row) {
-      score_rows<1>(queries + row * width, width, s, scores + row * kLanes);
-    }
+    by_fours(rows, [&](int row, auto count) {
+      score_rows<count>(queries + row * width, width, s, scores + row * kLanes);
+    });
   }
 
   template <int count>
   static void combine_rows(const float* weights, int64_t width, const Slots<float>& s, float* out) {
-    for (int64_t i = 0; i < width; i += kSideBySide * kLanes) {
-      F32 sums[kSideBySide][count] = {};
-      for (int slot = s.first; slot < s.end; ++slot) {
-        const float* own = weights + slot / kLanes * kLine + slot % kLanes;
+    constexpr int sides = kSideBySide<count>;
+    for (int64_t i = 0; i < width; i += sides * kLanes) {
+      F32 sums[sides][count] = {};
+      const float* values = s.values + s.first * width + i;
+      for (int c = s.first / kLanes; c < s.end / kLanes; ++c) {
+        const float* own = weights + c * kLine;
+        for (int lane = 0; lane < kLanes; ++lane, values += width) {
 #pragma GCC unroll 2
-        for (int side = 0; side < kSideBySide; ++side) {
-          F32 values = load(s.values + slot * width + i + side * kLanes);
+          for (int side = 0; side < sides; ++side) {
+            F32 value = load(values + side * kLanes);
 #pragma GCC unroll 4
-          for (int row = 0; row < count; ++row) sums[side][row] += values * own[row * kLanes];
+            for (int row = 0; row < count; ++row) {
+              sums[side][row] += value * own[row * kLanes + lane];
+            }
+          }
         }
       }
 #pragma GCC unroll 2
-      for (int side = 0; side < kSideBySide; ++side) {
+      for (int side = 0; side < sides; ++side) {
 #pragma GCC unroll 4
         for (int row = 0; row < count; ++row) {
           store(out + row * width + i + side * kLanes, sums[side][row]);
@@ -88,13 +95,21 @@ struct VectorProducts {
   static void combine(const float* weights, int64_t width, int rows, const Slots<float>& s,
                       float* partial, Weigh weigh) {
     for (int step = s.first / kStep; step < s.end / kStep; ++step) weigh(step);
+    by_fours(rows, [&](int row, auto count) {
+      combine_rows<count>(weights + row * kLanes, width, s, partial + row * width);
+    });
+  }
+
+  // Calls some(first, how many) until all rows had their turn.
+  template <class Some>
+  static void by_fours(int rows, Some some) {
     int row = 0;
-    for (; row + 4 <= rows; row += 4) {
-      combine_rows<4>(weights + row * kLanes, width, s, partial + row * width);
-    }
-    for (; row < rows; ++row) {
-      combine_rows<1>(weights + row * kLanes, width, s, partial + row * width);
-    }
+    auto next = [&](auto count) {
+      for (; row + count <= rows; row += count) some(row, count);
+    };
+    next(std::integral_constant<int, 4>());
+    next(std::integral_constant<int, 2>());
+    next(std::integral_constant<int, 1>());
   }
 };
 
