@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -447,7 +448,13 @@ def test_a_process_greets_serves_and_drains(
     asking = threading.Thread(target=ask)
     asking.start()
     headers = {"authorization": "Bearer token-abc123"}
-    until(lambda: "http_requests_total" in httpx.get(url + "/metrics", headers=headers).text)
+
+    def arrived() -> bool:
+        metrics = httpx.get(url + "/metrics", headers=headers).text
+        (running,) = re.findall(r"^vllm:num_requests_running(?:\{.*\})? (\S+)$", metrics, re.M)
+        return bool(answers) or float(running) > 0
+
+    until(arrived)
     process.process.send_signal(number)
     status, errors = process.end()
     asking.join()
