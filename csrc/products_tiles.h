@@ -45,15 +45,23 @@ inline void tile_products(const bf16* a, int64_t a_block, int64_t lines, const b
   }
   for (int64_t step = 0; step < steps; ++step) {
     _tile_loadd(6, b, 64);
+    give_way();
     _tile_stream_loadd(4, a, 64);
+    give_way();
     _tile_dpbf16ps(0, 4, 6);
+    give_way();
     ahead.fetch();
     _tile_loadd(7, b + kTile, 64);
+    give_way();
     _tile_dpbf16ps(1, 4, 7);
+    give_way();
     if constexpr (blocks == 2) {
       _tile_stream_loadd(5, a + a_block, 64);
+      give_way();
       _tile_dpbf16ps(2, 5, 6);
+      give_way();
       _tile_dpbf16ps(3, 5, 7);
+      give_way();
     }
     a += lines * 32;
     b += 2 * kTile;
