@@ -39,7 +39,7 @@ inline Ahead ahead_of(const Linear& weight, int64_t panel, int64_t lines, bool n
   int64_t pass = nibbles ? kNibblePass : kPassLines, fetches = nibbles ? 4 : kFetches;
   if (lines <= pass) {
     int64_t far = nibbles ? kNibblesAhead : weight.type == WeightType::int4 ? 0 : kFewAhead;
-    if (far == 0) return {nullptr, nullptr, 0};
+    if (far == 0 || (!nibbles && lines > kFewLines)) return {nullptr, nullptr, 0};
     return {data + panel * bytes + far, data + panels * bytes, kStepBytes / 64 / fetches, !nibbles};
   }
   if (panel + 1 == panels) return {nullptr, nullptr, 0};

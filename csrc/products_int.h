@@ -49,9 +49,10 @@ struct Group {
 
 #if KVEIK_AMX
 
-constexpr int kPassLines = kLines;  // that one pass over the weights multiplies
-constexpr int64_t kFetches = 1;     // of what follows, in a step of 64 inputs
-constexpr int64_t kFewAhead = 0;    // bytes of int8 that rows of one pass fetch ahead
+constexpr int kPassLines = kLines;   // that one pass over the weights multiplies
+constexpr int64_t kFetches = 1;      // of what follows, in a step of 64 inputs
+constexpr int64_t kFewLines = 4;     // that fetch what follows at once: more read no faster for it
+constexpr int64_t kFewAhead = 4096;  // bytes of int8 that they fetch ahead
 
 struct alignas(64) IntBlock {
   int32_t sums[kLines][kPanel];  // by line
@@ -160,6 +161,7 @@ inline void configure_int(int64_t lines) {
 
 constexpr int64_t kFetches = 16;  // of a step: beside every load
 constexpr int64_t kFewAhead = 4096;
+constexpr int64_t kFewLines = INT64_MAX;  // that fetch so: all that one pass takes
 
 #if KVEIK_VNNI
 
