@@ -80,11 +80,10 @@ inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, i
     give_way();
     if constexpr (many) {
       _tile_stream_loadd(4, upper.at, 64);
-      give_way();
     } else {
       _tile_loadd(4, upper.at, 64);
-      give_way();
     }
+    give_way();
     _tile_dpbssd(0, 4, 6);
     give_way();
     _tile_dpbssd(1, 4, 7);
@@ -92,11 +91,10 @@ inline void byte_products(TileRows upper, TileRows lower, const int8_t* tiles, i
     if constexpr (two) {
       if constexpr (many) {
         _tile_stream_loadd(5, lower.at, 64);
-        give_way();
       } else {
         _tile_loadd(5, lower.at, 64);
-        give_way();
       }
+      give_way();
       _tile_dpbssd(2, 5, 6);
       give_way();
       _tile_dpbssd(3, 5, 7);

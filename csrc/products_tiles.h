@@ -93,8 +93,9 @@ inline void part_products(const Linear& weight, int64_t panel, const void* opera
   int64_t fetched = panels == 1 || blocks <= 2 ? 0 : inputs;  // lines of 64 bytes: one per input
   int64_t turns = (blocks + 1) / 2 * (inputs / kStepBf16);
   Ahead ahead{next, next + fetched * 64, (fetched + turns - 1) / turns};
-  if (rows <= kFewRows)
+  if (rows <= kFewRows) {
     ahead = {reinterpret_cast<const char*>(data) + kRowsAhead, end, kStepBf16, true};
+  }
   int64_t near = blocks <= 2 ? inputs : kNearInputs;
   for (int64_t from = part.from; from < part.to; from += near) {
     const auto* a = static_cast<const bf16*>(operand) + part.row / 16 * block + from * lines;
