@@ -1,6 +1,6 @@
 // Tile registers in plain loops, for machines and sanitizers that have none (KVEIK_EMULATE_TILES).
-// Every load and store touches the bytes that the instruction would, and every shape is checked. Sums of
-// bfloat16 may differ from the instruction's in the last bit: it takes subnormal numbers as zero.
+// Every load and store touches the bytes that the instruction would, and every shape is checked.
+// Sums of bfloat16 may differ from the instruction's where numbers are subnormal: it takes zero.
 #pragma once
 
 #include <immintrin.h>
